@@ -1,0 +1,1 @@
+"""What the services share: contracts, bus, session store, tensors, telemetry and the engine."""

@@ -1,0 +1,82 @@
+"""The catalog: subject → messages → delivery, senders and readers. ``docs/asyncapi.yaml`` is generated from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.contracts import commands as c
+from shared.contracts import events as e
+from shared.contracts import subjects as s
+from shared.contracts.refs import Wire
+
+
+class Delivery(StrEnum):
+    """Core: at most once, for frames and batches. JetStream: kept and acknowledged. Request: request and reply."""
+
+    CORE = "core"
+    JETSTREAM = "jetstream"
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One subject pattern. ``messages`` is its tagged union, told apart by ``kind``; ``replies`` is for requests."""
+
+    subject: str
+    messages: tuple[type[Wire], ...]
+    delivery: Delivery
+    senders: tuple[str, ...]
+    readers: tuple[str, ...]
+    replies: tuple[type[Wire], ...] = ()
+
+
+CHANNELS: tuple[Channel, ...] = (
+    Channel(s.stream("*", "chunk"), (e.ChunkCaptured, e.SourceEnded), Delivery.CORE, ("ingest",), ("worker", "scheduler", "egress")),
+    Channel(s.stream("*", "audio"), (e.AudioCaptured,), Delivery.CORE, ("ingest",), ("egress",)),
+    Channel(s.stream("*", "latents"), (e.LatentsEncoded,), Delivery.CORE, ("worker",), ("motion",)),
+    Channel(s.stream("*", "motion"), (e.MotionEstimated,), Delivery.CORE, ("motion",), ("scheduler",)),
+    Channel(s.pipeline_stage("*", "*"), (e.StageBatch,), Delivery.CORE, ("scheduler", "worker"), ("worker",)),
+    Channel(
+        s.pipeline_done("*"), (e.BatchDone, e.PipelineFault, e.PromptReady), Delivery.CORE, ("worker",), ("scheduler",)
+    ),
+    Channel(s.stream("*", "denoised"), (e.LatentsDenoised,), Delivery.CORE, ("worker",), ("worker",)),
+    Channel(
+        s.stream("*", "frames"), (e.FramesDecoded, e.ChunkDropped), Delivery.CORE, ("worker", "motion", "scheduler"), ("egress",)
+    ),
+    Channel(s.stream("*", "closed"), (e.ChunkClosed,), Delivery.CORE, ("egress",), ("ingest", "scheduler", "gateway")),
+    Channel(
+        s.stream("*", "control"),
+        (c.StartStream, c.UpdateStream, c.StopStream),
+        Delivery.JETSTREAM,
+        ("gateway", "platform"),
+        ("scheduler",),
+    ),
+    Channel(
+        s.stream("*", "event"), (e.StreamEvent,), Delivery.JETSTREAM, ("scheduler", "ingest", "egress"), ("gateway", "platform")
+    ),
+    Channel(
+        s.assign("*"),
+        (c.TakeStream, c.LeaveStream, c.PreparePrompt),
+        Delivery.JETSTREAM,
+        ("scheduler",),
+        ("ingest", "worker", "egress", "motion"),
+    ),
+    Channel(s.TAKEN, (e.StreamTaken,), Delivery.CORE, ("ingest", "worker", "egress"), ("scheduler",)),
+    Channel(s.beat("*"), (e.Beat,), Delivery.CORE, ("every service",), ("scheduler",)),
+    Channel(s.tensor_get("*"), (c.TensorGet, c.TensorRelease), Delivery.REQUEST, ("every service",), ("the owner",), (c.TensorPart,)),
+    Channel(s.TEXT_ENCODE, (c.TextEncode,), Delivery.REQUEST, ("scheduler",), ("worker",), (c.TextEncoded,)),
+)
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    wanted, given = pattern.split("."), subject.split(".")
+    return len(wanted) == len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=True))
+
+
+def channel_of(subject: str) -> Channel:
+    """The channel a subject belongs to. Raises LookupError for a subject outside the catalog."""
+    for channel in CHANNELS:
+        if _matches(channel.subject, subject):
+            return channel
+    raise LookupError(f"subject {subject!r} is not in the catalog")

@@ -1,0 +1,1 @@
+"""The engine: the model and its plan, usable, testable and measurable without any broker."""

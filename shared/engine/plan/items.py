@@ -1,0 +1,97 @@
+"""Items: what a batch is made of.
+
+An item is one (stream, frame block, step) with *everything* that alters its result. It is bound when the block's
+step 0 is scheduled; its later steps are made from it by :meth:`Item.next_step`. No other message touches a slot.
+
+Slots. A stream has one slot (the KV cache of every DiT block of the model) per step index 0…K−1. A slot is a ring of
+``ring`` latent frames of which the first ``sinks`` are sinks.
+
+Slot operations ride in the item and are carried out by every stage, in order, immediately before the item's forward:
+
+* ``reset(k)``       slot k becomes empty;
+* ``fork(j → k)``    slot k becomes a copy of slot j, ring positions included;
+* ``rerotate(k, d)`` the rotation of every cached key of slot k is moved by d frames (a RoPE refresh).
+
+The first frame block of a stream has 1+T latent frames (its first chunk has 5 pixel frames) and runs its K steps one
+after the other in slot 0, each of them resetting it first; its next block's step 0 forks slot 0 into 1…K−1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class SlotOpKind(StrEnum):
+    """The three things that may happen to a slot besides being written by a forward."""
+
+    RESET = "reset"
+    FORK = "fork"
+    REROTATE = "rerotate"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotOp:
+    """One operation on a slot of the item's stream.
+
+    ``slot`` is the step index whose slot changes; ``source`` the slot a fork copies from; ``frames`` the signed shift
+    of a re-rotation, in latent frames. Unused fields stay at their defaults.
+    """
+
+    kind: SlotOpKind
+    slot: int
+    source: int = -1
+    frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One step of one frame block of one stream.
+
+    ``slot`` is the slot the forward reads and writes: the step index, except for a stream's first block, which uses
+    slot 0 at every step. ``frames`` is the number of latent frames in the block. ``first_latent`` counts the latent
+    frames of this stream that entered step 0 before this block; it keys ε with ``seed`` and ``step``. ``start_frame``
+    is the RoPE position of the block's first frame. ``timesteps`` holds the nominal timestep (0…1000) of each of the
+    block's K steps, so ``timesteps[step]`` is this item's and ``len(timesteps)`` is K. ``noise_scale`` is s: step 0's
+    input is ε·s + latents·(1−s); s = 1 with no source latents means text to video.
+    """
+
+    stream: str
+    epoch: int
+    block: int
+    step: int
+    slot: int
+    frames: int
+    first_latent: int
+    start_frame: int
+    noise_scale: float
+    timesteps: tuple[int, ...]
+    seed: int
+    prompt_version: int
+    ops: tuple[SlotOp, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """K, bound when step 0 was scheduled."""
+        return len(self.timesteps)
+
+    @property
+    def timestep(self) -> int:
+        """The nominal timestep this item's forward runs at."""
+        return self.timesteps[self.step]
+
+    @property
+    def next_timestep(self) -> int | None:
+        """The timestep the last stage re-noises to, or None when this is the block's last step."""
+        return self.timesteps[self.step + 1] if self.step + 1 < self.steps else None
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the forward's x0 goes to decode."""
+        return self.step + 1 == self.steps
+
+    def next_step(self, slot: int, ops: tuple[SlotOp, ...] = ()) -> Item:
+        """The same block, one step on. Everything but the slot and its operations is kept (rule 2)."""
+        if self.is_last_step:
+            raise ValueError(f"block {self.block} of stream {self.stream} has no step after {self.step}: K = {self.steps}")
+        return replace(self, step=self.step + 1, slot=slot, ops=ops)
