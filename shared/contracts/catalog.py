@@ -32,7 +32,13 @@ class Channel:
 
 
 CHANNELS: tuple[Channel, ...] = (
-    Channel(s.stream("*", "chunk"), (e.ChunkCaptured, e.SourceEnded), Delivery.CORE, ("ingest",), ("worker", "scheduler", "egress")),
+    Channel(
+        s.stream("*", "chunk"),
+        (e.ChunkCaptured, e.SourceEnded),
+        Delivery.CORE,
+        ("ingest",),
+        ("worker", "scheduler", "egress"),
+    ),
     Channel(s.stream("*", "audio"), (e.AudioCaptured,), Delivery.CORE, ("ingest",), ("egress",)),
     Channel(s.stream("*", "latents"), (e.LatentsEncoded,), Delivery.CORE, ("worker",), ("motion",)),
     Channel(s.stream("*", "motion"), (e.MotionEstimated,), Delivery.CORE, ("motion",), ("scheduler",)),
@@ -42,7 +48,11 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(s.stream("*", "denoised"), (e.LatentsDenoised,), Delivery.CORE, ("worker",), ("worker",)),
     Channel(
-        s.stream("*", "frames"), (e.FramesDecoded, e.ChunkDropped), Delivery.CORE, ("worker", "motion", "scheduler"), ("egress",)
+        s.stream("*", "frames"),
+        (e.FramesDecoded, e.ChunkDropped),
+        Delivery.CORE,
+        ("worker", "motion", "scheduler"),
+        ("egress",),
     ),
     Channel(s.stream("*", "closed"), (e.ChunkClosed,), Delivery.CORE, ("egress",), ("ingest", "scheduler", "gateway")),
     Channel(
@@ -53,7 +63,11 @@ CHANNELS: tuple[Channel, ...] = (
         ("scheduler",),
     ),
     Channel(
-        s.stream("*", "event"), (e.StreamEvent,), Delivery.JETSTREAM, ("scheduler", "ingest", "egress"), ("gateway", "platform")
+        s.stream("*", "event"),
+        (e.StreamEvent,),
+        Delivery.JETSTREAM,
+        ("scheduler", "ingest", "egress"),
+        ("gateway", "platform"),
     ),
     Channel(
         s.assign("*"),
@@ -64,7 +78,14 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(s.TAKEN, (e.StreamTaken,), Delivery.CORE, ("ingest", "worker", "egress"), ("scheduler",)),
     Channel(s.beat("*"), (e.Beat,), Delivery.CORE, ("every service",), ("scheduler",)),
-    Channel(s.tensor_get("*"), (c.TensorGet, c.TensorRelease), Delivery.REQUEST, ("every service",), ("the owner",), (c.TensorPart,)),
+    Channel(
+        s.tensor_get("*"),
+        (c.TensorGet, c.TensorRelease),
+        Delivery.REQUEST,
+        ("every service",),
+        ("the owner",),
+        (c.TensorPart,),
+    ),
     Channel(s.TEXT_ENCODE, (c.TextEncode,), Delivery.REQUEST, ("scheduler",), ("worker",), (c.TextEncoded,)),
 )
 

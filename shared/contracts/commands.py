@@ -83,7 +83,9 @@ class StreamSpec(Wire):
     @classmethod
     def _prompt_not_blank(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError('the prompt is empty: say what the picture should become, e.g. "a pencil drawing", or "no style"')
+            raise ValueError(
+                'the prompt is empty: say what the picture should become, e.g. "a pencil drawing", or "no style"'
+            )
         return value
 
     @model_validator(mode="after")

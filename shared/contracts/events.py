@@ -40,6 +40,7 @@ class ChunkStamp(Wire):
     live: bool = False
     published_ns: int = 0
     trace: str = ""  # W3C traceparent of the chunk's root span: a batch holds chunks of several traces
+    time_base: tuple[int, int] = (1, 90_000)  # seconds per tick of ``pts`` (numerator, denominator), the source's own
 
     @property
     def pixel_frames(self) -> int:
@@ -82,6 +83,7 @@ class ChunkCaptured(Wire):
     pixels: TensorRef
     rmse: tuple[float, ...]
     totals: SourceTotals
+    audio: bool = False  # the source has audio, which comes as AudioCaptured
 
 
 class SourceEnded(Wire):
@@ -95,6 +97,7 @@ class SourceEnded(Wire):
     epoch: int
     totals: SourceTotals
     error: str | None = None
+    audio_parts: int = 0  # how many AudioCaptured were sent: seq 0…audio_parts−1
 
 
 class AudioCaptured(Wire):
@@ -113,6 +116,7 @@ class AudioCaptured(Wire):
     time_base: tuple[int, int]
     extradata: bytes | None
     packets: tuple[tuple[int, int, int, bytes], ...]
+    header: bytes = b""  # a tiny Matroska file with this track: a muxer opens it to learn every codec parameter
 
 
 class LatentsEncoded(Wire):

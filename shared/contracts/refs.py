@@ -16,7 +16,9 @@ class Wire(BaseModel):
 class TensorPlace(StrEnum):
     """Where the bytes of a tensor are."""
 
-    LOCAL = "local"  # in the owner's process, maybe on its device: only the owner's own roles can read it without a copy
+    LOCAL = (
+        "local"  # in the owner's process, maybe on its device: only the owner's own roles can read it without a copy
+    )
     SHM = "shm"  # in a shared-memory slot of the owner's host
     CUDA_IPC = "cuda_ipc"  # on the owner's GPU, exported to other processes of the host
     INLINE = "inline"  # in the message itself: small tensors only

@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= out
+
+.PHONY: demo test check up bench install clean
+
+install: $(STAMP)
+
+# pip, not uv: a torch pinned in constraints.txt may come from a local wheel.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/rheocast demo --out $(OUT)
+
+up: install
+	$(BIN)/rheocast up
+
+test: install
+	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.bus
+	$(BIN)/python -m bench.system
+
+clean:
+	rm -rf $(VENV) $(OUT)

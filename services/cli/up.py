@@ -1,0 +1,65 @@
+"""``rheocast up``: the API and everything behind it, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import typer
+
+from services.cli.errors import CommandError, ExitCode
+from services.cli.supervisor import refuse_if_given_up
+from services.cli.system import System
+from services.cli.topology import Topology
+from services.cli.validate import check_port, model_of
+
+
+async def up(host: str, port: int, stages: int, model: str, media: Path, run_dir: Path | None) -> None:
+    """Start, watch, restart, stop. Raises CommandError when something cannot be kept running."""
+    spec = model_of(model)
+    if not 1 <= stages <= spec.layers:
+        raise CommandError(f"--stages {stages}: {model} can be split into 1 to {spec.layers} stages")
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        raise CommandError(f"--host {host}: the API has no authentication yet, so it listens on 127.0.0.1 only")
+    check_port(host, port)
+    media = media.expanduser().absolute()
+    media.mkdir(parents=True, exist_ok=True)
+    topology = Topology(
+        model=model,
+        stages=stages,
+        read_roots=(media,),
+        write_roots=(media,),
+        gateway_port=port,
+        extra_env={"RHEOCAST_GATEWAY_HOST": host, "RHEOCAST_MEDIA_DIR": str(media)},
+    )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+
+    def on_death(name: str, code: int, line: str) -> None:
+        typer.echo(f"{name} ended with {code} ({line}); restarting it", err=True)
+
+    system = System(topology, run_dir.absolute() if run_dir else None, on_death)
+    try:
+        async with system:
+            ready = asyncio.ensure_future(system.wait_ready(lambda text: typer.echo(text, err=True)))
+            stop = asyncio.ensure_future(stopping.wait())
+            await asyncio.wait({ready, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.is_set():
+                await ready
+                typer.echo(f"Rheocast is up: http://{host}:{port}/docs   (files: {media}; Ctrl-C stops it)")
+            ready.cancel()
+            while not stopping.is_set():
+                refuse_if_given_up(system.supervisor)
+                if not system.servers_alive():
+                    raise CommandError(
+                        "the embedded NATS or Redis server ended; start rheocast up again", ExitCode.FAILED
+                    )
+                await asyncio.wait({stop}, timeout=0.5)
+            typer.echo("stopping", err=True)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    raise CommandError("stopped by a signal", ExitCode.INTERRUPTED) if not stopping.is_set() else typer.Exit(0)

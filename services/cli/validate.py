@@ -1,0 +1,169 @@
+"""Everything that can be refused before a process is started: paths, clip, size, prompt, servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from services.cli.errors import CommandError
+from shared.contracts.commands import FileSource, Fit, Mode, Mp4Sink, StreamSpec
+from shared.engine.plan.registry import model_spec
+from shared.engine.plan.spec import ModelSpec, UnknownModelError
+from shared.media.probe import MediaError, MediaInfo, probe
+
+OUTPUT_SUFFIXES = (".mp4", ".m4v")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """A validated ``rheocast run``."""
+
+    source: Path
+    output: Path
+    info: MediaInfo
+    model: ModelSpec
+    spec: StreamSpec
+    stages: int
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``WxH`` in pixels, both multiples of 16."""
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    try:
+        size = (int(width), int(height))
+    except ValueError:
+        raise CommandError(f"--size {text}: write it as WIDTHxHEIGHT, e.g. --size 320x192") from None
+    if any(side < 16 or side > 2048 or side % 16 for side in size):
+        near = "x".join(str(min(2048, max(16, round(side / 16) * 16))) for side in size)
+        raise CommandError(f"--size {text}: both sides must be multiples of 16 from 16 to 2048, e.g. --size {near}")
+    return size
+
+
+def default_size(info: MediaInfo, model: ModelSpec) -> tuple[int, int]:
+    """The model's default size, turned upright for a portrait source."""
+    wide = (model.default_width, model.default_height)
+    return wide if info.width >= info.height else (wide[1], wide[0])
+
+
+def model_of(name: str) -> ModelSpec:
+    """The spec of a model. Refused with the names that are known."""
+    try:
+        return model_spec(name)
+    except UnknownModelError as error:
+        raise CommandError(f"--model {name}: {error}") from None
+
+
+def check_output(source: Path, output: Path) -> None:
+    """The output can be written, and is not the input."""
+    if output.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise CommandError(f"{output}: the output is an MP4 file, so name it *.mp4")
+    if output.is_dir():
+        raise CommandError(f"{output}: is a folder; name a file in it, e.g. {output / 'out.mp4'}")
+    if not output.parent.is_dir():
+        raise CommandError(f"{output}: its folder does not exist; create it with: mkdir -p {output.parent}")
+    if source.exists() and output.exists() and source.samefile(output):
+        raise CommandError(f"{output}: the output would overwrite the input; choose another name")
+    probe_path = output.parent / f".{output.name}.{os.getpid()}.writable"
+    try:
+        probe_path.touch(exist_ok=False)
+        probe_path.unlink()
+        if output.exists() and not os.access(output, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise CommandError(
+            f"{output}: cannot be written ({error.strerror}); choose a folder you may write to"
+        ) from None
+
+
+def run_request(
+    source: Path,
+    output: Path,
+    *,
+    prompt: str,
+    steps: int,
+    size: str | None,
+    fps: float | None,
+    seed: int,
+    noise: float | None,
+    stages: int,
+    realtime: bool,
+    model: str,
+    fit: Fit,
+    audio: bool = True,
+) -> RunRequest:
+    """Check everything about a run. Raises CommandError with the one line to show."""
+    source, output = source.expanduser().absolute(), output.expanduser().absolute()
+    wanted = parse_size(size)
+    model_spec = model_of(model)
+    if not 1 <= stages <= model_spec.layers:
+        raise CommandError(f"--stages {stages}: {model} can be split into 1 to {model_spec.layers} stages")
+    try:
+        info = probe(source)
+    except MediaError as error:
+        raise CommandError(str(error)) from None
+    check_output(source, output)
+    width, height = wanted or default_size(info, model_spec)
+    try:
+        spec = StreamSpec(
+            source=FileSource(path=str(source)),
+            sinks=(Mp4Sink(path=str(output)),),
+            prompt=prompt,
+            mode=Mode.LIVE if realtime else Mode.LOSSLESS,
+            model=model,
+            width=width,
+            height=height,
+            fit=fit,
+            fps=fps,
+            steps=steps,
+            noise=noise,
+            seed=seed,
+            audio=audio,
+        )
+    except ValidationError as error:
+        raise CommandError(_first_complaint(error)) from None
+    return RunRequest(source, output, info, model_spec, spec, stages)
+
+
+def _first_complaint(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"--{place.replace('_', '-')}: {message}, not {first['input']!r}" if place and place != "prompt" else message
+
+
+async def check_server(url: str, name: str, variable: str) -> None:
+    """A TCP connection to the server a variable names. Refused with the variable to change."""
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    host, port = parts.hostname or "127.0.0.1", parts.port or (6379 if name == "Redis" else 4222)
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 3.0)
+    except (OSError, TimeoutError):
+        raise CommandError(
+            f"{name} does not answer at {host}:{port}; start it, or unset {variable} to use the built-in one"
+        ) from None
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
+def check_port(host: str, port: int) -> None:
+    """The port is free to listen on."""
+    if not 1 <= port <= 65535:
+        raise CommandError(f"--port {port}: choose one from 1 to 65535")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            raise CommandError(
+                f"port {port} on {host} is taken ({error.strerror}); choose another with --port"
+            ) from None

@@ -1,0 +1,63 @@
+"""``/v1/streams``: create, list, get, patch, delete."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+
+from services.gateway.core import StreamCreate, StreamView, new_stream_id, spec_of_request
+from services.gateway.handlers import Desk
+from services.gateway.problems import PROBLEM_RESPONSES
+from services.gateway.settings import Settings
+from shared.contracts.commands import StreamPatch
+
+
+class Receipt(BaseModel):
+    """A command was accepted; ``version`` is the prompt version that will apply."""
+
+    stream: str
+    command: str
+    version: int
+
+
+class StreamList(BaseModel):
+    """All streams."""
+
+    streams: list[StreamView]
+
+
+def router(desk: Desk, settings: Settings) -> APIRouter:
+    """The routes, bound to a desk."""
+    api = APIRouter(prefix="/v1/streams", tags=["streams"], responses=PROBLEM_RESPONSES)
+
+    @api.post("", status_code=201, operation_id="createStream")
+    async def create(body: StreamCreate, response: Response) -> StreamView:
+        """Start a stream. Paths of file sources and MP4 sinks are relative to the media folder."""
+        stream = body.id or new_stream_id()
+        await desk.create(stream, spec_of_request(body, settings.media_dir))
+        response.headers["Location"] = f"/v1/streams/{stream}"
+        return await desk.view(stream)
+
+    @api.get("", operation_id="listStreams")
+    async def list_streams() -> StreamList:
+        """All streams, ended ones included until they expire."""
+        return StreamList(streams=await desk.views())
+
+    @api.get("/{stream}", operation_id="getStream")
+    async def get(stream: str) -> StreamView:
+        """One stream with its ledger."""
+        return await desk.view(stream)
+
+    @api.patch("/{stream}", status_code=202, operation_id="patchStream")
+    async def patch(stream: str, body: StreamPatch) -> Receipt:
+        """Change prompt, steps, noise or seed at the next chunk boundary; an applied event names the chunk."""
+        event = await desk.patch(stream, body)
+        return Receipt(stream=stream, command=event.command, version=event.version)
+
+    @api.delete("/{stream}", status_code=202, operation_id="deleteStream")
+    async def delete(stream: str, drain: bool = Query(default=True)) -> Receipt:
+        """Stop a stream; ``drain`` finishes the chunks under way first."""
+        event = await desk.stop(stream, drain)
+        return Receipt(stream=stream, command=event.command, version=event.version)
+
+    return api

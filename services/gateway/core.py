@@ -1,0 +1,88 @@
+"""Pure decisions of the gateway: what a request may name, and how a session is shown."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import Field
+
+from shared.contracts.commands import FileSource, Mp4Sink, StreamSpec
+from shared.contracts.events import LedgerTotals
+from shared.contracts.refs import Wire
+
+
+class PathRefusedError(ValueError):
+    """A path that does not stay in the media folder; the message is for the client."""
+
+
+class StreamCreate(StreamSpec):
+    """Body of ``POST /v1/streams``: a stream's spec and, optionally, its id. Paths are relative to the media folder."""
+
+    id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+
+
+class StreamView(Wire):
+    """One stream as the API shows it. ``prompt_version`` counts its prompts, the first is 1."""
+
+    id: str
+    state: str
+    prompt: str
+    prompt_version: int
+    model: str
+    mode: str
+    width: int | None
+    height: int | None
+    steps: int
+    seed: int
+    ledger: LedgerTotals
+
+
+def inside(media_dir: Path, name: str) -> Path:
+    """The absolute path of ``name`` in the media folder. Raises PathRefusedError when it would leave it."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
+        raise PathRefusedError(f"{name!r} will not do: name a file inside the media folder, e.g. 'clips/in.mp4'")
+    root = media_dir.resolve()
+    path = (root / pure).resolve()
+    if not path.is_relative_to(root):
+        raise PathRefusedError(f"{name!r} leads out of the media folder")
+    return path
+
+
+def spec_of_request(request: StreamCreate, media_dir: Path) -> StreamSpec:
+    """The spec to start, with paths made absolute inside the media folder."""
+    changes: dict[str, Any] = {}
+    if isinstance(request.source, FileSource):
+        changes["source"] = FileSource(path=str(inside(media_dir, request.source.path)))
+    changes["sinks"] = tuple(
+        Mp4Sink(path=str(inside(media_dir, sink.path))) if isinstance(sink, Mp4Sink) else sink for sink in request.sinks
+    )
+    fields = {name: getattr(request, name) for name in StreamSpec.model_fields}
+    return StreamSpec.model_validate({**fields, **changes})
+
+
+def new_stream_id() -> str:
+    """An id nobody has guessed."""
+    return f"s-{secrets.token_hex(6)}"
+
+
+def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> StreamView:
+    """A session from the store, shown."""
+    spec: StreamSpec = StreamSpec.model_validate(session["spec"])
+    assignment: Mapping[str, Any] = session.get("assignment") or {}
+    return StreamView(
+        id=stream,
+        state=str(session.get("state", "unknown")),
+        prompt=str(session.get("prompt", spec.prompt)),
+        prompt_version=int(session.get("prompt_version", 0)),
+        model=spec.model,
+        mode=spec.mode.value,
+        width=assignment.get("width", spec.width),
+        height=assignment.get("height", spec.height),
+        steps=spec.steps,
+        seed=spec.seed,
+        ledger=ledger,
+    )

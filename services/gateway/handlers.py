@@ -1,0 +1,94 @@
+"""Commands out, answers back: the gateway's side of the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from services.gateway.core import StreamView, view_of
+from services.gateway.settings import Settings
+from shared.bus.port import Bus, Received
+from shared.contracts import subjects
+from shared.contracts.commands import StartStream, StopStream, StreamPatch, StreamSpec, UpdateStream
+from shared.contracts.events import EventKind, StreamEvent
+from shared.session.port import SessionStore
+
+
+class RefusedError(Exception):
+    """The scheduler refused a command; the message is its reason."""
+
+
+class NoAnswerError(Exception):
+    """The scheduler did not answer in time."""
+
+
+class UnknownStreamError(LookupError):
+    """No such stream."""
+
+
+class Desk:
+    """Sends commands and waits for their receipts; reads sessions."""
+
+    def __init__(self, bus: Bus, store: SessionStore, settings: Settings) -> None:
+        self._bus = bus
+        self._store = store
+        self._settings = settings
+        self._waiting: dict[str, asyncio.Future[StreamEvent]] = {}
+
+    async def start(self) -> None:
+        """Listen for receipts."""
+        await self._bus.subscribe(subjects.stream(subjects.ANY, "event"), self._on_event)
+
+    async def _on_event(self, received: Received) -> None:
+        event: StreamEvent = received.message
+        if event.event in (EventKind.ACCEPTED, EventKind.REFUSED):
+            future = self._waiting.pop(event.command, None)
+            if future is not None and not future.done():
+                future.set_result(event)
+
+    async def create(self, stream: str, spec: StreamSpec) -> StreamEvent:
+        """Start a stream; returns its accepted event. Raises RefusedError, NoAnswerError."""
+        command = secrets.token_hex(8)
+        return await self._ask(stream, StartStream(command=command, stream=stream, spec=spec))
+
+    async def patch(self, stream: str, patch: StreamPatch) -> StreamEvent:
+        """Change a stream. Raises UnknownStreamError, RefusedError, NoAnswerError."""
+        await self.view(stream)
+        return await self._ask(stream, UpdateStream(command=secrets.token_hex(8), stream=stream, patch=patch))
+
+    async def stop(self, stream: str, drain: bool) -> StreamEvent:
+        """Stop a stream. Raises UnknownStreamError, RefusedError, NoAnswerError."""
+        await self.view(stream)
+        return await self._ask(stream, StopStream(command=secrets.token_hex(8), stream=stream, drain=drain))
+
+    async def _ask(self, stream: str, command: StartStream | UpdateStream | StopStream) -> StreamEvent:
+        future: asyncio.Future[StreamEvent] = asyncio.get_running_loop().create_future()
+        self._waiting[command.command] = future
+        try:
+            await self._bus.publish(subjects.stream(stream, "control"), command)
+            event = await asyncio.wait_for(future, self._settings.answer_timeout_s)
+        except TimeoutError:
+            raise NoAnswerError("the scheduler did not answer in time; is it running?") from None
+        finally:
+            self._waiting.pop(command.command, None)
+        if event.event is EventKind.REFUSED:
+            raise RefusedError(event.reason)
+        return event
+
+    async def view(self, stream: str) -> StreamView:
+        """One stream. Raises UnknownStreamError."""
+        session = await self._store.get(stream)
+        if session is None:
+            raise UnknownStreamError(f"there is no stream {stream}")
+        totals, _, _ = await self._store.ledger(stream)
+        return view_of(stream, session, totals)
+
+    async def views(self) -> list[StreamView]:
+        """All streams, by id."""
+        found: list[StreamView] = []
+        for stream in sorted(await self._store.streams()):
+            try:
+                found.append(await self.view(stream))
+            except UnknownStreamError:
+                continue  # deleted meanwhile
+        return found

@@ -1,0 +1,76 @@
+"""Errors as ``application/problem+json`` (RFC 9457): what is wrong, and what would be accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from services.gateway.core import PathRefusedError
+from services.gateway.handlers import NoAnswerError, RefusedError, UnknownStreamError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """The body of every error."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+def problem(status: int, title: str, detail: str) -> JSONResponse:
+    """An error response."""
+    body = Problem(title=title, status=status, detail=detail)
+    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE)
+
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in (404, 409, 413, 422, 503)
+}
+
+
+def _complaints(errors: Any) -> str:
+    said: list[str] = []
+    for error in errors:
+        place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
+        said.append(f"{place}: {error['msg']}" if place else str(error["msg"]))
+    return "; ".join(said)
+
+
+def install(app: FastAPI) -> None:
+    """Map the gateway's errors to responses."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(422, "Invalid request", _complaints(error.errors()))
+
+    @app.exception_handler(ValidationError)
+    async def invalid_spec(_: Request, error: ValidationError) -> JSONResponse:
+        return problem(422, "Invalid stream", _complaints(error.errors()))
+
+    @app.exception_handler(PathRefusedError)
+    async def path(_: Request, error: PathRefusedError) -> JSONResponse:
+        return problem(422, "Path refused", str(error))
+
+    @app.exception_handler(UnknownStreamError)
+    async def unknown(_: Request, error: UnknownStreamError) -> JSONResponse:
+        return problem(404, "No such stream", str(error.args[0]))
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        return problem(409, "Refused", str(error))
+
+    @app.exception_handler(NoAnswerError)
+    async def silent(_: Request, error: NoAnswerError) -> JSONResponse:
+        return problem(503, "No answer", str(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, "HTTP error", str(error.detail))

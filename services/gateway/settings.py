@@ -1,0 +1,19 @@
+"""The gateway's settings; the only reader of its environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from shared.config import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """``RHEOCAST_…`` variables of the gateway. ``media_dir`` is the folder that file sources and sinks are named in."""
+
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=7860, ge=0, le=65535)
+    media_dir: Path = Path("media")
+    answer_timeout_s: float = 30.0
+    max_body_bytes: int = 1 << 20

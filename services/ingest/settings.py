@@ -1,0 +1,31 @@
+"""Ingest's settings. The only reader of its environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from shared.config import ServiceSettings
+from shared.media.paths import parse_roots
+
+
+class Settings(ServiceSettings):
+    """``file_roots``: folders whose files may be streamed, joined by ":"; none: no file source.
+
+    ``max_streams`` bounds the open sources. ``read_ahead`` is the number of decoded frames that may wait for a chunk.
+    ``stall_s``: a stream fails when chunks are under way and no verdict has come for so long. ``repeat_s`` is how
+    often the end of a source is told until everything is closed.
+    """
+
+    file_roots: str = ""
+    max_streams: int = Field(default=64, ge=1)
+    read_ahead: int = Field(default=8, ge=5, le=256)
+    stall_s: float = Field(default=60.0, gt=0)
+    open_timeout_s: float = Field(default=8.0, gt=0)
+    repeat_s: float = Field(default=0.5, gt=0)
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """``file_roots`` as resolved folders."""
+        return parse_roots(self.file_roots)

@@ -1,0 +1,124 @@
+"""Builds, wires and drains the scheduler; holds the leader's lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TextIO
+
+from shared.lifecycle import Context, run_service
+
+from services.scheduler.core import PipelineCore
+from services.scheduler.cost_model import CostModel
+from services.scheduler.desk import StreamDesk
+from services.scheduler.fleet import Fleet, Pipeline
+from services.scheduler.handlers import Handlers
+from services.scheduler.settings import Settings
+from shared.contracts import subjects
+from shared.session.state import TERMINAL_STATES
+
+log = logging.getLogger(__name__)
+LEASE = "scheduler"
+TICK_S = 0.05
+
+
+class Scheduler:
+    """One scheduler process: leader or standby."""
+
+    def __init__(self, context: Context, settings: Settings) -> None:
+        self._context = context
+        self._settings = settings
+        self._fleet = Fleet(settings.beat_timeout_s)
+        self._term = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._log_file: TextIO | None = None
+        if settings.batch_log is not None:
+            settings.batch_log.parent.mkdir(parents=True, exist_ok=True)
+            self._log_file = settings.batch_log.open("a", encoding="utf-8")
+        self._desk = StreamDesk(settings, context.bus, context.store, context.clock, self._fleet, self._pump)
+        self._desk.make_core = self._make_core
+        self._handlers = Handlers(
+            settings,
+            context.bus,
+            context.clock,
+            self._fleet,
+            self._desk,
+            context.tensors,
+            context.telemetry.tracer,
+            self._log_file,
+        )
+
+    def _pump(self) -> None:
+        self._handlers.pump()
+
+    def _make_core(self, pipeline: Pipeline) -> PipelineCore:
+        return PipelineCore(pipeline.name, pipeline.stages, self._term, CostModel(), self._settings.max_batch)
+
+    async def start(self) -> None:
+        """Beats are heard at once; commands only while leading."""
+        bus = self._context.bus
+        await bus.subscribe(subjects.beat(subjects.ANY), self._handlers.on_beat)
+        self._tasks.append(asyncio.create_task(self._lead(), name="lead"))
+
+    def beat_fields(self) -> dict[str, object]:
+        """Ready means leading: a standby must not be counted as the scheduler."""
+        return {"ready": self._term > 0, "streams": tuple(self._desk.records)}
+
+    async def _lead(self) -> None:
+        settings, store, holder = self._settings, self._context.store, self._context.instance
+        while (term := await store.acquire(LEASE, holder, settings.lease_ttl_s)) is None:
+            await self._context.clock.sleep(settings.lease_ttl_s / 6)
+        log.info("leading in term %d", term)
+        bus, handlers = self._context.bus, self._handlers
+        await bus.subscribe(subjects.pipeline_done(subjects.ANY), handlers.on_done, size=1024)
+        await bus.subscribe(subjects.TAKEN, handlers.on_taken)
+        await bus.subscribe(subjects.stream(subjects.ANY, "motion"), handlers.on_motion, size=1024)
+        await bus.subscribe(subjects.stream(subjects.ANY, "chunk"), handlers.on_chunk, size=1024)
+        await bus.subscribe(subjects.stream(subjects.ANY, "event"), handlers.on_event)
+        self._term = term
+        await self._take_over()
+        await bus.subscribe(subjects.stream(subjects.ANY, "control"), handlers.on_control, durable="scheduler")
+        self._tasks.append(asyncio.create_task(self._tick(), name="tick"))
+        while await store.renew(LEASE, holder, term, settings.lease_ttl_s):
+            await self._context.clock.sleep(settings.lease_ttl_s / 3)
+        log.error("the lease of term %d is lost: another scheduler leads; ending", term)
+        self._context.stop.set()
+
+    async def _take_over(self) -> None:
+        """Streams that a former leader left under way have lost their queues: end them, ledgers closed."""
+        store = self._context.store
+        left: list[tuple[str, dict[str, object]]] = []
+        for stream in await store.streams():
+            session = await store.get(stream)
+            if session is not None and session.get("state") not in TERMINAL_STATES:
+                left.append((stream, session))
+        for stream, session in left:
+            self._tasks.append(asyncio.create_task(self._desk.adopt_lost(stream, session), name=f"end {stream}"))
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                await self._handlers.tick()
+            except Exception:
+                log.exception("a tick failed")
+            await self._context.clock.sleep(TICK_S)
+
+    async def drain(self, deadline_s: float) -> None:
+        """No new streams; batches under way finish by themselves. The lease is given up at once for a standby."""
+        if self._term:
+            await self._context.store.release(LEASE, self._context.instance, self._term)
+
+    async def close(self) -> None:
+        """Stop acting."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._handlers.close()
+        if self._log_file is not None:
+            self._log_file.close()
+
+
+def main() -> None:
+    """Run the service until it is told to stop."""
+    settings = Settings()
+    run_service("scheduler", settings, lambda context: Scheduler(context, settings))

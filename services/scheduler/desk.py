@@ -1,0 +1,407 @@
+"""The life of a stream: start, change, stop, fail. Acts on what the cores decide; every step is told as an event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+
+from shared.engine.plan.prompts import digest
+from shared.engine.plan.stream_plan import StreamPlan
+
+from services.scheduler.core import PipelineCore
+from services.scheduler.fleet import Fleet, Pipeline
+from services.scheduler.records import Answers, Phase, StreamRecord
+from services.scheduler.settings import Settings
+from services.scheduler.stream_queue import StreamQueue, StreamSettings
+from shared.bus.port import Bus, BusError
+from shared.clock import Clock
+from shared.contracts import subjects
+from shared.contracts.commands import (
+    LeaveStream,
+    Mode,
+    PreparePrompt,
+    StartStream,
+    StreamPatch,
+    StreamSpec,
+    TakeStream,
+    TextEncode,
+    UpdateStream,
+)
+from shared.contracts.events import EventKind, LedgerTotals, StreamEvent, StreamStats
+from shared.engine.plan.registry import model_spec
+from shared.engine.plan.spec import UnknownModelError
+from shared.session.port import SessionStore
+from shared.session.state import IllegalMoveError, Owner, StreamState
+
+log = logging.getLogger(__name__)
+
+LOSSLESS_CREDITS = 6
+ASSUMED_FPS = 30.0
+RETRY_S = 3.0
+
+
+class RefusedError(Exception):
+    """A command that cannot be carried out; the message is the one line to tell."""
+
+
+class StreamDesk:
+    """Starts, changes and ends streams. One per scheduler; ``pump`` asks the service to schedule now."""
+
+    def __init__(
+        self, settings: Settings, bus: Bus, store: SessionStore, clock: Clock, fleet: Fleet, pump: Callable[[], None]
+    ) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._store = store
+        self._clock = clock
+        self._fleet = fleet
+        self._pump = pump
+        self.answers = Answers()
+        self.records: dict[str, StreamRecord] = {}
+        self.cores: dict[str, PipelineCore] = {}
+        self.make_core: Callable[[Pipeline], PipelineCore] | None = None
+
+    # --- start -------------------------------------------------------------------------------------------------------
+
+    async def start(self, command: StartStream) -> None:
+        """Place a new stream, prepare everything behind it, then open its source. Answers accepted or refused."""
+        stream = command.stream
+        if stream in self.records or await self._store.get(stream) is not None:
+            await self.tell(
+                stream, EventKind.REFUSED, reason=f"stream {stream} exists already", command=command.command
+            )
+            return
+        try:
+            record, pipeline = self._place(command)
+        except RefusedError as error:
+            await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
+            return
+        self.records[stream] = record
+        try:
+            await self._open(record, pipeline, command)
+        except RefusedError as error:
+            log.info("stream %s refused: %s", stream, error)
+            await self._let_go(record, drain=False, failure=str(error), egress=True)
+            await self._ended(record, StreamState.FAILED)
+            await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
+
+    def _place(self, command: StartStream) -> tuple[StreamRecord, Pipeline]:
+        spec = command.spec
+        try:
+            model = model_spec(spec.model)
+        except UnknownModelError as error:
+            raise RefusedError(str(error)) from None
+        fitting = [pipeline for pipeline in self._fleet.pipelines() if pipeline.model == spec.model]
+        if not fitting:
+            raise RefusedError(f"no worker serves model {spec.model}; start one with RHEOCAST_MODEL={spec.model}")
+        load = {
+            p.name: sum(r.pipeline == p.name and r.phase is not Phase.ENDED for r in self.records.values())
+            for p in fitting
+        }
+        pipeline = min(fitting, key=lambda p: (load[p.name], p.name))
+        if load[pipeline.name] >= self._settings.max_streams:
+            raise RefusedError(
+                f"all pipelines are full ({self._settings.max_streams} streams each); stop one, or add a worker"
+            )
+        chosen: dict[str, str] = {}
+        for service in ("ingest", "egress", "motion"):
+            instance = self._fleet.pick(service)
+            if instance is None:
+                raise RefusedError(f"no {service} service is ready")
+            chosen[service] = instance
+        return StreamRecord(
+            stream=command.stream,
+            epoch=1,
+            spec=spec,
+            width=spec.width or model.default_width,
+            height=spec.height or model.default_height,
+            noise=model.noise.s0 if spec.noise is None else spec.noise,
+            pipeline=pipeline.name,
+            workers=pipeline.workers,
+            **chosen,
+        ), pipeline
+
+    async def _open(self, record: StreamRecord, pipeline: Pipeline, command: StartStream) -> None:
+        stream, spec = record.stream, record.spec
+        await self._store.create(stream, spec)
+        await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
+        await asyncio.gather(
+            *(self._take("worker", record, worker) for worker in record.workers),
+            self._take("motion", record, record.motion, wait=False),
+            self._take("egress", record, record.egress),
+        )
+        version = await self._prepare(record, spec.prompt)
+        self._enqueue(record, pipeline, version)
+        await self._take("ingest", record, record.ingest)
+        if record.phase is not Phase.OPENING:
+            return
+        record.move(Phase.RUNNING)
+        await self._move(stream, StreamState.LIVE)
+        await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version)
+        self._pump()
+
+    def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
+        if pipeline.name not in self.cores:
+            if self.make_core is None:
+                raise RefusedError("this scheduler is not the leader")
+            self.cores[pipeline.name] = self.make_core(pipeline)
+        model = model_spec(record.spec.model)
+        self.cores[pipeline.name].add(
+            StreamQueue(
+                stream=record.stream,
+                epoch=record.epoch,
+                live=record.spec.mode is Mode.LIVE,
+                height=record.height,
+                width=record.width,
+                model=model,
+                plan=StreamPlan.for_model(record.stream, record.epoch, model),
+                settings=StreamSettings(
+                    steps=record.spec.steps,
+                    seed=record.spec.seed,
+                    prompt_version=version,
+                    frames_per_block=record.spec.frames_per_block,
+                ),
+            )
+        )
+
+    # --- change ------------------------------------------------------------------------------------------------------
+
+    async def update(self, command: UpdateStream) -> None:
+        """Change a running stream. Answers accepted or refused; applied follows with the chunk it took effect at."""
+        record = self.records.get(command.stream)
+        if record is None or record.phase is not Phase.RUNNING:
+            reason = f"stream {command.stream} is not running"
+            await self.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)
+            return
+        patch: StreamPatch = command.patch
+        try:
+            version = await self._prepare(record, patch.prompt) if patch.prompt is not None else None
+        except RefusedError as error:
+            await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
+            return
+        if patch.noise is not None:
+            record.noise = patch.noise
+            await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
+            await self._take("motion", record, record.motion, wait=False)
+        queue = self.cores[record.pipeline].streams.get(record.stream)
+        if queue is None:
+            return
+        now = queue.settings
+        await self.tell(
+            record.stream, EventKind.ACCEPTED, command=command.command, version=version or now.prompt_version
+        )
+        queue.change(
+            command.command,
+            StreamSettings(
+                steps=patch.steps or now.steps,
+                seed=now.seed if patch.seed is None else patch.seed,
+                prompt_version=version or now.prompt_version,
+                frames_per_block=now.frames_per_block,
+            ),
+        )
+        self._pump()
+
+    async def _prepare(self, record: StreamRecord, prompt: str) -> int:
+        """Encode a prompt and have every stage compute its cross-attention K/V. Returns its version."""
+        version, record.next_version = record.next_version, record.next_version + 1
+        try:
+            encoded = await self._bus.request(
+                subjects.TEXT_ENCODE,
+                TextEncode(model=record.spec.model, prompt=prompt),
+                self._settings.answer_timeout_s,
+            )
+        except BusError as error:
+            raise RefusedError(f"no worker encoded the prompt: {error}") from None
+        if encoded.error is not None:
+            raise RefusedError(f"the prompt could not be encoded: {encoded.error}")
+        if encoded.digest != digest(record.spec.model, prompt):
+            raise RefusedError("the text worker answered for another prompt")
+        await self._store.put(record.stream, Owner.SCHEDULER, {"prompt": prompt, "prompt_version": version})
+        stages = range(len(record.workers))
+        await asyncio.gather(*(self._prepare_stage(record, stage, version, encoded.digest) for stage in stages))
+        return version
+
+    async def _prepare_stage(self, record: StreamRecord, stage: int, version: int, embedding: str) -> None:
+        instance = record.workers[stage]
+        key = ("prompt", record.stream, str(record.epoch), str(version), str(stage))
+        message = PreparePrompt(
+            instance=instance, stream=record.stream, epoch=record.epoch, version=version, digest=embedding
+        )
+        await self._ask("worker", message, f"{instance} did not prepare the prompt in time", key)
+
+    # --- stop and fail -----------------------------------------------------------------------------------------------
+
+    async def stop(self, stream: str, drain: bool, command: str = "") -> None:
+        """Stop a stream; egress tells stopped once its ledger is closed."""
+        record = self.records.get(stream)
+        if record is None or record.phase is Phase.ENDED:
+            await self.tell(stream, EventKind.REFUSED, reason=f"stream {stream} is not running", command=command)
+            return
+        if command:
+            await self.tell(stream, EventKind.ACCEPTED, command=command)
+        if record.phase is not Phase.STOPPING:
+            record.move(Phase.STOPPING)
+            await self._move(stream, StreamState.STOPPING)
+        await self._leave("ingest", record, record.ingest, drain, None)
+        if not drain:
+            await self._clock.sleep(0.3)  # let the source's totals reach egress first
+            await self._leave("egress", record, record.egress, drain, None)
+
+    async def fail(self, stream: str, reason: str) -> None:
+        """End a stream that lost something it cannot do without. Egress closes the ledger and tells failed."""
+        record = self.records.get(stream)
+        if record is None or record.phase is Phase.ENDED or record.failure is not None:
+            return
+        log.warning("stream %s fails: %s", stream, reason)
+        record.failure = reason
+        if record.phase is not Phase.STOPPING:
+            record.move(Phase.STOPPING)
+            await self._move(stream, StreamState.STOPPING)
+        self._dequeue(record)
+        await self._leave("ingest", record, record.ingest, False, reason)
+        await self._clock.sleep(0.3)
+        await self._wait_alive(record.egress)
+        await self._leave("egress", record, record.egress, False, reason)
+
+    async def adopt_lost(self, stream: str, session: dict[str, object]) -> None:
+        """A stream that another leader left behind: its queues are gone, so end it, with its ledger closed."""
+        assignment = session.get("assignment")
+        spec = session.get("spec")
+        if not isinstance(assignment, dict) or not isinstance(spec, StreamSpec):
+            await self._move(stream, StreamState.FAILED)
+            return
+        record = StreamRecord(
+            stream=stream,
+            epoch=int(assignment["epoch"]),
+            spec=spec,
+            width=assignment["width"],
+            height=assignment["height"],
+            noise=assignment["noise"],
+            pipeline=assignment["pipeline"],
+            workers=tuple(assignment["workers"]),
+            ingest=assignment["ingest"],
+            egress=assignment["egress"],
+            motion=assignment["motion"],
+        )
+        self.records[stream] = record
+        await self.fail(stream, "the scheduler was restarted")
+
+    async def on_ended(self, event: StreamEvent) -> None:
+        """Egress closed the ledger: everyone lets go."""
+        record = self.records.get(event.stream)
+        if record is None or record.phase is Phase.ENDED:
+            return
+        await self._let_go(record, drain=False, failure=None, egress=False)
+        await self._ended(record, StreamState.FAILED if event.event is EventKind.FAILED else StreamState.STOPPED)
+
+    async def _ended(self, record: StreamRecord, state: StreamState) -> None:
+        self._dequeue(record)
+        record.move(Phase.ENDED)
+        if record.failure is not None or state is StreamState.FAILED:
+            await self._move(record.stream, StreamState.STOPPING, StreamState.FAILED)
+        else:
+            await self._move(record.stream, StreamState.STOPPING, StreamState.STOPPED)
+        self.records.pop(record.stream, None)
+
+    def _dequeue(self, record: StreamRecord) -> None:
+        core = self.cores.get(record.pipeline)
+        if core is not None:
+            core.remove(record.stream)
+
+    async def _let_go(self, record: StreamRecord, drain: bool, failure: str | None, egress: bool) -> None:
+        await self._leave("ingest", record, record.ingest, drain, failure)
+        for worker in record.workers:
+            await self._leave("worker", record, worker, drain, failure)
+        await self._leave("motion", record, record.motion, drain, failure)
+        if egress:
+            await self._leave("egress", record, record.egress, drain, failure)
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    async def _take(self, service: str, record: StreamRecord, instance: str, wait: bool = True) -> None:
+        message = TakeStream(
+            instance=instance,
+            stream=record.stream,
+            epoch=record.epoch,
+            spec=record.spec,
+            width=record.width,
+            height=record.height,
+            noise=record.noise,
+            credits=credits_for(record),
+            pipeline=record.pipeline,
+        )
+        if not wait:
+            await self._bus.publish(subjects.assign(service), message)
+            return
+        key = ("taken", instance, record.stream, str(record.epoch))
+        await self._ask(service, message, f"{instance} did not answer in time", key)
+
+    async def _ask(
+        self, service: str, message: TakeStream | PreparePrompt, complaint: str, key: tuple[str, ...]
+    ) -> None:
+        """Publish an assignment until it is answered: the answer comes on core NATS and may be lost."""
+        answer = self.answers.expect(*key)
+        until = self._clock.monotonic() + self._settings.answer_timeout_s
+        while not answer.done() and self._clock.monotonic() < until:
+            await self._bus.publish(subjects.assign(service), message)
+            await asyncio.wait({answer}, timeout=RETRY_S)
+        self.answers.forget(*key)
+        if not answer.done():
+            raise RefusedError(complaint)
+        if (error := answer.result()) is not None:
+            raise RefusedError(error)
+
+    async def _leave(self, service: str, record: StreamRecord, instance: str, drain: bool, failure: str | None) -> None:
+        message = LeaveStream(instance=instance, stream=record.stream, epoch=record.epoch, drain=drain, failure=failure)
+        await self._bus.publish(subjects.assign(service), message)
+
+    async def _wait_alive(self, instance: str, timeout_s: float = 15.0) -> None:
+        until = self._clock.monotonic() + timeout_s
+        while not self._fleet.alive(instance) and self._clock.monotonic() < until:
+            await self._clock.sleep(0.1)
+
+    async def _move(self, stream: str, *states: StreamState) -> None:
+        for state in states:
+            try:
+                await self._store.move(stream, state)
+            except (IllegalMoveError, LookupError) as error:
+                log.debug("stream %s: %s", stream, error)
+
+    async def tell(
+        self,
+        stream: str,
+        kind: EventKind,
+        *,
+        reason: str = "",
+        command: str = "",
+        version: int = 0,
+        chunk: int = -1,
+        pts: int = -1,
+        totals: LedgerTotals | None = None,
+        stats: StreamStats | None = None,
+    ) -> None:
+        """Publish a lifecycle event."""
+        event = StreamEvent(
+            stream=stream,
+            event=kind,
+            service="scheduler",
+            at_ns=self._clock.now_ns(),
+            reason=reason,
+            command=command,
+            version=version,
+            chunk=chunk,
+            pts=pts,
+            totals=totals,
+            stats=stats,
+        )
+        await self._bus.publish(subjects.stream(stream, "event"), event)
+
+
+def credits_for(record: StreamRecord) -> int:
+    """W: chunks between ingest and egress. Live: what fits into the deadline, and one being captured."""
+    if record.spec.mode is Mode.LOSSLESS:
+        return LOSSLESS_CREDITS
+    chunk_s = 4.0 / (record.spec.fps or ASSUMED_FPS)
+    return max(2, math.ceil(record.spec.deadline_ms / 1000.0 / chunk_s) + 1)

@@ -1,0 +1,263 @@
+"""Messages in, decisions out. No decisions are made here: the cores and the desk make them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import OrderedDict
+from typing import Any, TextIO
+
+from shared.telemetry.hops import record_hop
+from shared.tensors.port import TensorReader
+
+from services.scheduler.core import Decisions, PipelineCore
+from services.scheduler.desk import StreamDesk
+from services.scheduler.fleet import Fleet, Health
+from services.scheduler.settings import Settings
+from shared.bus.port import Bus, Received
+from shared.clock import Clock
+from shared.contracts import subjects
+from shared.contracts.commands import StartStream, StopStream, UpdateStream
+from shared.contracts.events import (
+    BatchDone,
+    Beat,
+    EventKind,
+    MotionEstimated,
+    PipelineFault,
+    PromptReady,
+    SourceEnded,
+    StageBatch,
+    StreamEvent,
+    StreamTaken,
+)
+
+log = logging.getLogger(__name__)
+MAX_REMEMBERED_COMMANDS = 1024
+
+
+class Handlers:
+    """Wires subjects to the desk and the pipeline cores."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bus: Bus,
+        clock: Clock,
+        fleet: Fleet,
+        desk: StreamDesk,
+        tensors: TensorReader,
+        tracer: Any,
+        batch_log: TextIO | None,
+    ) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._clock = clock
+        self._fleet = fleet
+        self._desk = desk
+        self._tensors = tensors
+        self._tracer = tracer
+        self._batch_log = batch_log
+        self._commands: OrderedDict[str, None] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._publishing = asyncio.Lock()
+        self.counters: dict[str, int] = {}
+
+    # --- from the bus ------------------------------------------------------------------------------------------------
+
+    async def on_control(self, received: Received) -> None:
+        """start, update, stop: validated by their types; each command id is carried out once."""
+        command: StartStream | UpdateStream | StopStream = received.message
+        if not subjects.is_token(command.stream) or subjects.stream_of(received.subject) != command.stream:
+            self._count("control_wrong_subject")
+            return
+        if command.command in self._commands:
+            self._count("control_repeated")
+            return
+        self._commands[command.command] = None
+        while len(self._commands) > MAX_REMEMBERED_COMMANDS:
+            self._commands.popitem(last=False)
+        if isinstance(command, StartStream):
+            self._spawn(self._desk.start(command))
+        elif isinstance(command, UpdateStream):
+            self._spawn(self._desk.update(command))
+        else:
+            self._spawn(self._desk.stop(command.stream, command.drain, command.command))
+
+    async def on_motion(self, received: Received) -> None:
+        """A chunk is ready to be scheduled."""
+        chunk: MotionEstimated = received.message
+        record = self._desk.records.get(chunk.stamp.stream)
+        core = self._desk.cores.get(record.pipeline) if record is not None else None
+        if core is None:
+            self._count("motion_unknown_stream")
+            return
+        offer, decisions = core.offer(chunk, self._clock.now_ns())
+        self._count(f"motion_{offer.value if offer is not None else 'unknown_stream'}")
+        await self._act(decisions)
+        await self.pump_core(core)
+
+    async def on_chunk(self, received: Received) -> None:
+        """Only the end of a source matters here: a last, shorter frame block need not wait."""
+        message = received.message
+        if isinstance(message, SourceEnded):
+            record = self._desk.records.get(message.stream)
+            core = self._desk.cores.get(record.pipeline) if record is not None else None
+            queue = core.streams.get(message.stream) if core is not None else None
+            if core is not None and queue is not None and not queue.ended:
+                queue.ended = True
+                await self.pump_core(core)
+
+    async def on_done(self, received: Received) -> None:
+        """What the stages report."""
+        message: BatchDone | PipelineFault | PromptReady = received.message
+        if isinstance(message, PromptReady):
+            key = ("prompt", message.stream, str(message.epoch), str(message.version), str(message.stage))
+            self._desk.answers.answer(message.error, *key)
+            return
+        core = self._desk.cores.get(message.pipeline)
+        if core is None:
+            return
+        if isinstance(message, PipelineFault):
+            if message.generation == core.generation:
+                await self._rebuild(core, message.reason)
+            return
+        await self._act(core.done(message, self._clock.now_ns()))
+        await self.pump_core(core)
+
+    async def on_taken(self, received: Received) -> None:
+        """A service answered an assignment."""
+        taken: StreamTaken = received.message
+        self._desk.answers.answer(taken.error, "taken", taken.instance, taken.stream, str(taken.epoch))
+
+    async def on_beat(self, received: Received) -> None:
+        """A heartbeat. An instance that came back empty has lost its streams."""
+        beat: Beat = received.message
+        if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
+            await self.lost(beat.instance, "was restarted")
+
+    async def on_event(self, received: Received) -> None:
+        """Egress tells that a stream's ledger is closed; ingest that its source failed."""
+        event: StreamEvent = received.message
+        if event.service == "egress" and event.event in (EventKind.STOPPED, EventKind.FAILED):
+            await self._desk.on_ended(event)
+        elif event.service == "ingest" and event.event is EventKind.FAILED:
+            self._spawn(self._desk.fail(event.stream, event.reason))
+
+    # --- from the clock ----------------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Lost instances, overdue batches, stale chunks."""
+        for instance in self._fleet.newly_lost(self._clock.monotonic()):
+            await self.lost(instance, f"sent no heartbeat for {self._settings.beat_timeout_s} s")
+        now = self._clock.now_ns()
+        live, lossless = self._settings.batch_timeout_s, self._settings.lossless_batch_timeout_s
+        for core in list(self._desk.cores.values()):
+            overdue = core.overdue(now, int(live * 1e9), int(lossless * 1e9))
+            if overdue is not None:
+                await self._rebuild(core, f"batch {overdue} was not reported in time")
+            await self.pump_core(core)
+
+    async def lost(self, instance: str, how: str) -> None:
+        """Every stream that an instance held state of fails; motion is told to take its streams again."""
+        member = self._fleet.members.get(instance)
+        if member is not None and member.beat.service == "motion":
+            return  # it resumes from its mirror in the session store
+        for record in list(self._desk.records.values()):
+            if instance in record.holders():
+                self._spawn(self._desk.fail(record.stream, f"{instance} {how}"))
+
+    def pump(self) -> None:
+        """Schedule on every pipeline, soon."""
+        for core in self._desk.cores.values():
+            self._spawn(self.pump_core(core))
+
+    async def pump_core(self, core: PipelineCore) -> None:
+        """Schedule on one pipeline now. The lock keeps batches on the wire in their sequence."""
+        async with self._publishing:
+            await self._act_locked(core.schedule(self._clock.now_ns()))
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- acting ------------------------------------------------------------------------------------------------------
+
+    async def _rebuild(self, core: PipelineCore, reason: str) -> None:
+        log.warning("pipeline %s is rebuilt: %s", core.pipeline, reason)
+        self._count("pipeline_faults")
+        await self._act(core.fault(reason))
+        for stream, queue in core.streams.items():
+            if queue.live:
+                await self._desk.tell(stream, EventKind.WARNING, reason=f"the pipeline was rebuilt: {reason}")
+
+    async def _act(self, decisions: Decisions) -> None:
+        async with self._publishing:
+            await self._act_locked(decisions)
+
+    async def _act_locked(self, decisions: Decisions) -> None:
+        for batch in decisions.batches:
+            await self._bus.publish(subjects.pipeline_stage(batch.pipeline, 0), batch)
+            self._trace(batch)
+            self._log(batch)
+        for drop in decisions.drops:
+            await self._bus.publish(subjects.stream(drop.stamp.stream, "frames"), drop)
+            self._count(f"dropped_{drop.reason}")
+        for ref in decisions.released:
+            await self._tensors.release_anywhere(ref)
+        for applied in decisions.applied:
+            await self._desk.tell(
+                applied.stream,
+                EventKind.APPLIED,
+                command=applied.command,
+                version=applied.version,
+                chunk=applied.chunk,
+                pts=applied.pts,
+            )
+        for stream, reason in decisions.failed.items():
+            self._spawn(self._desk.fail(stream, reason))
+
+    def _trace(self, batch: StageBatch) -> None:
+        for entry in batch.entries:
+            if entry.item.step:
+                continue
+            queued_ms = entry.timings[-1].queue_ms if entry.timings else 0.0
+            for stamp in entry.stamps:
+                start = batch.scheduled_ns - int(queued_ms * 1e6)
+                record_hop(self._tracer, "scheduler", stamp, start, batch.scheduled_ns, queued_ms)
+
+    def _log(self, batch: StageBatch) -> None:
+        if self._batch_log is None:
+            return
+        items = [
+            {
+                "stream": entry.item.stream,
+                "block": entry.item.block,
+                "step": entry.item.step,
+                "steps": entry.item.steps,
+                "chunks": [stamp.chunk for stamp in entry.stamps],
+            }
+            for entry in batch.entries
+        ]
+        line = {"pipeline": batch.pipeline, "generation": batch.generation, "seq": batch.seq, "items": items}
+        self._batch_log.write(json.dumps(line) + "\n")
+        self._batch_log.flush()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+
+async def _logged(work: Any) -> None:
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("a command could not be carried out")

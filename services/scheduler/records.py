@@ -1,0 +1,98 @@
+"""What the scheduler knows of one stream's life: where it is placed, its prompt versions, who must let it go."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shared.engine.plan.prompts import PromptLedger
+
+from shared.contracts.commands import StreamSpec
+
+
+class Phase(StrEnum):
+    """A stream's life as the scheduler drives it."""
+
+    OPENING = "opening"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+_MOVES = {
+    Phase.OPENING: {Phase.RUNNING, Phase.STOPPING, Phase.ENDED},
+    Phase.RUNNING: {Phase.STOPPING, Phase.ENDED},
+    Phase.STOPPING: {Phase.ENDED},
+    Phase.ENDED: set[Phase](),
+}
+
+
+@dataclass(slots=True)
+class StreamRecord:
+    """One stream on this scheduler."""
+
+    stream: str
+    epoch: int
+    spec: StreamSpec
+    width: int
+    height: int
+    noise: float
+    pipeline: str = ""
+    workers: tuple[str, ...] = ()
+    ingest: str = ""
+    egress: str = ""
+    motion: str = ""
+    phase: Phase = Phase.OPENING
+    failure: str | None = None
+    prompts: PromptLedger = field(default_factory=PromptLedger)
+    next_version: int = 1
+
+    def move(self, to: Phase) -> None:
+        """Raises ValueError naming the move when it is not legal."""
+        if to not in _MOVES[self.phase]:
+            raise ValueError(f"stream {self.stream}: illegal move {self.phase} → {to}")
+        self.phase = to
+
+    def holders(self) -> set[str]:
+        """Instances whose death costs this stream its state. Motion resumes from its mirror."""
+        return {self.ingest, self.egress, *self.workers} - {""}
+
+    def assignment(self) -> dict[str, object]:
+        """What is kept in the session store, enough for another leader to end the stream."""
+        return {
+            "epoch": self.epoch,
+            "pipeline": self.pipeline,
+            "workers": list(self.workers),
+            "ingest": self.ingest,
+            "egress": self.egress,
+            "motion": self.motion,
+            "width": self.width,
+            "height": self.height,
+            "noise": self.noise,
+        }
+
+
+class Answers:
+    """Futures for answers that arrive as messages; an answer nobody waits for is ignored."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, ...], asyncio.Future[str | None]] = {}
+
+    def expect(self, *key: str) -> asyncio.Future[str | None]:
+        """The future of one answer: None for yes, one line for no."""
+        future = self._waiting.get(key)
+        if future is None or future.done():
+            future = asyncio.get_running_loop().create_future()
+            self._waiting[key] = future
+        return future
+
+    def answer(self, error: str | None, *key: str) -> None:
+        """An answer came."""
+        future = self._waiting.pop(key, None)
+        if future is not None and not future.done():
+            future.set_result(error)
+
+    def forget(self, *key: str) -> None:
+        """Nobody waits any longer."""
+        self._waiting.pop(key, None)

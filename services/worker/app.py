@@ -1,0 +1,92 @@
+"""Builds, wires and drains a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+
+import torch
+from shared.lifecycle import Context, run_service
+
+from services.worker.device_thread import DeviceThread
+from services.worker.handlers import Handlers
+from services.worker.runtime import Runtime
+from services.worker.settings import Settings
+
+log = logging.getLogger(__name__)
+WATCH_S = 0.1
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, context: Context, settings: Settings) -> None:
+        self._context = context
+        self._settings = settings
+        self._runtime = Runtime(settings)
+        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare)
+        self._handlers = Handlers(context, self._runtime, self._device)
+        self._ready = False
+        self._watch: asyncio.Task[None] | None = None
+        self._beat_at = time.monotonic()
+
+    def _prepare(self) -> None:
+        """In the device thread: thread counts come from the launcher (rule 12)."""
+        threads = self._settings.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+
+    async def start(self) -> None:
+        """Load and warm up in the device thread, then take work."""
+        from services.worker.core import Rank
+
+        self._device.start()
+        await self._device.call(Rank.CONTROL, self._runtime.load)
+        await self._device.call(Rank.CONTROL, self._runtime.warm_up)
+        await self._handlers.start()
+        self._ready = True
+        self._watch = asyncio.create_task(self._watch_gaps(), name="gaps")
+
+    def beat_fields(self) -> dict[str, object]:
+        """What the scheduler places by."""
+        now = time.monotonic()
+        elapsed, self._beat_at = now - self._beat_at, now
+        busy = self._device.take_busy_s() / elapsed if elapsed > 0 else 0.0
+        settings = self._settings
+        return {
+            "roles": tuple(role.value for role in settings.roles),
+            "pipeline": settings.pipeline,
+            "stage": settings.stage,
+            "stages": settings.stages,
+            "model": settings.model,
+            "ready": self._ready,
+            "busy": min(1.0, busy),
+            "streams": tuple(self._handlers.assignments.streams),
+            "role_ms": dict(self._handlers.role_ms),
+        }
+
+    async def _watch_gaps(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self._handlers.watch_gaps()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Finish the jobs that are queued, within the deadline."""
+        until = time.monotonic() + min(deadline_s, 3.0)
+        while self._device.waiting and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """End the device thread; weights and slots go with the process."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._handlers.close()
+        await asyncio.to_thread(self._device.stop)
+
+
+def main() -> None:
+    """Run the service until it is told to stop."""
+    settings = Settings()
+    run_service("worker", settings, lambda context: Worker(context, settings))

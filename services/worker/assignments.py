@@ -1,0 +1,179 @@
+"""Assignments: which streams are on this worker, their prompts, and what they were told.
+
+The event loop checks epochs and answers; the device thread opens, closes and computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from shared.engine.plan.prompts import digest
+from shared.lifecycle import Context
+
+from services.worker.core import Rank, Role
+from services.worker.device_thread import DeviceThread, QueueFullError
+from services.worker.runtime import Runtime
+from shared.bus.port import Handler, Received, Subscription
+from shared.contracts import subjects
+from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, TakeStream, TextEncode, TextEncoded
+from shared.contracts.events import ChunkStamp, PromptReady, StreamTaken
+from shared.contracts.order import OrderGate
+
+log = logging.getLogger(__name__)
+
+LIVE_TTL_S = 30.0
+LOSSLESS_TTL_S = 900.0
+CLOSE_DELAY_S = 2.0
+
+
+@dataclass(slots=True)
+class Placed:
+    """A stream on this worker."""
+
+    take: TakeStream
+    encode_gate: OrderGate = field(default_factory=OrderGate)
+    decode_gate: OrderGate = field(default_factory=OrderGate)
+    subscriptions: list[Subscription] = field(default_factory=list)
+
+    @property
+    def ttl_s(self) -> float:
+        """How long a reference of this stream may wait for its reader."""
+        return LIVE_TTL_S if self.take.spec.mode is Mode.LIVE else LOSSLESS_TTL_S
+
+
+class Assignments:
+    """The streams of one worker. ``on_chunk`` and ``on_denoised`` are subscribed per stream, by role."""
+
+    def __init__(
+        self, context: Context, runtime: Runtime, device: DeviceThread, on_chunk: Handler, on_denoised: Handler
+    ) -> None:
+        self._context = context
+        self._bus = context.bus
+        self._runtime = runtime
+        self._device = device
+        self._settings = runtime.settings
+        self._per_role = ((Role.ENCODE, "chunk", on_chunk), (Role.DECODE, "denoised", on_denoised))
+        self.streams: dict[str, Placed] = {}
+
+    def find(self, stamp: ChunkStamp) -> Placed | None:
+        """The stream of a chunk, if it is here in this epoch (rule 6)."""
+        placed = self.streams.get(stamp.stream)
+        return placed if placed is not None and placed.take.epoch == stamp.epoch else None
+
+    async def on_assign(self, received: Received) -> None:
+        """Take, leave, prepare; what is meant for another instance is ignored."""
+        message: TakeStream | LeaveStream | PreparePrompt = received.message
+        if message.instance != self._context.instance:
+            return
+        if isinstance(message, TakeStream):
+            await self._take(message)
+        elif isinstance(message, LeaveStream):
+            await self._leave(message.stream, message.epoch)
+        else:
+            await self._prepare(message)
+
+    async def _take(self, take: TakeStream) -> None:
+        error: str | None = None
+        known = self.streams.get(take.stream)
+        if known is None and len(self.streams) >= self._settings.max_streams:
+            error = f"{self._context.instance} holds {len(self.streams)} streams already"
+        elif known is None or known.take.epoch < take.epoch:
+            try:
+                await self._device.call(Rank.CONTROL, lambda: self._runtime.open(take.stream, take.height, take.width))
+                await self._place(take)
+            except Exception as caught:
+                log.exception("cannot take stream %s", take.stream)
+                error = f"{self._context.instance} cannot hold the stream: {one_line(caught)}"
+        answer = StreamTaken(
+            service="worker", instance=self._context.instance, stream=take.stream, epoch=take.epoch, error=error
+        )
+        await self._bus.publish(subjects.TAKEN, answer)
+
+    async def _place(self, take: TakeStream) -> None:
+        known = self.streams.pop(take.stream, None)
+        if known is not None:
+            await _unsubscribe(known)
+        placed = Placed(take)
+        self.streams[take.stream] = placed
+        size = 2 * take.credits + 16
+        for role, leaf, handler in self._per_role:
+            if role in self._settings.roles:
+                subject = subjects.stream(take.stream, leaf)
+                placed.subscriptions.append(await self._bus.subscribe(subject, handler, size=size))
+
+    async def _leave(self, stream: str, epoch: int) -> None:
+        placed = self.streams.get(stream)
+        if placed is None or placed.take.epoch > epoch:
+            return
+        del self.streams[stream]
+        await _unsubscribe(placed)
+        # A batch that stage 0 admitted runs whole: assignments and batches travel apart, so the slots stay a moment.
+        asyncio.get_running_loop().call_later(CLOSE_DELAY_S, self._close_later, stream)
+
+    def _close_later(self, stream: str) -> None:
+        if stream not in self.streams:
+            try:
+                self._device.submit(Rank.CONTROL, lambda: self._runtime.close(stream), lambda _: None)
+            except QueueFullError:
+                log.warning("stream %s keeps its state: the device has too much to do", stream)
+
+    async def _prepare(self, message: PreparePrompt) -> None:
+        placed = self.streams.get(message.stream)
+        error: str | None = None
+        if placed is None or placed.take.epoch != message.epoch:
+            error = f"stream {message.stream} is not on {self._context.instance}"
+        elif self._runtime.stage is not None:
+            stored = await self._context.store.get_embedding(message.digest)
+            if stored is None:
+                error = "the prompt's embedding is no longer in the session store"
+            else:
+                _, shape, data = stored
+                embedding = torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(tuple(shape))
+                stage = self._runtime.stage
+                try:
+                    await self._device.call(
+                        Rank.CONTROL, lambda: stage.set_prompt(message.stream, message.version, embedding)
+                    )
+                except Exception as caught:
+                    log.exception("cannot prepare prompt %d of %s", message.version, message.stream)
+                    error = one_line(caught)
+        ready = PromptReady(
+            pipeline=self._settings.pipeline,
+            stage=self._settings.stage,
+            stream=message.stream,
+            epoch=message.epoch,
+            version=message.version,
+            error=error,
+        )
+        await self._bus.publish(subjects.pipeline_done(self._settings.pipeline), ready)
+
+    async def on_text(self, received: Received) -> TextEncoded:
+        """Encode a prompt once; its embedding is kept by content."""
+        message: TextEncode = received.message
+        text = self._runtime.text
+        if text is None or message.model != self._settings.model:
+            return TextEncoded(error=f"this worker serves {self._settings.model}, not {message.model}")
+        key = digest(message.model, message.prompt)
+        if await self._context.store.get_embedding(key) is None:
+            try:
+                embedding = await self._device.call(Rank.TEXT, lambda: text.run(message.prompt))
+            except Exception as caught:
+                log.exception("cannot encode a prompt")
+                return TextEncoded(error=one_line(caught))
+            data = embedding.numpy().tobytes()
+            await self._context.store.put_embedding(key, "float32", tuple(embedding.shape), data)
+        return TextEncoded(digest=key)
+
+
+def one_line(error: BaseException | None) -> str:
+    """What was raised, for a message."""
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+async def _unsubscribe(placed: Placed) -> None:
+    for subscription in placed.subscriptions:
+        await subscription.unsubscribe()

@@ -1,0 +1,132 @@
+"""Which job the device runs next, and in which order batches may run.
+
+Pure and synchronous. Jobs of one role run in the order they came (encode and decode are causal per stream, stages follow
+the pipeline's sequence). Between roles the job with the nearest deadline goes first; without deadlines, or at the same
+one, the job nearest to the picture: it frees a credit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Generic, TypeVar
+
+from shared.contracts.events import StageBatch
+
+T = TypeVar("T")
+
+
+class Role(StrEnum):
+    """What a worker may host."""
+
+    TEXT = "text"
+    ENCODE = "encode"
+    STAGE = "stage"
+    DECODE = "decode"
+
+
+class Rank(IntEnum):
+    """Order between roles at equal urgency; smaller runs first."""
+
+    CONTROL = 0  # open, close, prompts: short, and others wait for them
+    DECODE = 1
+    STAGE = 2
+    ENCODE = 3
+    TEXT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[T]):
+    """A unit of device work. ``deadline_ns`` 0: none. ``queued_ns`` is when it came."""
+
+    rank: Rank
+    deadline_ns: int
+    queued_ns: int
+    work: T
+
+
+@dataclass(slots=True)
+class JobQueue(Generic[T]):
+    """Bounded queues, one per rank; overflow turns the newest away, counted."""
+
+    size: int = 256
+    refused: int = 0
+    _queues: dict[Rank, deque[Job[T]]] = field(default_factory=lambda: {rank: deque[Job[T]]() for rank in Rank})
+
+    def put(self, job: Job[T]) -> bool:
+        """Queue a job; False when its rank's queue is full."""
+        queue = self._queues[job.rank]
+        if len(queue) >= self.size:
+            self.refused += 1
+            return False
+        queue.append(job)
+        return True
+
+    def pick(self) -> Job[T] | None:
+        """Take the next job, or None when all queues are empty."""
+        heads = [queue[0] for queue in self._queues.values() if queue]
+        if not heads:
+            return None
+        best = min(heads, key=_urgency)
+        return self._queues[best.rank].popleft()
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+
+def _urgency(job: Job[T]) -> tuple[int, int, int]:
+    if job.rank is Rank.CONTROL:
+        return (0, 0, 0)
+    return (1, job.deadline_ns or 1 << 62, job.rank)
+
+
+class SequenceVerdict(StrEnum):
+    """What a stage makes of a batch's number."""
+
+    RUN = "run"
+    HELD = "held"  # a gap before it: wait for the missing one for a while
+    REPEATED = "repeated"
+    OLD = "old"  # of a generation, or a term, that is over
+    FULL = "full"  # too many batches wait behind a gap
+
+
+class BatchSequencer:
+    """Batches run in the pipeline's dense order; a gap that does not fill is a fault, never a skip (rule 1)."""
+
+    def __init__(self, max_held: int = 16) -> None:
+        self.term = 0
+        self.generation = 0
+        self.expected = 0
+        self.gap_since_ns = 0
+        self._held: dict[int, StageBatch] = {}
+        self._max_held = max_held
+
+    def arrive(self, batch: StageBatch, now_ns: int) -> tuple[SequenceVerdict, list[StageBatch], bool]:
+        """The verdict, the batches that may run now in order, and whether all slots must be emptied first."""
+        if (batch.term, batch.generation) < (self.term, self.generation):
+            return SequenceVerdict.OLD, [], False
+        fresh = (batch.term, batch.generation) > (self.term, self.generation)
+        if fresh:
+            self.term, self.generation, self.expected = batch.term, batch.generation, 0
+            self._held.clear()
+            self.gap_since_ns = 0
+        if batch.seq < self.expected or batch.seq in self._held:
+            return SequenceVerdict.REPEATED, [], fresh
+        if batch.seq > self.expected:
+            if len(self._held) >= self._max_held:
+                return SequenceVerdict.FULL, [], fresh
+            self._held[batch.seq] = batch
+            self.gap_since_ns = self.gap_since_ns or now_ns
+            return SequenceVerdict.HELD, [], fresh
+        runnable = [batch]
+        self.expected += 1
+        while (held := self._held.pop(self.expected, None)) is not None:
+            runnable.append(held)
+            self.expected += 1
+        self.gap_since_ns = now_ns if self._held else 0
+        return SequenceVerdict.RUN, runnable, fresh
+
+    def gap_age_ns(self, now_ns: int) -> int:
+        """How long the oldest gap has been open; 0 when there is none."""
+        return now_ns - self.gap_since_ns if self.gap_since_ns else 0

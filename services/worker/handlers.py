@@ -1,0 +1,348 @@
+"""Messages in, device jobs through, messages out. Orders and epochs are checked here; the device never waits for I/O."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import torch
+from shared.lifecycle import Context
+from shared.telemetry.hops import record_hop
+from shared.tensors.port import TensorError
+
+from services.worker.assignments import LIVE_TTL_S, LOSSLESS_TTL_S, Assignments, Placed, one_line
+from services.worker.core import BatchSequencer, Rank, Role, SequenceVerdict
+from services.worker.device_thread import DeviceThread, Outcome, QueueFullError
+from services.worker.outbox import Outbox
+from services.worker.roles.stage import StageOutput
+from services.worker.runtime import Runtime
+from services.worker.transfer import publish_local, publish_shared, receive
+from shared.bus.port import Received
+from shared.contracts import subjects
+from shared.contracts.events import (
+    BatchDone,
+    BatchEntry,
+    ChunkCaptured,
+    ChunkDropped,
+    ChunkStamp,
+    FramesDecoded,
+    ItemResult,
+    LatentsDenoised,
+    LatentsEncoded,
+    PipelineFault,
+    StageBatch,
+    StageTiming,
+)
+from shared.contracts.order import Arrival, OrderGate
+from shared.contracts.refs import TensorRef
+
+log = logging.getLogger(__name__)
+
+
+class Handlers:
+    """One worker's messages."""
+
+    def __init__(self, context: Context, runtime: Runtime, device: DeviceThread) -> None:
+        self._context = context
+        self._bus = context.bus
+        self._tensors = context.tensors
+        self._tracer = context.telemetry.tracer
+        self._runtime = runtime
+        self._device = device
+        self._settings = runtime.settings
+        self._outbox = Outbox()
+        self._sequencer = BatchSequencer()
+        self._fault_told: tuple[int, int] | None = None
+        self.assignments = Assignments(context, runtime, device, self.on_chunk, self.on_denoised)
+        self.counters: dict[str, int] = {}
+        self.role_ms: dict[str, float] = {}
+
+    async def start(self) -> None:
+        """Subscribe to what concerns every stream; per-stream subjects follow with each assignment."""
+        settings = self._settings
+        await self._bus.subscribe(subjects.assign("worker"), self.assignments.on_assign)
+        if Role.STAGE in settings.roles:
+            await self._bus.subscribe(
+                subjects.pipeline_stage(settings.pipeline, settings.stage), self.on_batch, size=64
+            )
+        if Role.TEXT in settings.roles:
+            await self._bus.serve(subjects.TEXT_ENCODE, self.assignments.on_text, group="text")
+        self._outbox.start()
+
+    async def close(self) -> None:
+        """Send what is finished, then stop."""
+        await self._outbox.close()
+
+    # --- encode ------------------------------------------------------------------------------------------------------
+
+    async def on_chunk(self, received: Received) -> None:
+        """ChunkCaptured → latents."""
+        message = received.message
+        encode = self._runtime.encode
+        if not isinstance(message, ChunkCaptured) or encode is None:
+            return
+        stamp = message.stamp
+        placed = self._admit(stamp)
+        if placed is None or not await self._in_order(placed.encode_gate, stamp):
+            return
+        try:
+            pixels = await self._tensors.fetch(message.pixels)
+            await self._tensors.release_anywhere(message.pixels)
+        except TensorError as error:
+            await self._drop(stamp, f"pixels_gone: {error}")
+            return
+
+        def done(outcome: Outcome) -> None:
+            if outcome.error is not None:
+                self._outbox.put(lambda: self._dropped_by(outcome, stamp))
+                return
+            self._record("encode", (stamp,), outcome)
+            ref = self._latents_ref(outcome.value.latents, placed.ttl_s, local=self._is_stage(0))
+            encoded = LatentsEncoded(
+                stamp=stamp,
+                latents=ref,
+                latent_frames=outcome.value.latents.shape[0],
+                rmse=message.rmse,
+                signature=outcome.value.signature,
+                timings=(_timing("encode", outcome),),
+            )
+            self._outbox.put(lambda: self._bus.publish(subjects.stream(stamp.stream, "latents"), encoded))
+
+        await self._submit_or_drop(Rank.ENCODE, lambda: encode.run(stamp.stream, pixels), done, stamp)
+
+    # --- stage -------------------------------------------------------------------------------------------------------
+
+    async def on_batch(self, received: Received) -> None:
+        """StageBatch → the next stage, or x0 and BatchDone."""
+        batch: StageBatch = received.message
+        verdict, runnable, fresh = self._sequencer.arrive(batch, time.time_ns())
+        self._count(f"batch_{verdict.value}")
+        if fresh and self._runtime.stage is not None:
+            self._submit(Rank.STAGE, self._runtime.stage.reset, lambda _: None)
+        if verdict is SequenceVerdict.FULL:
+            await self._fault(batch, f"stage {self._settings.stage} waits for batch {self._sequencer.expected}")
+        for ready in runnable:
+            await self._run_batch(ready)
+
+    async def watch_gaps(self) -> None:
+        """A gap that does not fill is a pipeline fault (rule 1)."""
+        sequencer = self._sequencer
+        if sequencer.gap_age_ns(time.time_ns()) > self._settings.gap_timeout_s * 1e9:
+            gap = (sequencer.generation, sequencer.expected)
+            if self._fault_told != gap:
+                self._fault_told = gap
+                await self._tell_fault(*gap, f"batch {sequencer.expected} never came to stage {self._settings.stage}")
+
+    async def _run_batch(self, batch: StageBatch) -> None:
+        role = self._runtime.stage
+        if role is None:
+            return
+        items = [entry.item for entry in batch.entries]
+        device = self._runtime.device
+        try:
+            inputs: list[torch.Tensor] | torch.Tensor
+            if batch.activations is None:
+                inputs = [await self._item_input(entry, device) for entry in batch.entries]
+            else:
+                inputs = await receive(self._tensors, batch.activations, device)
+        except TensorError as error:
+            await self._fault(batch, f"an input of batch {batch.seq} is gone: {error}")
+            return
+
+        def done(outcome: Outcome) -> None:
+            if outcome.error is not None:
+                log.error("batch %d failed", batch.seq, exc_info=outcome.error)
+                self._outbox.put(lambda: self._fault(batch, one_line(outcome.error)))
+                return
+            stamps = tuple(stamp for entry in batch.entries for stamp in entry.stamps)
+            self._record("stage", stamps, outcome)
+            self._outbox.put(lambda: self._pass_on(batch, outcome.value, outcome))
+
+        deadlines = [entry.stamps[0].frames[0].deadline_ns for entry in batch.entries if entry.stamps[0].live]
+        try:
+            self._device.submit(Rank.STAGE, lambda: role.run(items, inputs), done, min(deadlines, default=0))
+        except QueueFullError as error:
+            await self._fault(batch, str(error))
+
+    async def _item_input(self, entry: BatchEntry, device: torch.device) -> torch.Tensor:
+        parts = [await receive(self._tensors, ref, device) for ref in entry.inputs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    async def _pass_on(self, batch: StageBatch, output: StageOutput, outcome: Outcome) -> None:
+        stage_ms = (*batch.compute_ms, outcome.compute_ms)
+        live = all(entry.stamps[0].live for entry in batch.entries)
+        ttl_s = LIVE_TTL_S if live else LOSSLESS_TTL_S
+        if output.activations is not None:
+            ref = publish_shared(self._tensors, output.activations, ttl_s)
+            onward = batch.model_copy(update={"activations": ref, "compute_ms": stage_ms})
+            subject = subjects.pipeline_stage(batch.pipeline, self._settings.stage + 1)
+            await self._bus.publish(subject, onward)
+            return
+        results: list[ItemResult] = []
+        for entry, latents in zip(batch.entries, output.latents, strict=True):
+            item = entry.item
+            again: TensorRef | None = None
+            if item.is_last_step:
+                await self._finish(entry, latents, ttl_s, outcome)
+            else:
+                again = self._latents_ref(latents, ttl_s, local=self._is_stage(0))
+            results.append(
+                ItemResult(stream=item.stream, epoch=item.epoch, block=item.block, step=item.step, output=again)
+            )
+        report = BatchDone(
+            pipeline=batch.pipeline,
+            generation=batch.generation,
+            seq=batch.seq,
+            results=tuple(results),
+            stage_ms=stage_ms,
+        )
+        await self._bus.publish(subjects.pipeline_done(batch.pipeline), report)
+
+    async def _finish(self, entry: BatchEntry, latents: torch.Tensor, ttl_s: float, outcome: Outcome) -> None:
+        denoised = LatentsDenoised(
+            stamps=entry.stamps,
+            latents=self._latents_ref(latents, ttl_s, local=Role.DECODE in self._settings.roles),
+            block=entry.item.block,
+            steps=entry.item.steps,
+            prompt_version=entry.item.prompt_version,
+            timings=(*entry.timings, _timing("stage", outcome)),
+        )
+        await self._bus.publish(subjects.stream(entry.item.stream, "denoised"), denoised)
+
+    async def _fault(self, batch: StageBatch, reason: str) -> None:
+        await self._tell_fault(batch.generation, batch.seq, reason)
+
+    async def _tell_fault(self, generation: int, seq: int, reason: str) -> None:
+        self._count("faults")
+        fault = PipelineFault(
+            pipeline=self._settings.pipeline,
+            stage=self._settings.stage,
+            generation=generation,
+            seq=seq,
+            reason=reason,
+        )
+        await self._bus.publish(subjects.pipeline_done(self._settings.pipeline), fault)
+
+    # --- decode ------------------------------------------------------------------------------------------------------
+
+    async def on_denoised(self, received: Received) -> None:
+        """Clean latents → pixels, one FramesDecoded per chunk."""
+        message: LatentsDenoised = received.message
+        decode = self._runtime.decode
+        placed = self._admit(message.stamps[0])
+        if placed is None or decode is None:
+            return
+        fresh = [await self._in_order(placed.decode_gate, stamp) for stamp in message.stamps]
+        if not all(fresh):
+            return
+        stream = message.stamps[0].stream
+        try:
+            latents = await receive(self._tensors, message.latents, self._runtime.device)
+        except TensorError as error:
+            for stamp in message.stamps:
+                await self._drop(stamp, f"latents_gone: {error}")
+            return
+
+        def done(outcome: Outcome) -> None:
+            if outcome.error is not None:
+                for stamp in message.stamps:
+                    self._outbox.put(lambda stamp=stamp: self._dropped_by(outcome, stamp))
+                return
+            self._record("decode", message.stamps, outcome)
+            self._outbox.put(lambda: self._publish_frames(message, placed, outcome))
+
+        deadline = message.stamps[0].frames[0].deadline_ns if message.stamps[0].live else 0
+        await self._submit_or_drop(
+            Rank.DECODE, lambda: decode.run(stream, latents), done, *message.stamps, deadline_ns=deadline
+        )
+
+    async def _publish_frames(self, message: LatentsDenoised, placed: Placed, outcome: Outcome) -> None:
+        start = 0
+        for stamp in message.stamps:
+            frames = outcome.value[start : start + stamp.pixel_frames]
+            start += stamp.pixel_frames
+            try:
+                ref = self._tensors.put(frames, ttl_s=placed.ttl_s)
+            except TensorError as error:
+                await self._drop(stamp, f"no_room: {error}")
+                continue
+            decoded = FramesDecoded(
+                stamp=stamp,
+                pixels=ref,
+                steps=message.steps,
+                prompt_version=message.prompt_version,
+                timings=(*message.timings, _timing("decode", outcome)),
+            )
+            await self._bus.publish(subjects.stream(stamp.stream, "frames"), decoded)
+
+    # --- shared ------------------------------------------------------------------------------------------------------
+
+    def _admit(self, stamp: ChunkStamp) -> Placed | None:
+        placed = self.assignments.find(stamp)
+        if placed is None:
+            self._count("old_epoch")
+        return placed
+
+    async def _in_order(self, gate: OrderGate, stamp: ChunkStamp) -> bool:
+        arrival = gate.arrive(stamp.chunk)
+        if arrival is Arrival.NEW:
+            return True
+        self._count(f"chunk_{arrival.value}")
+        if arrival is Arrival.OVERTAKEN:
+            await self._drop(stamp, "overtaken")
+        return False
+
+    def _is_stage(self, stage: int) -> bool:
+        return Role.STAGE in self._settings.roles and self._settings.stage == stage
+
+    def _latents_ref(self, latents: torch.Tensor, ttl_s: float, local: bool) -> TensorRef:
+        publish = publish_local if local else publish_shared
+        return publish(self._tensors, latents, ttl_s)
+
+    def _submit(self, rank: Rank, run: Callable[[], object], done: Callable[[Outcome], None]) -> None:
+        try:
+            self._device.submit(rank, run, done)
+        except QueueFullError:
+            self._count("queue_full")
+
+    async def _submit_or_drop(
+        self,
+        rank: Rank,
+        run: Callable[[], object],
+        done: Callable[[Outcome], None],
+        *stamps: ChunkStamp,
+        deadline_ns: int | None = None,
+    ) -> None:
+        if deadline_ns is None:
+            deadline_ns = stamps[0].frames[0].deadline_ns if stamps[0].live else 0
+        try:
+            self._device.submit(rank, run, done, deadline_ns)
+        except QueueFullError:
+            for stamp in stamps:
+                await self._drop(stamp, "queue_full")
+
+    def _dropped_by(self, outcome: Outcome, stamp: ChunkStamp) -> Awaitable[None]:
+        log.error("chunk %d of %s failed", stamp.chunk, stamp.stream, exc_info=outcome.error)
+        return self._drop(stamp, "error")
+
+    async def _drop(self, stamp: ChunkStamp, reason: str) -> None:
+        self._count("dropped")
+        short, _, detail = reason.partition(":")
+        if detail:
+            log.warning("chunk %d of %s dropped, %s", stamp.chunk, stamp.stream, reason)
+        dropped = ChunkDropped(stamp=stamp, service="worker", reason=short)
+        await self._bus.publish(subjects.stream(stamp.stream, "frames"), dropped)
+
+    def _record(self, hop: str, stamps: tuple[ChunkStamp, ...], outcome: Outcome) -> None:
+        self.role_ms[hop] = outcome.compute_ms
+        end_ns = outcome.started_ns + int(outcome.compute_ms * 1e6)
+        for stamp in stamps:
+            record_hop(self._tracer, hop, stamp, outcome.started_ns, end_ns, outcome.queue_ms)
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+
+def _timing(hop: str, outcome: Outcome) -> StageTiming:
+    return StageTiming(hop=hop, queue_ms=outcome.queue_ms, compute_ms=outcome.compute_ms)

@@ -1,0 +1,1 @@
+"""The roles a worker may host. Each is plain synchronous code that the device thread runs."""

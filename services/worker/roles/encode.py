@@ -1,0 +1,42 @@
+"""encode: pixels to latents, with the stream's own causal cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shared.engine.model.autoencoder import Autoencoder, EncoderState
+
+SIGNATURE_SIDE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """``latents`` [latent frames, C, h, w] on the device; ``signature`` a 4×4 mean of the newest frame's channels."""
+
+    latents: torch.Tensor
+    signature: tuple[float, ...]
+
+
+class EncodeRole:
+    """Holds every stream's encoder cache."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self._autoencoder = autoencoder
+        self._states: dict[str, EncoderState] = {}
+
+    def open(self, stream: str) -> None:
+        """A new stream, or the same one anew: its cache starts empty."""
+        self._states[stream] = self._autoencoder.encoder_state()
+
+    def close(self, stream: str) -> None:
+        """Forget a stream."""
+        self._states.pop(stream, None)
+
+    def run(self, stream: str, pixels: np.ndarray) -> Encoded:
+        """Encode one chunk. ``pixels``: uint8 [frames, height, width, 3]. Raises KeyError for an unknown stream."""
+        latents = self._autoencoder.encode(self._states[stream], torch.from_numpy(pixels))
+        pooled = torch.nn.functional.adaptive_avg_pool2d(latents[-1].float(), SIGNATURE_SIDE).mean(0)
+        return Encoded(latents, tuple(float(value) for value in pooled.flatten().tolist()))

@@ -1,0 +1,63 @@
+"""stage: a contiguous range of DiT blocks, run on the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from shared.engine.stage import Stage
+
+from shared.engine.plan.items import Item
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutput:
+    """Of a middle stage: ``activations`` [items, tokens, dim]. Of the last one: per item its next step's input, or x0."""
+
+    activations: torch.Tensor | None
+    latents: tuple[torch.Tensor, ...] = ()
+
+
+class StageRole:
+    """Drives the engine's stage; latents of an item are [frames, C, h, w]."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._open: set[str] = set()
+
+    def open(self, stream: str, height: int, width: int) -> None:
+        """Give a stream its slots; sizes in pixels."""
+        if stream in self._open:
+            self.stage.close(stream)
+        self.stage.open(stream, height // 8, width // 8)
+        self._open.add(stream)
+
+    def close(self, stream: str) -> None:
+        """Free a stream's slots."""
+        if stream in self._open:
+            self._open.discard(stream)
+            self.stage.close(stream)
+
+    def reset(self) -> None:
+        """Empty every slot: the pipeline was rebuilt."""
+        self.stage.reset()
+
+    def set_prompt(self, stream: str, version: int, embedding: torch.Tensor) -> None:
+        """Compute the cross-attention K/V of a prompt version; versions that can no longer be named are dropped."""
+        self.stage.set_prompt(stream, version, embedding)
+        self.stage.drop_prompts(stream, {version - 1, version})
+
+    def run(self, items: Sequence[Item], inputs: Sequence[torch.Tensor] | torch.Tensor) -> StageOutput:
+        """One forward. The first stage takes each item's latents, later ones the activations of the one before."""
+        x = inputs if isinstance(inputs, torch.Tensor) else torch.stack(list(inputs))
+        y = self.stage.run(items, x)
+        if not self.stage.is_last:
+            return StageOutput(y)
+        renoised = [index for index, item in enumerate(items) if not item.is_last_step]
+        latents = list(y.unbind(0))
+        if renoised:
+            again = self.stage.renoise([items[index] for index in renoised], y[renoised])
+            for place, index in enumerate(renoised):
+                latents[index] = again[place]
+        return StageOutput(None, tuple(latents))

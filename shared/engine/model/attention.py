@@ -1,0 +1,97 @@
+"""The two attentions of a DiT block. What self-attention looks at is decided by the caller.
+
+Self-attention makes its queries, keys and values, turns them by RoPE and hands them to an :data:`Attend`: the trainer passes
+full attention with a mask, serving passes the rolling cache, which stores the keys and attends to what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from shared.engine.model.rope import RopeTable, rotate
+
+EPS = 1e-6
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v), each [B, L, heads, D] with q and k already turned → [B, L, heads, D]."""
+
+ContextKv = tuple[Tensor, Tensor]
+"""The prompt's keys and values in one block: [B or 1, text_len, heads, D] each."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention of q [B, L, heads, D] over k, v [B, M, heads, D] → [B, L, heads, D]; mask True = may look."""
+    y = fn.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    return y.transpose(1, 2)
+
+
+def full_attention(mask: Tensor | None = None) -> Attend:
+    """An Attend over the clip itself, for training: mask [L, L] or [B, 1, L, L], True = may look. Differentiable."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, mask)
+
+    return attend
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm over the last dimension (all heads together), computed in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., dim]."""
+        return fn.rms_norm(x.float(), self.weight.shape, None, EPS).to(x.dtype) * self.weight
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values of the tokens themselves."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RmsNorm(dim)
+        self.norm_k = RmsNorm(dim)
+
+    def forward(self, x: Tensor, rope: RopeTable, attend: Attend) -> Tensor:
+        """x [B, L, dim] → [B, L, dim]."""
+        split = (self.heads, -1)
+        q = rotate(self.norm_q(self.q(x)).unflatten(-1, split), rope)
+        k = rotate(self.norm_k(self.k(x)).unflatten(-1, split), rope)
+        v = self.v(x).unflatten(-1, split)
+        return self.o(attend(q, k, v).flatten(-2))
+
+
+class CrossAttention(nn.Module):
+    """Queries of the tokens over the prompt's keys and values, which are made once per prompt."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RmsNorm(dim)
+        self.norm_k = RmsNorm(dim)
+
+    def context_kv(self, context: Tensor) -> ContextKv:
+        """context [B, text_len, dim] (the projected text) → this block's keys and values."""
+        split = (self.heads, -1)
+        return self.norm_k(self.k(context)).unflatten(-1, split), self.v(context).unflatten(-1, split)
+
+    def forward(self, x: Tensor, kv: ContextKv) -> Tensor:
+        """x [B, L, dim] → [B, L, dim]. A kv of batch 1 serves every x."""
+        q = self.norm_q(self.q(x)).unflatten(-1, (self.heads, -1))
+        k, v = (t.expand(x.shape[0], -1, -1, -1) for t in kv)
+        return self.o(attention(q, k, v).flatten(-2))

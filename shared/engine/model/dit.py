@@ -1,0 +1,174 @@
+"""The causal Wan DiT, whole or only some of its blocks. Parameter names are those of the original Wan weights.
+
+Shapes: latents [B, F, C, h, w]; tokens [B, L, dim] with L = F·(h/2)·(w/2), frame by frame, row by row; timesteps are nominal
+(0…1000). The network predicts the flow v, so that x0 = x_t − σ·v.
+
+The pieces are plain: ``patches`` → tokens, ``times`` → modulation, ``context`` → the prompt, blocks, ``flow``. Serving
+calls them one by one (:mod:`shared.engine.stage`); training calls the module on a whole clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from shared.engine.model.attention import EPS, Attend, ContextKv, CrossAttention, SelfAttention, full_attention
+from shared.engine.model.rope import Rope, RopeTable
+from shared.engine.plan.spec import PATCH, ModelSpec
+
+
+class Block(nn.Module):
+    """One transformer layer: self-attention and MLP modulated by time, cross-attention to the prompt between them."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(spec.dim, spec.heads)
+        self.norm3 = nn.LayerNorm(spec.dim, EPS)
+        self.cross_attn = CrossAttention(spec.dim, spec.heads)
+        self.ffn = nn.Sequential(
+            nn.Linear(spec.dim, spec.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(spec.ffn_dim, spec.dim)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, spec.dim) / spec.dim**0.5)
+
+    def forward(self, x: Tensor, e: Tensor, rope: RopeTable, attend: Attend, context: ContextKv) -> Tensor:
+        """x [B, L, dim]; e [B, F or 1, 6, dim] float32 from :meth:`Dit.times`; context from :meth:`Dit.context_kv`."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = _per_token(self.modulation + e, x)
+        x = torch.addcmul(x, self.self_attn(_modulate(x, shift, scale), rope, attend), gate)
+        x = x + self.cross_attn(self.norm3(x), context)
+        return torch.addcmul(x, self.ffn(_modulate(x, shift_mlp, scale_mlp)), gate_mlp)
+
+
+class Head(nn.Module):
+    """The last norm and projection, modulated by time."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.head = nn.Linear(spec.dim, PATCH * PATCH * spec.latent_channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, spec.dim) / spec.dim**0.5)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """x [B, L, dim], e [B, F or 1, dim] float32 → [B, L, 4·C]."""
+        shift, scale = _per_token(self.modulation + e[:, :, None], x)
+        return self.head(_modulate(x, shift, scale))
+
+
+class Dit(nn.Module):
+    """Blocks ``blocks`` of the model (all of them by default), with what the first and the last of them need."""
+
+    def __init__(self, spec: ModelSpec, blocks: range | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.range = range(spec.layers) if blocks is None else blocks
+        if not self.range or self.range.step != 1 or self.range.start < 0 or self.range.stop > spec.layers:
+            raise ValueError(f"{self.range} is no run of the blocks 0…{spec.layers - 1} of {spec.name}")
+        dim = spec.dim
+        if self.is_first:
+            self.patch_embedding = nn.Conv3d(spec.latent_channels, dim, (1, PATCH, PATCH), (1, PATCH, PATCH))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(spec.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(spec.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleDict({str(i): Block(spec) for i in self.range})
+        if self.is_last:
+            self.head = Head(spec)
+        self.rope = Rope(spec.head_dim)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it takes latents."""
+        return self.range.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it returns the flow."""
+        return self.range.stop == self.spec.layers
+
+    def layers(self) -> list[Block]:
+        """The blocks in order."""
+        return [block for block in self.blocks.values() if isinstance(block, Block)]
+
+    def patches(self, latents: Tensor) -> Tensor:
+        """Latents [B, F, C, h, w] → tokens [B, L, dim]. First blocks only."""
+        weight = self.patch_embedding.weight
+        return fn.linear(patchify(latents).to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+
+    def times(self, timesteps: Tensor | Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+        """Nominal timesteps [B, F] → (e [B, F, dim] for the head, e6 [B, F, 6, dim] for the blocks), float32.
+
+        F may be 1 where all frames of an item share a timestep. Given as numbers they never visit the device as float64.
+        """
+        weight = self.time_embedding[0].weight
+        nominal = torch.as_tensor(timesteps, dtype=torch.float64)
+        half = self.spec.freq_dim // 2
+        steps = torch.arange(half, dtype=torch.float64, device=nominal.device)
+        angle = nominal[..., None] * torch.pow(torch.tensor(10000.0, dtype=torch.float64), -steps / half)
+        waves = torch.cat([angle.cos(), angle.sin()], -1).to(weight.dtype).to(weight.device, non_blocking=True)
+        e = self.time_embedding(waves)
+        return e.float(), self.time_projection(e).unflatten(-1, (6, -1)).float()
+
+    def context(self, text: Tensor) -> Tensor:
+        """Text embeddings [B, text_len, text_dim] → projected [B, text_len, dim]."""
+        return self.text_embedding(text.to(self.text_embedding[0].weight.dtype))
+
+    def context_kv(self, text: Tensor) -> list[ContextKv]:
+        """Text embeddings → every block's cross-attention keys and values."""
+        context = self.context(text)
+        return [block.cross_attn.context_kv(context) for block in self.layers()]
+
+    def flow(self, x: Tensor, e: Tensor, rows: int, columns: int) -> Tensor:
+        """Tokens [B, L, dim] → flow [B, F, C, 2·rows, 2·columns] float32. Last blocks only."""
+        return unpatchify(self.head(x, e).float(), rows, columns)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        attend: Attend | None = None,
+        start_frames: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The whole model on whole clips; differentiable.
+
+        latents [B, F, C, h, w], timesteps [B, F] or [B, 1], text [B or 1, text_len, text_dim], mask [L, L] or [B, 1, L, L]
+        (True = may look) → flow [B, F, C, h, w] float32. ``attend`` replaces the masked attention in every block.
+        """
+        batch, frames, _, height, width = latents.shape
+        rows, columns = height // PATCH, width // PATCH
+        rope = self.rope.table(start_frames or [0] * batch, frames, rows, columns, latents.device)
+        e, e6 = self.times(timesteps)
+        x = self.patches(latents)
+        look = attend if attend is not None else full_attention(mask)
+        for block, kv in zip(self.layers(), self.context_kv(text), strict=True):
+            x = block(x, e6, rope, look, kv)
+        return self.flow(x, e, rows, columns)
+
+
+def patchify(latents: Tensor) -> Tensor:
+    """Latents [B, F, C, h, w] → [B, F·(h/2)·(w/2), C·4], channels first within a patch."""
+    b, f, c, h, w = latents.shape
+    x = latents.reshape(b, f, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(b, f * (h // PATCH) * (w // PATCH), c * PATCH * PATCH)
+
+
+def unpatchify(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """The head's output [B, L, 4·C], channels last within a patch → [B, F, C, 2·rows, 2·columns]."""
+    x = tokens.unflatten(-1, (PATCH, PATCH, -1)).unflatten(1, (-1, rows, columns))
+    return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def _per_token(modulation: Tensor, x: Tensor) -> list[Tensor]:
+    """[B, F or 1, n, dim] → n tensors that broadcast over x [B, L, dim], in x's dtype."""
+    frames = modulation.shape[1]
+    if frames > 1:
+        modulation = modulation.repeat_interleave(x.shape[1] // frames, 1)
+    return list(modulation.to(x.dtype).unbind(2))
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights, then scale and shift."""
+    return torch.addcmul(shift, fn.layer_norm(x, x.shape[-1:], None, None, EPS), 1 + scale)

@@ -1,0 +1,76 @@
+"""Rotary positions over time, height and width, in real float32 arithmetic.
+
+A head's D channels are D/2 interleaved pairs: the first c − 2⌊c/3⌋ (c = D/2) turn with the frame, the next ⌊c/3⌋ with the
+row, the last ⌊c/3⌋ with the column. Angles are made in float64 on the host, once per forward and only for the frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RopeTable = tuple[Tensor, Tensor]
+"""(cos, sin), float32, broadcastable to [B, L, heads, D/2]."""
+
+
+def rotate(x: Tensor, table: RopeTable) -> Tensor:
+    """x [B, L, heads, D] turned by the table; computed in float32, returned in x's dtype."""
+    cos, sin = table
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
+
+
+class Rope:
+    """Angles of one head size. Spatial parts are kept per latent size and device."""
+
+    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+        pairs = head_dim // 2
+        side = pairs // 3
+        self._time = _frequencies(pairs - 2 * side, theta)
+        self._side = _frequencies(side, theta)
+        self._spatial: dict[tuple[int, int, str], RopeTable] = {}
+
+    def table(
+        self, starts: Sequence[int], frames: int, rows: int, columns: int, device: torch.device | str = "cpu"
+    ) -> RopeTable:
+        """Tables of B clips of ``frames`` frames of rows × columns tokens; clip b's first frame stands at starts[b].
+
+        Returns (cos, sin), each [B, frames·rows·columns, 1, D/2].
+        """
+        positions = torch.tensor(starts, dtype=torch.float64)[:, None] + torch.arange(frames, dtype=torch.float64)
+        angle = positions[..., None] * self._time
+        turn = torch.stack((angle.cos(), angle.sin())).float().to(device, non_blocking=True)
+        batch = len(starts)
+        tables: list[Tensor] = []
+        for time, space in zip(turn, self._space(rows, columns, device), strict=True):
+            joined = torch.cat(
+                [
+                    time[:, :, None].expand(-1, -1, rows * columns, -1),
+                    space[None, None].expand(batch, frames, -1, -1),
+                ],
+                -1,
+            )
+            tables.append(joined.flatten(1, 2)[:, :, None])
+        return tables[0], tables[1]
+
+    def shift(self, frames: int, device: torch.device | str = "cpu") -> RopeTable:
+        """The table, [D/2] each, that moves an already turned key by ``frames`` frames (may be negative)."""
+        still = torch.zeros(2 * self._side.numel(), dtype=torch.float64)
+        angle = torch.cat([self._time * float(frames), still])
+        return angle.cos().float().to(device), angle.sin().float().to(device)
+
+    def _space(self, rows: int, columns: int, device: torch.device | str) -> RopeTable:
+        """(cos, sin) [rows·columns, 2·⌊c/3⌋] of one latent frame's tokens."""
+        key = (rows, columns, str(device))
+        if key not in self._spatial:
+            down = torch.arange(rows, dtype=torch.float64)[:, None, None] * self._side
+            right = torch.arange(columns, dtype=torch.float64)[None, :, None] * self._side
+            angle = torch.cat([down.expand(-1, columns, -1), right.expand(rows, -1, -1)], -1).flatten(0, 1)
+            self._spatial[key] = (angle.cos().float().to(device), angle.sin().float().to(device))
+        return self._spatial[key]
+
+
+def _frequencies(pairs: int, theta: float) -> Tensor:
+    return theta ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))

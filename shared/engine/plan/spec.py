@@ -1,0 +1,225 @@
+"""What the rest of the system must know about a model: sizes, steps, cache and noise constants. Imports no torch.
+
+A model lives in a folder ``<name>/`` with ``spec.json`` (this dataclass), ``dit.safetensors``, ``vae.safetensors`` and
+``text.safetensors``. The presets below describe the published models and the embedded one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+VAE_STRIDE = 8
+"""Pixels per latent cell, along both sides, of every supported autoencoder."""
+PATCH = 2
+"""Latent cells per token, along both sides (the DiT's patch is 1×2×2)."""
+FRAMES_PER_LATENT = 4
+"""Pixel frames per latent frame; a stream's first latent frame holds one pixel frame instead."""
+
+
+class SpecError(ValueError):
+    """A model's spec does not hold together; the message names the field."""
+
+
+class UnknownModelError(SpecError):
+    """There is no preset of this name; the message lists the known ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSpec:
+    """Constants of the noise controller.
+
+    Both forms smooth: s = ``smoothing``·target + (1 − ``smoothing``)·s_prev. Pixel form: target = ``s0`` − ``gain``·d̂,
+    d̂ = clamp(d / ``pixel_full``, 0, 1). Latent form: target = ``s_max`` − (``s_max`` − ``s_min``)·d̂, where d̂ comes from
+    the last ``latent_window`` latent differences over ``latent_full``.
+    The first timestep is int(1000·s) − ``first_step_margin``.
+    """
+
+    s0: float = 0.8
+    gain: float = 0.1
+    pixel_full: float = 0.2
+    smoothing: float = 0.9
+    s_max: float = 0.8
+    s_min: float = 0.7
+    latent_window: int = 4
+    latent_full: float = 0.2
+    first_step_margin: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One causal video model: the DiT, its cache, its steps and its autoencoder.
+
+    Sizes are in tokens and channels; ``ring``, ``sinks`` and ``rope_refresh_at`` (0: never) in latent frames; ``steps``
+    are nominal timesteps (0…1000) of which a stream of K steps takes the first K. ``sink_threshold`` None switches
+    adaptive sinks off. ``rerotate`` moves the rotation of cached keys at a RoPE refresh. ``encoder_normalised`` says
+    whether the encoder's latents are normalised by ``latent_shift``/``latent_scale`` before they enter the DiT; the
+    decoder's input is always z·scale + shift (empty tuples: no change).
+    """
+
+    name: str
+    dim: int
+    ffn_dim: int
+    layers: int
+    heads: int
+    freq_dim: int = 256
+    text_dim: int = 4096
+    text_len: int = 512
+    latent_channels: int = 16
+    ring: int = 6
+    sinks: int = 3
+    sink_threshold: float | None = 0.2
+    rope_refresh_at: int = 50
+    rerotate: bool = True
+    sigma_shift: float = 8.0
+    steps: tuple[int, ...] = (700, 500, 400, 200)
+    noise: NoiseSpec = field(default_factory=NoiseSpec)
+    vae: str = "taehv"
+    vae_widths: tuple[int, ...] = (256, 128, 64, 64)
+    vae_encoder_width: int = 64
+    encoder_normalised: bool = False
+    latent_scale: tuple[float, ...] = ()
+    latent_shift: tuple[float, ...] = ()
+    text: str = "umt5"
+    default_width: int = 832
+    default_height: int = 480
+    default_fps: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse what no forward could run; the error names the field."""
+        if self.heads <= 0 or self.dim % self.heads:
+            raise SpecError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.head_dim % 2:
+            raise SpecError(f"head_dim {self.head_dim} must be even: RoPE turns pairs")
+        if not 0 <= self.sinks < self.ring:
+            raise SpecError(f"sinks {self.sinks} must be in 0…ring−1 = {self.ring - 1}")
+        if self.rope_refresh_at and self.rope_refresh_at < self.ring:
+            raise SpecError(f"rope_refresh_at {self.rope_refresh_at} is less than ring {self.ring}")
+        if not self.steps or any(not 0 < t <= 1000 for t in self.steps):
+            raise SpecError(f"steps {self.steps} must be timesteps in 1…1000")
+        if self.vae not in ("taehv", "wan"):
+            raise SpecError(f"vae {self.vae!r} is neither 'taehv' nor 'wan'")
+        for name in ("latent_scale", "latent_shift"):
+            if len(getattr(self, name)) not in (0, self.latent_channels):
+                raise SpecError(f"{name} must be empty or hold one value per latent channel ({self.latent_channels})")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.dim // self.heads
+
+    @property
+    def max_steps(self) -> int:
+        """The largest K a stream may have."""
+        return len(self.steps)
+
+    def latent_size(self, width: int, height: int) -> tuple[int, int]:
+        """(latent height, latent width) of a picture in pixels; both sides must be multiples of 16."""
+        cell = VAE_STRIDE * PATCH
+        if width <= 0 or height <= 0 or width % cell or height % cell:
+            raise SpecError(f"{width}×{height} pixels: both sides must be positive multiples of {cell}")
+        return height // VAE_STRIDE, width // VAE_STRIDE
+
+    def tokens(self, width: int, height: int) -> int:
+        """DiT tokens of one latent frame of a picture of this size in pixels."""
+        rows, columns = self.latent_size(width, height)
+        return (rows // PATCH) * (columns // PATCH)
+
+    def kv_bytes(self, width: int, height: int, *, bytes_per_value: int = 2) -> int:
+        """Bytes of one slot's KV cache in one DiT block."""
+        return 2 * self.ring * self.tokens(width, height) * self.dim * bytes_per_value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def to_json(self, path: Path | str) -> None:
+        """Write ``spec.json``."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of :meth:`to_dict`. Raises SpecError naming an unknown or missing field."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise SpecError(f"unknown fields in the model's spec: {', '.join(unknown)}")
+        if missing := [n for n in ("name", "dim", "ffn_dim", "layers", "heads") if n not in values]:
+            raise SpecError(f"fields missing in the model's spec: {', '.join(missing)}")
+        plain: dict[str, Any] = {}
+        for key, value in values.items():
+            plain[key] = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+        noise = plain.get("noise")
+        if isinstance(noise, Mapping):
+            try:
+                plain["noise"] = NoiseSpec(**cast("Mapping[str, Any]", noise))
+            except TypeError as error:
+                raise SpecError(f"noise in the model's spec: {error}") from None
+        return cls(**plain)
+
+    @classmethod
+    def from_json(cls, path: Path | str) -> ModelSpec:
+        """Read ``spec.json``. Raises SpecError for a file that is not a spec."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise SpecError(f"{path} is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise SpecError(f"{path} holds no JSON object")
+        return cls.from_dict(cast("dict[str, Any]", values))
+
+
+_WAN_SMALL = ModelSpec(name="wan-1.3b", dim=1536, ffn_dim=8960, layers=30, heads=12, vae="wan")
+_TINY = ModelSpec(
+    name="rheo-tiny",
+    dim=256,
+    ffn_dim=1024,
+    layers=6,
+    heads=4,
+    freq_dim=64,
+    text_dim=128,
+    text_len=16,
+    steps=(700, 500),
+    vae="taehv",
+    vae_widths=(64, 32, 16, 16),
+    vae_encoder_width=16,
+    text="rheo-tiny",
+    default_width=320,
+    default_height=192,
+    default_fps=24,
+)
+
+PRESETS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        _WAN_SMALL,
+        replace(_WAN_SMALL, name="wan-1.3b-fast", ring=5, sinks=2, vae="taehv"),
+        replace(_WAN_SMALL, name="wan-14b", dim=5120, ffn_dim=13824, layers=40, heads=40),
+        _TINY,
+        # Small enough for a unit test to run many forwards of it.
+        replace(
+            _TINY,
+            name="nano",
+            dim=64,
+            ffn_dim=128,
+            layers=3,
+            freq_dim=32,
+            text_dim=48,
+            steps=(700, 500, 400, 200),
+            vae_widths=(16, 8, 8, 8),
+            vae_encoder_width=8,
+            default_width=96,
+            default_height=64,
+        ),
+    )
+}
+
+
+def spec_of(name: str) -> ModelSpec:
+    """The preset of this name. Raises UnknownModelError that lists the known names."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise UnknownModelError(f"no model {name!r}; known: {', '.join(sorted(PRESETS))}") from None

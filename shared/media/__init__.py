@@ -1,0 +1,1 @@
+"""Media helpers that several services share: probing a file, the audio track header, salvaging a recording, safe paths."""

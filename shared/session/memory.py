@@ -1,0 +1,161 @@
+"""The session store in this process: for tests, and for running without Redis. Values pass through the stored form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.clock import Clock, SystemClock
+from shared.contracts.commands import StreamSpec
+from shared.contracts.events import LedgerTotals
+from shared.session.port import (
+    NoSuchStreamError,
+    StreamExistsError,
+    decode_session,
+    pack,
+    totals_of,
+    unpack,
+    verdict_counts,
+)
+from shared.session.state import TERMINAL_STATES, Owner, StreamState, check_move, check_owner
+
+EMBEDDING_TTL_S = 86_400.0
+
+
+@dataclass(slots=True)
+class _Ledger:
+    counts: dict[str, int] = field(default_factory=dict)
+    source_drops: dict[str, int] = field(default_factory=dict)
+    frames_in: int = 0
+    closed: int = 0
+    through: int = 0
+    above: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Lease:
+    holder: str
+    term: int
+    until: float
+
+
+class MemoryStore:
+    """See ``SessionStore``. ``clock`` drives leases and expiry."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock: Clock = clock or SystemClock()
+        self._sessions: dict[str, dict[str, bytes]] = {}
+        self._ledgers: dict[str, _Ledger] = {}
+        self._embeddings: dict[str, tuple[float, str, tuple[int, ...], bytes]] = {}
+        self._leases: dict[str, _Lease] = {}
+        self._terms: dict[str, int] = {}
+
+    def _session(self, stream: str) -> dict[str, bytes]:
+        session = self._sessions.get(stream)
+        if session is None:
+            raise NoSuchStreamError(f"stream {stream} is not known")
+        return session
+
+    def _state(self, stream: str) -> StreamState:
+        return StreamState(unpack(self._session(stream)["state"]))
+
+    async def create(self, stream: str, spec: StreamSpec) -> None:
+        if stream in self._sessions and self._state(stream) not in TERMINAL_STATES:
+            raise StreamExistsError(f"stream {stream} is under way")
+        self._ledgers.pop(stream, None)
+        self._sessions[stream] = {"spec": pack(spec.model_dump()), "state": pack(StreamState.STARTING.value)}
+
+    async def put(self, stream: str, owner: Owner, fields: Mapping[str, Any]) -> None:
+        check_owner(owner, fields)
+        packed = {name: pack(value) for name, value in fields.items()}
+        self._session(stream).update(packed)
+
+    async def get(self, stream: str) -> dict[str, Any] | None:
+        session = self._sessions.get(stream)
+        return None if session is None else decode_session(session)
+
+    async def streams(self) -> list[str]:
+        return sorted(self._sessions)
+
+    async def move(self, stream: str, to: StreamState) -> StreamState:
+        current = self._state(stream)
+        check_move(stream, current, to)
+        self._session(stream)["state"] = pack(to.value)
+        return current
+
+    async def delete(self, stream: str) -> None:
+        self._sessions.pop(stream, None)
+        self._ledgers.pop(stream, None)
+
+    async def put_embedding(self, digest: str, dtype: str, shape: Sequence[int], data: bytes) -> None:
+        now = self._clock.monotonic()
+        for old in [key for key, value in self._embeddings.items() if value[0] <= now]:
+            del self._embeddings[old]
+        self._embeddings[digest] = (now + EMBEDDING_TTL_S, dtype, tuple(shape), bytes(data))
+
+    async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
+        found = self._embeddings.get(digest)
+        now = self._clock.monotonic()
+        if found is None or found[0] <= now:
+            return None
+        _, dtype, shape, data = found
+        self._embeddings[digest] = (now + EMBEDDING_TTL_S, dtype, shape, data)
+        return dtype, shape, data
+
+    def _held(self, name: str) -> _Lease | None:
+        lease = self._leases.get(name)
+        return lease if lease is not None and lease.until > self._clock.monotonic() else None
+
+    async def acquire(self, name: str, holder: str, ttl_s: float) -> int | None:
+        lease = self._held(name)
+        if lease is not None and lease.holder != holder:
+            return None
+        term = self._terms[name] = self._terms.get(name, 0) + 1
+        self._leases[name] = _Lease(holder, term, self._clock.monotonic() + ttl_s)
+        return term
+
+    async def renew(self, name: str, holder: str, term: int, ttl_s: float) -> bool:
+        lease = self._held(name)
+        if lease is None or (lease.holder, lease.term) != (holder, term):
+            return False
+        lease.until = self._clock.monotonic() + ttl_s
+        return True
+
+    async def release(self, name: str, holder: str, term: int) -> None:
+        lease = self._held(name)
+        if lease is not None and (lease.holder, lease.term) == (holder, term):
+            del self._leases[name]
+
+    async def close_chunk(self, stream: str, chunk: int, verdict: dict[str, int]) -> bool:
+        counts = verdict_counts(verdict)
+        ledger = self._ledgers.setdefault(stream, _Ledger())
+        if chunk < ledger.through or chunk in ledger.above:
+            return False
+        ledger.above.add(chunk)
+        ledger.closed += 1
+        for name, frames in counts.items():
+            ledger.counts[name] = ledger.counts.get(name, 0) + frames
+        while ledger.through in ledger.above:
+            ledger.above.remove(ledger.through)
+            ledger.through += 1
+        return True
+
+    async def ledger(self, stream: str) -> tuple[LedgerTotals, int, int]:
+        ledger = self._ledgers.get(stream, _Ledger())
+        counts = dict(ledger.counts)
+        for name, frames in ledger.source_drops.items():
+            counts[name] = counts.get(name, 0) + frames
+        return totals_of(counts, ledger.frames_in), ledger.closed, ledger.through
+
+    async def put_ledger_frames_in(
+        self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None
+    ) -> None:
+        drops = verdict_counts(dropped or {})
+        ledger = self._ledgers.setdefault(stream, _Ledger())
+        ledger.frames_in = max(ledger.frames_in, frames_in)
+        for name, frames in drops.items():
+            ledger.source_drops[name] = max(ledger.source_drops.get(name, 0), frames)
+
+    async def close(self) -> None:
+        """Nothing to release."""

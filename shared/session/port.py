@@ -1,0 +1,145 @@
+"""The session store as services see it. ``RedisStore`` and ``MemoryStore`` pass one conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgpack
+
+from shared.contracts.commands import StreamSpec
+from shared.contracts.events import LedgerTotals
+from shared.session.state import Owner, StreamState
+
+VERDICTS = ("on_time", "late", "skipped")
+
+
+class StoreError(RuntimeError):
+    """Base of what a store may raise. Every message is one line."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached or does not answer."""
+
+
+class StreamExistsError(StoreError):
+    """A stream of this id is under way."""
+
+
+class NoSuchStreamError(StoreError, LookupError):
+    """No stream of this id is known."""
+
+
+def pack(value: Any) -> bytes:
+    """A field's stored form. Raises TypeError for what msgpack cannot hold."""
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def unpack(data: bytes) -> Any:
+    """The inverse of ``pack``; arrays come back as lists."""
+    return msgpack.unpackb(data, raw=False, strict_map_key=False)
+
+
+def decode_session(fields: Mapping[str, bytes]) -> dict[str, Any]:
+    """A session's stored fields as values: ``spec`` a StreamSpec, ``state`` a StreamState, the rest as was put."""
+    session = {name: unpack(data) for name, data in fields.items()}
+    session["spec"] = StreamSpec.model_validate(session["spec"])
+    session["state"] = StreamState(session["state"])
+    return session
+
+
+def verdict_counts(verdict: Mapping[str, int]) -> dict[str, int]:
+    """A chunk's verdict with its keys checked: on_time, late, skipped, or "service:reason" for a drop.
+
+    Raises ValueError on another key or a negative number.
+    """
+    for name, frames in verdict.items():
+        if name not in VERDICTS and ":" not in name:
+            raise ValueError(f'{name!r} is no verdict: on_time, late, skipped or "service:reason"')
+        if frames < 0:
+            raise ValueError(f"{name!r}: {frames} frames cannot be")
+    return {name: frames for name, frames in verdict.items() if frames}
+
+
+def totals_of(counts: Mapping[str, int], frames_in: int) -> LedgerTotals:
+    """Ledger counters as the contract's totals."""
+    return LedgerTotals(
+        frames_in=frames_in,
+        on_time=counts.get("on_time", 0),
+        late=counts.get("late", 0),
+        skipped=counts.get("skipped", 0),
+        dropped={name: frames for name, frames in sorted(counts.items()) if name not in VERDICTS},
+    )
+
+
+class SessionStore(Protocol):
+    """State that outlives a process. Every method may raise StoreUnavailableError."""
+
+    async def create(self, stream: str, spec: StreamSpec) -> None:
+        """Begin a session in state starting. One that ended is replaced, ledger included; else StreamExistsError."""
+        ...
+
+    async def put(self, stream: str, owner: Owner, fields: Mapping[str, Any]) -> None:
+        """Write fields of one owner at once. Raises FieldOwnerError, NoSuchStreamError."""
+        ...
+
+    async def get(self, stream: str) -> dict[str, Any] | None:
+        """All fields: ``spec`` a StreamSpec, ``state`` a StreamState, the rest as they were put (tuples as lists)."""
+        ...
+
+    async def streams(self) -> list[str]:
+        """The ids of all sessions, sorted."""
+        ...
+
+    async def move(self, stream: str, to: StreamState) -> StreamState:
+        """Change the state, atomically, and return the one before. Raises IllegalMoveError, NoSuchStreamError."""
+        ...
+
+    async def delete(self, stream: str) -> None:
+        """Forget a session and its ledger."""
+        ...
+
+    async def put_embedding(self, digest: str, dtype: str, shape: Sequence[int], data: bytes) -> None:
+        """Keep a prompt embedding for a day under its content hash."""
+        ...
+
+    async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
+        """(dtype, shape, bytes); reading it renews its day."""
+        ...
+
+    async def acquire(self, name: str, holder: str, ttl_s: float) -> int | None:
+        """Take a free lease (or one's own again) for ``ttl_s``: a new term, larger than all before; None if it is held."""
+        ...
+
+    async def renew(self, name: str, holder: str, term: int, ttl_s: float) -> bool:
+        """Extend a lease; False when it was lost."""
+        ...
+
+    async def release(self, name: str, holder: str, term: int) -> None:
+        """Give a lease back, if it is still one's own."""
+        ...
+
+    async def close_chunk(self, stream: str, chunk: int, verdict: dict[str, int]) -> bool:
+        """Close a chunk in the ledger: frames by "on_time", "late", "skipped" or "service:reason".
+
+        The first verdict wins (True); any later one changes nothing (False). Counting, and moving the watermark over
+        closed chunks, is one transaction.
+        """
+        ...
+
+    async def ledger(self, stream: str) -> tuple[LedgerTotals, int, int]:
+        """(totals, closed chunks, through): every chunk below ``through`` is closed. Zeros for an unknown stream."""
+        ...
+
+    async def put_ledger_frames_in(
+        self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None
+    ) -> None:
+        """Set ingest's running totals: frames captured, and what it dropped before numbering ("ingest:reason").
+
+        They are cumulative; a smaller number than the stored one (a message that came late) is ignored.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections. Idempotent."""
+        ...

@@ -1,0 +1,289 @@
+"""The session store in Redis. What must not be torn apart is one Lua script, which Redis runs as one transaction.
+
+Keys, all under ``prefix``: ``streams`` (set of ids), ``stream:<id>`` (hash), ``ledger:<id>`` (hash: closed, through,
+frames_in, ``n:<verdict>``, ``s:<ingest's drops>``), ``ledger:<id>:above`` (set of closed chunks over the watermark),
+``embedding:<digest>`` (hash), ``lease:<name>`` (hash), ``term:<name>`` (counter).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ParamSpec, Self, TypeVar
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+
+from shared.contracts.commands import StreamSpec
+from shared.contracts.events import LedgerTotals
+from shared.session.port import (
+    NoSuchStreamError,
+    StoreUnavailableError,
+    StreamExistsError,
+    decode_session,
+    pack,
+    totals_of,
+    unpack,
+    verdict_counts,
+)
+from shared.session.state import (
+    TERMINAL_STATES,
+    IllegalMoveError,
+    Owner,
+    StreamState,
+    check_owner,
+    states_before,
+)
+
+CONNECT_S = 3.0
+ANSWER_S = 3.0
+EMBEDDING_TTL_S = 86_400
+MAX_CONNECTIONS = 16
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# KEYS: stream, streams, ledger, above. ARGV: id, spec, starting, then the states that may be replaced.
+_CREATE = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state then
+  local over = false
+  for i = 4, #ARGV do if ARGV[i] == state then over = true end end
+  if not over then return 0 end
+end
+redis.call('DEL', KEYS[1], KEYS[3], KEYS[4])
+redis.call('HSET', KEYS[1], 'spec', ARGV[2], 'state', ARGV[3])
+redis.call('SADD', KEYS[2], ARGV[1])
+return 1
+"""
+
+# KEYS: stream. ARGV: field, value, …
+_PUT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV))
+return 1
+"""
+
+# KEYS: stream. ARGV: to, then the states it may follow. Returns {moved, state before}.
+_MOVE = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return {0, ''} end
+for i = 2, #ARGV do
+  if ARGV[i] == state then
+    redis.call('HSET', KEYS[1], 'state', ARGV[1])
+    return {1, state}
+  end
+end
+return {0, state}
+"""
+
+# KEYS: lease, term. ARGV: holder, ttl in ms.
+_ACQUIRE = """
+local holder = redis.call('HGET', KEYS[1], 'holder')
+if holder and holder ~= ARGV[1] then return 0 end
+local term = redis.call('INCR', KEYS[2])
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'term', term)
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return term
+"""
+
+# KEYS: lease. ARGV: holder, term, ttl in ms (0: release).
+_RENEW = """
+local lease = redis.call('HMGET', KEYS[1], 'holder', 'term')
+if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] then return 0 end
+if ARGV[3] == '0' then redis.call('DEL', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+
+# KEYS: ledger, above. ARGV: chunk, then verdict, frames, …
+_CLOSE_CHUNK = """
+local chunk = tonumber(ARGV[1])
+local through = tonumber(redis.call('HGET', KEYS[1], 'through') or '0')
+if chunk < through or redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 1 then return 0 end
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('HINCRBY', KEYS[1], 'closed', 1)
+for i = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], 'n:' .. ARGV[i], ARGV[i + 1]) end
+while redis.call('SREM', KEYS[2], string.format('%d', through)) == 1 do through = through + 1 end
+redis.call('HSET', KEYS[1], 'through', string.format('%d', through))
+return 1
+"""
+
+# KEYS: ledger. ARGV: field, number, …: each is raised to the number, never lowered.
+_RAISE = """
+for i = 1, #ARGV, 2 do
+  local old = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1')
+  if tonumber(ARGV[i + 1]) > old then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+return 1
+"""
+
+
+def _reached(method: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    """Turn the client's errors into StoreUnavailableError."""
+
+    @functools.wraps(method)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await method(*args, **kwargs)
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            text = (str(error).splitlines() or [""])[0]
+            raise StoreUnavailableError(f"Redis failed in {method.__name__}: {text or type(error).__name__}") from error
+
+    return guarded
+
+
+class RedisStore:
+    """See ``SessionStore``. Connect with ``await RedisStore.connect(url)``."""
+
+    def __init__(self, client: Redis, prefix: str = "rheo:") -> None:
+        self._redis = client
+        self._prefix = prefix
+        self._create = client.register_script(_CREATE)
+        self._put = client.register_script(_PUT)
+        self._move = client.register_script(_MOVE)
+        self._acquire = client.register_script(_ACQUIRE)
+        self._renew = client.register_script(_RENEW)
+        self._close_chunk = client.register_script(_CLOSE_CHUNK)
+        self._raise = client.register_script(_RAISE)
+
+    @classmethod
+    async def connect(cls, url: str, prefix: str = "rheo:") -> Self:
+        """A store whose server answered. Raises StoreUnavailableError within 3 s."""
+        client = Redis.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            socket_connect_timeout=CONNECT_S,
+            socket_timeout=ANSWER_S,
+            health_check_interval=30,
+            retry=Retry(ConstantBackoff(0.1), 3),
+        )
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await client.ping()  # type: ignore[misc]
+        except (redis_errors.RedisError, OSError, TimeoutError, ValueError) as error:
+            await client.aclose()
+            reason = (str(error).splitlines() or [""])[0] or "no answer"
+            raise StoreUnavailableError(
+                f"no Redis server at {url} ({reason}): start redis-server there, or set RHEOCAST_REDIS_URL"
+            ) from error
+        return cls(client, prefix)
+
+    def _key(self, *parts: str) -> str:
+        return self._prefix + ":".join(parts)
+
+    @_reached
+    async def create(self, stream: str, spec: StreamSpec) -> None:
+        keys = [self._key("stream", stream), self._key("streams"), *self._ledger_keys(stream)]
+        over = [pack(state.value) for state in TERMINAL_STATES]
+        args = [stream, pack(spec.model_dump()), pack(StreamState.STARTING.value), *over]
+        if not await self._create(keys=keys, args=args):
+            raise StreamExistsError(f"stream {stream} is under way")
+
+    @_reached
+    async def put(self, stream: str, owner: Owner, fields: Mapping[str, Any]) -> None:
+        check_owner(owner, fields)
+        args = [part for name, value in fields.items() for part in (name, pack(value))]
+        if args and not await self._put(keys=[self._key("stream", stream)], args=args):
+            raise NoSuchStreamError(f"stream {stream} is not known")
+
+    @_reached
+    async def get(self, stream: str) -> dict[str, Any] | None:
+        fields: dict[bytes, bytes] = await self._redis.hgetall(self._key("stream", stream))  # type: ignore[misc]
+        return decode_session({name.decode(): data for name, data in fields.items()}) if fields else None
+
+    @_reached
+    async def streams(self) -> list[str]:
+        members: set[bytes] = await self._redis.smembers(self._key("streams"))  # type: ignore[misc]
+        return sorted(member.decode() for member in members)
+
+    @_reached
+    async def move(self, stream: str, to: StreamState) -> StreamState:
+        args = [pack(to.value), *(pack(state.value) for state in states_before(to))]
+        moved, before = await self._move(keys=[self._key("stream", stream)], args=args)
+        if not before:
+            raise NoSuchStreamError(f"stream {stream} is not known")
+        current = StreamState(unpack(before))
+        if not moved:
+            raise IllegalMoveError(stream, current, to)
+        return current
+
+    @_reached
+    async def delete(self, stream: str) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(self._key("stream", stream), *self._ledger_keys(stream))
+            pipe.srem(self._key("streams"), stream)
+            await pipe.execute()
+
+    @_reached
+    async def put_embedding(self, digest: str, dtype: str, shape: Sequence[int], data: bytes) -> None:
+        key = self._key("embedding", digest)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(key, mapping={"dtype": dtype, "shape": pack(list(shape)), "data": bytes(data)})
+            pipe.expire(key, EMBEDDING_TTL_S)
+            await pipe.execute()
+
+    @_reached
+    async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
+        key = self._key("embedding", digest)
+        dtype, shape, data = await self._redis.hmget(key, ["dtype", "shape", "data"])  # type: ignore[misc]
+        if dtype is None or shape is None or data is None:
+            return None
+        await self._redis.expire(key, EMBEDDING_TTL_S)
+        return dtype.decode(), tuple(unpack(shape)), data
+
+    @_reached
+    async def acquire(self, name: str, holder: str, ttl_s: float) -> int | None:
+        keys = [self._key("lease", name), self._key("term", name)]
+        term = await self._acquire(keys=keys, args=[holder, _ms(ttl_s)])
+        return int(term) or None
+
+    @_reached
+    async def renew(self, name: str, holder: str, term: int, ttl_s: float) -> bool:
+        return bool(await self._renew(keys=[self._key("lease", name)], args=[holder, term, _ms(ttl_s)]))
+
+    @_reached
+    async def release(self, name: str, holder: str, term: int) -> None:
+        await self._renew(keys=[self._key("lease", name)], args=[holder, term, 0])
+
+    def _ledger_keys(self, stream: str) -> list[str]:
+        return [self._key("ledger", stream), self._key("ledger", stream, "above")]
+
+    @_reached
+    async def close_chunk(self, stream: str, chunk: int, verdict: dict[str, int]) -> bool:
+        args: list[str | int] = [chunk]
+        for name, frames in verdict_counts(verdict).items():
+            args += [name, frames]
+        return bool(await self._close_chunk(keys=self._ledger_keys(stream), args=args))
+
+    @_reached
+    async def ledger(self, stream: str) -> tuple[LedgerTotals, int, int]:
+        stored: dict[bytes, bytes] = await self._redis.hgetall(self._key("ledger", stream))  # type: ignore[misc]
+        counts: dict[str, int] = {}
+        plain = {"closed": 0, "through": 0, "frames_in": 0}
+        for key, value in stored.items():
+            name = key.decode()
+            if name[:2] in ("n:", "s:"):
+                counts[name[2:]] = counts.get(name[2:], 0) + int(value)
+            else:
+                plain[name] = int(value)
+        return totals_of(counts, plain["frames_in"]), plain["closed"], plain["through"]
+
+    @_reached
+    async def put_ledger_frames_in(
+        self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None
+    ) -> None:
+        args: list[str | int] = ["frames_in", frames_in]
+        for name, frames in verdict_counts(dropped or {}).items():
+            args += [f"s:{name}", frames]
+        await self._raise(keys=[self._key("ledger", stream)], args=args)
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._redis.aclose()
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,56 @@
+"""The scheduler knows who is there from heartbeats alone."""
+
+from __future__ import annotations
+
+from services.scheduler.fleet import Fleet, Health
+from shared.contracts.events import Beat
+
+
+def worker(instance: str, stage: int, stages: int, roles: tuple[str, ...], incarnation: str = "a", **more: object) -> Beat:
+    values = {"service": "worker", "instance": instance, "incarnation": incarnation, "roles": roles, "model": "rheo-tiny"}
+    return Beat.model_validate({**values, "pipeline": "p0", "stage": stage, "stages": stages, **more})
+
+
+def test_a_pipeline_is_complete_when_every_stage_and_role_is_there() -> None:
+    fleet = Fleet(1.5)
+    fleet.beat(worker("w0", 0, 2, ("text", "encode", "stage")), 0.0)
+    assert fleet.pipelines() == []
+    fleet.beat(worker("w1", 1, 2, ("stage", "decode")), 0.0)
+    (pipeline,) = fleet.pipelines()
+    assert pipeline.workers == ("w0", "w1")
+    assert pipeline.stages == 2
+
+
+def test_a_worker_that_is_not_ready_or_serves_another_model_makes_no_pipeline() -> None:
+    fleet = Fleet(1.5)
+    fleet.beat(worker("w0", 0, 2, ("encode", "stage"), ready=False), 0.0)
+    fleet.beat(worker("w1", 1, 2, ("stage", "decode")), 0.0)
+    assert fleet.pipelines() == []
+    fleet.beat(worker("w0", 0, 2, ("encode", "stage"), model="other"), 0.1)
+    assert fleet.pipelines() == []
+
+
+def test_missed_beats_are_told_once_and_a_worker_that_was_lost_comes_back_empty() -> None:
+    fleet = Fleet(1.5)
+    beat = worker("w0", 0, 1, ("encode", "stage", "decode"))
+    assert fleet.beat(beat, 0.0) is Health.NEW
+    assert fleet.beat(beat, 1.0) is Health.ALIVE
+    assert fleet.newly_lost(2.4) == []
+    assert fleet.newly_lost(2.6) == ["w0"]
+    assert fleet.newly_lost(9.0) == []
+    assert fleet.pipelines() == []
+    assert fleet.beat(beat, 9.1) is Health.RETURNED, "a worker that missed its beats is fenced (rule 6)"
+
+
+def test_a_new_incarnation_is_a_restart_even_without_a_gap() -> None:
+    fleet = Fleet(1.5)
+    fleet.beat(worker("w0", 0, 1, ("stage",)), 0.0)
+    assert fleet.beat(worker("w0", 0, 1, ("stage",), incarnation="b"), 0.2) is Health.RETURNED
+
+
+def test_the_instance_with_the_fewest_streams_is_picked() -> None:
+    fleet = Fleet(1.5)
+    for name, streams in (("e1", ("a", "b")), ("e2", ("c",))):
+        fleet.beat(Beat(service="egress", instance=name, incarnation="x", streams=streams), 0.0)
+    assert fleet.pick("egress") == "e2"
+    assert fleet.pick("ingest") is None
