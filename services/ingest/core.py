@@ -91,6 +91,11 @@ class Intake(Generic[Pixels]):
         return len(self._pending)
 
     @property
+    def newest_captured_ns(self) -> int:
+        """When the newest waiting frame was captured; 0 when none waits."""
+        return self._pending[-1].captured_ns if self._pending else 0
+
+    @property
     def chunks(self) -> int:
         """Chunks numbered so far."""
         return self._chunks

@@ -114,7 +114,7 @@ class StreamQueue:
 
     def candidate(self) -> Work | None:
         """The block that could enter step 0 now, or None. Blocks of T > 1 wait for T chunks or the source's end."""
-        if not self.waiting or not self.plan.can_enter():
+        if not self.waiting or not self.plan.can_enter(self.settings.steps):
             return None
         wanted = self.settings.frames_per_block
         if len(self.waiting) < wanted and not self.ended:
@@ -139,7 +139,7 @@ class StreamQueue:
         oldest: dict[int, Work] = {}
         for block in sorted(self.later):
             work = self.later[block]
-            if work.item is not None:
+            if work.item is not None and self.plan.can_next(work.item):
                 oldest.setdefault(work.item.step + 1, work)
         return list(oldest.values())
 

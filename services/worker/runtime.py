@@ -64,7 +64,7 @@ class Runtime:
             self.decode = DecodeRole(autoencoder) if Role.DECODE in settings.roles else None
         if Role.STAGE in settings.roles:
             blocks = split_blocks(spec.layers, settings.stages)[settings.stage]
-            self.stage = StageRole(Stage.load(spec, folder, blocks, self.device, self.dtype))
+            self.stage = StageRole(Stage.load(spec, folder, blocks, str(self.device), self.dtype))
         if Role.TEXT in settings.roles:
             self.text = TextRole(load_text_encoder(spec, folder))
         log.info("loaded %s on %s in %.1f s", ", ".join(settings.roles), self.device, time.perf_counter() - begin)
@@ -129,4 +129,4 @@ class Runtime:
             self.stage.run([item], [torch.zeros(shape, device=self.device, dtype=self.dtype)])
         else:
             tokens = latents * self.spec.tokens(self.spec.default_width, self.spec.default_height)
-            self.stage.run([item], torch.zeros(1, tokens, self.spec.dim, device=self.device, dtype=self.dtype))
+            self.stage.run([item], torch.zeros(1, tokens, stage.wire_width, device=self.device, dtype=self.dtype))

@@ -119,7 +119,9 @@ async def run_handler(handler: Handler, received: Received, counters: Counters) 
 class Pump(Generic[T]):
     """A mailbox and the one task that empties it, one item at a time, in order."""
 
-    def __init__(self, name: str, mailbox: Mailbox[T], handle: Callable[[T], Awaitable[None]], counters: Counters) -> None:
+    def __init__(
+        self, name: str, mailbox: Mailbox[T], handle: Callable[[T], Awaitable[None]], counters: Counters
+    ) -> None:
         self._name = name
         self._mailbox = mailbox
         self._handle = handle

@@ -71,7 +71,11 @@ async def ensure_streams(js: JetStreamContext, url: str, *, on_disk: bool = Fals
         except js_errors.BadRequestError as error:
             # Another release or an operator made it with other limits: theirs hold.
             log.info("JetStream stream %s is kept as it is: %s", kept.name, error.description)
-        except (js_errors.ServiceUnavailableError, js_errors.NoStreamResponseError, nats_errors.NoRespondersError) as error:
+        except (
+            js_errors.ServiceUnavailableError,
+            js_errors.NoStreamResponseError,
+            nats_errors.NoRespondersError,
+        ) as error:
             raise BusUnavailableError(
                 f"the NATS server at {url} has no JetStream: start it with 'nats-server -js', or unset RHEOCAST_NATS_URL"
             ) from error
@@ -91,7 +95,9 @@ async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict
             await asyncio.sleep(0.1 * 2**attempt)
         else:
             return
-    raise BusUnavailableError(f"no receipt for a message on {subject}: {type(fault).__name__} {fault}".rstrip()) from fault
+    raise BusUnavailableError(
+        f"no receipt for a message on {subject}: {type(fault).__name__} {fault}".rstrip()
+    ) from fault
 
 
 class PulledSubscription:
@@ -197,7 +203,9 @@ class PulledSubscription:
     async def _one(self, message: Msg) -> None:
         meta = message.metadata
         self._last_seq = max(self._last_seq, meta.sequence.stream)
-        raw = Raw(message.subject, message.data, message.headers or NO_HEADERS, "", meta.num_delivered > 1, time.time_ns())
+        raw = Raw(
+            message.subject, message.data, message.headers or NO_HEADERS, "", meta.num_delivered > 1, time.time_ns()
+        )
         self._busy = True
         try:
             handled = await self._handle(raw)
@@ -217,7 +225,9 @@ class PulledSubscription:
 
     async def _recover(self, trouble: Episode, error: Exception) -> None:
         if trouble.fault():
-            log.warning("%s: %s; the JetStream consumer is being restored", self._pattern, str(error) or type(error).__name__)
+            log.warning(
+                "%s: %s; the JetStream consumer is being restored", self._pattern, str(error) or type(error).__name__
+            )
         await asyncio.sleep(0.25)
         if self._closed or not self._nc.is_connected:
             return

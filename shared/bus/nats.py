@@ -160,7 +160,9 @@ class NatsBus:
         except nats_errors.MaxPayloadError as error:
             raise MessageTooLargeError(f"a message for {subject} is over the broker's max_payload") from error
         except nats_errors.Error as error:
-            raise BusUnavailableError(f"cannot publish to NATS at {self._url}: {str(error) or type(error).__name__}") from error
+            raise BusUnavailableError(
+                f"cannot publish to NATS at {self._url}: {str(error) or type(error).__name__}"
+            ) from error
 
     async def subscribe(
         self,
@@ -241,7 +243,9 @@ class NatsBus:
         self._subscriptions.add(core)
         return _Handle(self, core)
 
-    async def _answer(self, handler: Server, received: Received, raw: Raw, counters: Any) -> tuple[bytes, dict[str, str] | None]:
+    async def _answer(
+        self, handler: Server, received: Received, raw: Raw, counters: Any
+    ) -> tuple[bytes, dict[str, str] | None]:
         token = attach(received.headers) if received.headers else None
         try:
             reply = await handler(received)

@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import av.error
+import numpy as np
 
 from shared.media.errors import MediaError, one_line
 
@@ -36,6 +37,21 @@ def make_header(stream: Any, first_packet: bytes, duration: int) -> bytes:
     if len(data) > MAX_HEADER_BYTES:
         raise MediaError(f"the sound track's header is {len(data)} bytes long; at most {MAX_HEADER_BYTES} will do")
     return data
+
+
+def make_encoded_header(codec: str, rate: int, layout: str, bit_rate: int, samples: np.ndarray) -> bytes:
+    """The header of a track that is about to be encoded; ``samples`` is one float32 [channels, n] frame of silence."""
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="matroska") as container:
+        track: Any = container.add_stream(codec, rate=rate)
+        track.codec_context.layout = layout
+        track.codec_context.bit_rate = bit_rate
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate = rate
+        frame.pts = 0
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return buffer.getvalue()
 
 
 class AudioTemplate:

@@ -148,9 +148,7 @@ class MemoryStore:
             counts[name] = counts.get(name, 0) + frames
         return totals_of(counts, ledger.frames_in), ledger.closed, ledger.through
 
-    async def put_ledger_frames_in(
-        self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None
-    ) -> None:
+    async def put_ledger_frames_in(self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None) -> None:
         drops = verdict_counts(dropped or {})
         ledger = self._ledgers.setdefault(stream, _Ledger())
         ledger.frames_in = max(ledger.frames_in, frames_in)

@@ -131,9 +131,7 @@ class SessionStore(Protocol):
         """(totals, closed chunks, through): every chunk below ``through`` is closed. Zeros for an unknown stream."""
         ...
 
-    async def put_ledger_frames_in(
-        self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None
-    ) -> None:
+    async def put_ledger_frames_in(self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None) -> None:
         """Set ingest's running totals: frames captured, and what it dropped before numbering ("ingest:reason").
 
         They are cumulative; a smaller number than the stored one (a message that came late) is ignored.

@@ -272,9 +272,7 @@ class RedisStore:
         return totals_of(counts, plain["frames_in"]), plain["closed"], plain["through"]
 
     @_reached
-    async def put_ledger_frames_in(
-        self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None
-    ) -> None:
+    async def put_ledger_frames_in(self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None) -> None:
         args: list[str | int] = ["frames_in", frames_in]
         for name, frames in verdict_counts(dropped or {}).items():
             args += [f"s:{name}", frames]

@@ -8,11 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from shared.contracts.refs import TensorRef
+from shared.contracts.refs import TensorPlace, TensorRef
+
+TTL_S = 30.0
 
 
 class TensorError(RuntimeError):
@@ -70,3 +72,59 @@ def host_identity(shm_dir: Path) -> str:
         boot = os.uname().nodename
     info = os.stat(shm_dir)
     return hashlib.blake2s(f"{boot}:{info.st_dev}:{info.st_ino}".encode(), digest_size=8).hexdigest()
+
+
+class TensorReader(Protocol):
+    """What a service that only reads needs."""
+
+    async def fetch(self, ref: TensorRef) -> np.ndarray[Any, Any]:
+        """The tensor by the cheapest way: this process, shared memory, or over the bus. Raises StaleTensorError."""
+        ...
+
+    def release(self, ref: TensorRef) -> bool:
+        """End the lease: one's own, or one of this host through the slot's header. False when that is impossible."""
+        ...
+
+    async def release_anywhere(self, ref: TensorRef) -> bool:
+        """``release``, by asking the owner where that is needed. False when the lease is left to expire."""
+        ...
+
+
+class TensorStore(TensorReader, Protocol):
+    """The tensors of one process. ``HostTensorStore`` is the one there is."""
+
+    counters: TensorCounters
+
+    def put(
+        self,
+        array: np.ndarray[Any, Any],
+        *,
+        place: TensorPlace = TensorPlace.SHM,
+        ttl_s: float = TTL_S,
+        dtype: str | None = None,
+    ) -> TensorRef:
+        """Copy ``array`` to a place that readers reach, and lease it. ``dtype="bfloat16"`` names raw uint16 words.
+
+        SHM and INLINE copy; LOCAL keeps the array itself. Raises TensorStoreFullError.
+        """
+        ...
+
+    def put_local(self, obj: Any, shape: tuple[int, ...], dtype: str, *, ttl_s: float = TTL_S) -> TensorRef:
+        """Lease an object of this process, e.g. a torch tensor on the device. Others fetch a copy over the bus."""
+        ...
+
+    def is_local(self, ref: TensorRef) -> bool:
+        """Whether ``get_local`` can give the object itself."""
+        ...
+
+    def get_local(self, ref: TensorRef) -> Any:
+        """The object that was put, not a copy. Raises StaleTensorError."""
+        ...
+
+    def get(self, ref: TensorRef, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+        """A copy of the tensor, into ``out`` when given. Raises StaleTensorError, also when it is out of reach."""
+        ...
+
+    def sweep(self) -> int:
+        """End the leases that have expired; how many there were."""
+        ...

@@ -16,6 +16,7 @@ from shared.tensors import remote, shm
 from shared.tensors.arena import HEADER, Arena, ArenaFullError, Grant, Slot
 from shared.tensors.local import LocalFullError, LocalShelf, export
 from shared.tensors.port import (
+    TTL_S,
     StaleTensorError,
     TensorCounters,
     TensorStoreFullError,
@@ -25,11 +26,10 @@ from shared.tensors.port import (
     size_of,
 )
 
-TTL_S = 30.0
 MAX_OBJECTS = 4096
 
 
-class TensorStore:
+class HostTensorStore:
     """Leased tensors of one process. All but the ``async`` methods may be called from any thread.
 
     A lease ends by ``release`` (the owner's, or a same-host reader's through the slot's header), or by its ``ttl_s`` as
@@ -125,7 +125,9 @@ class TensorStore:
                     slot, generation = self._shelf.put(obj, expires_ns)
                 except LocalFullError:
                     self.counters.full += 1
-                    raise TensorStoreFullError(f"{len(self._shelf)} local tensors are leased: none was released") from None
+                    raise TensorStoreFullError(
+                        f"{len(self._shelf)} local tensors are leased: none was released"
+                    ) from None
         self.counters.puts += 1
         return self._ref(
             TensorPlace.LOCAL, tuple(shape), dtype, slot=slot, generation=generation, expires_ns=expires_ns
@@ -172,7 +174,9 @@ class TensorStore:
         except OSError as error:
             self._arena.forget(segment)
             self.counters.full += 1
-            raise TensorStoreFullError(f"{self._dir} has no room for {segment.total_bytes} bytes: {error.strerror}") from error
+            raise TensorStoreFullError(
+                f"{self._dir} has no room for {segment.total_bytes} bytes: {error.strerror}"
+            ) from error
 
     def _collect(self) -> None:
         """Free what readers have released, so that the next lease can reuse it."""
@@ -295,7 +299,7 @@ class TensorStore:
             return False
         return True
 
-    async def release_remote(self, ref: TensorRef) -> bool:
+    async def release_anywhere(self, ref: TensorRef) -> bool:
         """``release``, by asking the owner where that is needed. False when the lease is left to expire."""
         if self.release(ref):
             return True

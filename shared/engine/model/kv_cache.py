@@ -8,12 +8,13 @@ attention looks at that prefix and needs no mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from shared.engine.model.attention import attention
+from shared.engine.model.attention import Attend, attention
 from shared.engine.model.places import OldestFirst, PublicRule
 from shared.engine.model.rope import RopeTable, rotate
 from shared.engine.plan.spec import ModelSpec
@@ -166,6 +167,10 @@ class CacheRun:
         for group in self._groups:
             y.index_copy_(0, group.items, group.attend(pool, block, q.index_select(0, group.items)))
         return y
+
+    def bound(self, block: int) -> Attend:
+        """:meth:`attend` of one block."""
+        return partial(self.attend, block)
 
     def finish(self) -> None:
         """Note what stands where, after the last block."""

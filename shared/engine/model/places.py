@@ -138,18 +138,18 @@ class PublicRule:
             least, sink = likeness.min(-1, keepdim=True)
             hit = least < self.threshold
             queue = torch.where(hit, torch.cat([sink + 1, queue[:, :-1]], -1), queue)
-            length = length + hit[:, 0]
+            length = length + hit[:, 0].long()
         front = queue[:, :1]
         evicts = self._evicts[:, None]
         popped = torch.where(evicts, fn.pad(queue[:, 1:], (0, 1)), queue)
-        length = length - self._evicts
+        length = length - self._evicts.long()
         end = torch.where(evicts, front, planned[:, -1:] + 1 + frames)
         last = popped.gather(-1, (length - 1).clamp_min(0)[:, None])
         fill_adds = (end > self.sinks) & (end <= self.ring) & ((end != last) | (length == 0)[:, None])
         adds = torch.where(evicts, front > self.sinks, fill_adds)
         appended = popped.scatter(-1, length[:, None], end)
         self._queue[block, slots] = torch.where(adds, appended, popped)
-        self._length[block, slots] = length + adds[:, 0]
+        self._length[block, slots] = length + adds[:, 0].long()
         offsets = torch.arange(frames, device=planned.device) - frames
         return torch.where(evicts, front + offsets, planned)
 

@@ -73,4 +73,5 @@ class Rope:
 
 
 def _frequencies(pairs: int, theta: float) -> Tensor:
-    return theta ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
+    # On the CPU even while a module is built on the meta device.
+    return theta ** -(torch.arange(pairs, dtype=torch.float64, device="cpu") / max(pairs, 1))

@@ -124,6 +124,10 @@ class TinyVae(nn.Module):
         decoder += [nn.ReLU(inplace=True), _conv(widths[3], 3)]
         self.decoder = nn.Sequential(*decoder)
 
+    def new_memory(self) -> VaeMemory:
+        """One direction's memory of one stream, empty."""
+        return VaeMemory()
+
     def encode_clip(self, video: Tensor, memory: VaeMemory | None = None) -> Tensor:
         """Encode; differentiable.
 

@@ -12,14 +12,19 @@ Slot operations ride in the item and are carried out by every stage, in order, i
 * ``fork(j → k)``    slot k becomes a copy of slot j, ring positions included;
 * ``rerotate(k, d)`` the rotation of every cached key of slot k is moved by d frames (a RoPE refresh).
 
+A batch carries out the operations of all its items, in the order of the items, and then runs one forward. So no two
+items of one stream in one batch may touch the same slot (:attr:`Item.touches`).
+
 The first frame block of a stream has 1+T latent frames (its first chunk has 5 pixel frames) and runs its K steps one
 after the other in slot 0, each of them resetting it first; its next block's step 0 forks slot 0 into 1…K−1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import Any
 
 
 class SlotOpKind(StrEnum):
@@ -42,6 +47,16 @@ class SlotOp:
     slot: int
     source: int = -1
     frames: int = 0
+
+    def to_plain(self) -> list[Any]:
+        """Plain values, for a session store."""
+        return [self.kind.value, self.slot, self.source, self.frames]
+
+    @classmethod
+    def from_plain(cls, plain: Sequence[Any]) -> SlotOp:
+        """The inverse of :meth:`to_plain`."""
+        kind, slot, source, frames = plain
+        return cls(SlotOpKind(kind), slot, source, frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +105,42 @@ class Item:
         """Whether the forward's x0 goes to decode."""
         return self.step + 1 == self.steps
 
+    @property
+    def touches(self) -> frozenset[int]:
+        """The slots that this item changes: the one it writes and the ones its operations change."""
+        return frozenset({self.slot, *(op.slot for op in self.ops)})
+
     def next_step(self, slot: int, ops: tuple[SlotOp, ...] = ()) -> Item:
         """The same block, one step on. Everything but the slot and its operations is kept (rule 2)."""
         if self.is_last_step:
-            raise ValueError(f"block {self.block} of stream {self.stream} has no step after {self.step}: K = {self.steps}")
+            raise ValueError(
+                f"block {self.block} of stream {self.stream} has no step after {self.step}: K = {self.steps}"
+            )
         return replace(self, step=self.step + 1, slot=slot, ops=ops)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, for a session store."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"timesteps": list(self.timesteps), "ops": [op.to_plain() for op in self.ops]}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Item:
+        """The inverse of :meth:`to_plain`."""
+        values: dict[str, Any] = dict(plain)
+        values["timesteps"] = tuple(plain["timesteps"])
+        values["ops"] = tuple(SlotOp.from_plain(op) for op in plain["ops"])
+        return cls(**values)
+
+
+def check_batch(items: Iterable[Item]) -> None:
+    """Raise ValueError unless the items may share a forward: same frames, and no slot touched twice."""
+    touched: set[tuple[str, int]] = set()
+    frames: set[int] = set()
+    for item in items:
+        frames.add(item.frames)
+        for slot in sorted(item.touches):
+            if (item.stream, slot) in touched:
+                raise ValueError(f"two items of one batch touch slot {slot} of stream {item.stream}")
+            touched.add((item.stream, slot))
+    if len(frames) > 1:
+        raise ValueError(f"items of {sorted(frames)} latent frames cannot share a batch")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from shared.engine.plan.spec import NoiseSpec
+
 MAX_TIMESTEP = 1000
 MIN_TIMESTEP = 10
 MIN_GAP = 10
@@ -31,36 +33,6 @@ class NoiseForm(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class NoiseSettings:
-    """Constants of the controller.
-
-    ``s0`` is the noise scale of a still picture, ``gain`` what full motion takes off it, ``full_motion`` the RMSE that
-    counts as full motion (pixels in [−1, 1]), ``smoothing`` is λ. The latent form has its own scale of full motion and
-    goes between ``s_max`` and ``s_min``; None means s₀ and s₀ − gain.
-    """
-
-    s0: float = 0.8
-    gain: float = 0.1
-    full_motion: float = 0.2
-    smoothing: float = 0.9
-    form: NoiseForm = NoiseForm.PIXEL
-    window: int = 4
-    latent_full_motion: float = 0.2
-    s_max: float | None = None
-    s_min: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("s0", "gain", "smoothing", "s_max", "s_min"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} = {value} will not do: a number from 0 to 1 is needed")
-        if self.full_motion <= 0.0 or self.latent_full_motion <= 0.0:
-            raise ValueError("the RMSE of full motion must be above 0")
-        if self.window < 1:
-            raise ValueError(f"window = {self.window} will not do: at least one latent difference is needed")
-
-
-@dataclass(frozen=True, slots=True)
 class NoiseEstimate:
     """One chunk's result: ``motion`` is d̂ in 0…1, ``noise_scale`` is s in 0…1, ``first_timestep`` in 0…1000."""
 
@@ -69,12 +41,12 @@ class NoiseEstimate:
     first_timestep: int
 
 
-def first_timestep(noise_scale: float) -> int:
-    """int(1000·s) − 100, kept within what :func:`step_timesteps` can use.
+def first_timestep(noise_scale: float, margin: int = 100) -> int:
+    """int(1000·s) − margin, kept within what :func:`step_timesteps` can use.
 
     A hair is added before rounding down, so that s₀ = 0.8 smoothed with itself gives 700 and not 699.
     """
-    return min(max(int(MAX_TIMESTEP * noise_scale + 1e-6) - 100, MIN_TIMESTEP), MAX_TIMESTEP)
+    return min(max(int(MAX_TIMESTEP * noise_scale + 1e-6) - margin, MIN_TIMESTEP), MAX_TIMESTEP)
 
 
 def step_timesteps(first_timestep: int, steps: Sequence[int]) -> tuple[int, ...]:
@@ -101,12 +73,16 @@ def step_timesteps(first_timestep: int, steps: Sequence[int]) -> tuple[int, ...]
 class NoiseController:
     """The noise of one stream, chunk by chunk. Feed it every chunk once, in order."""
 
-    def __init__(self, settings: NoiseSettings | None = None) -> None:
-        self.settings = settings if settings is not None else NoiseSettings()
-        self._s0 = self.settings.s0
+    def __init__(
+        self, spec: NoiseSpec | None = None, s0: float | None = None, form: NoiseForm = NoiseForm.PIXEL
+    ) -> None:
+        """``s0`` is the stream's own noise scale of a still picture; None takes the model's."""
+        self.spec = spec if spec is not None else NoiseSpec()
+        self.form = form
+        self._s0 = _checked(self.spec.s0 if s0 is None else s0)
         self._previous = self._s0
         self._signature: tuple[float, ...] | None = None
-        self._differences: deque[float] = deque(maxlen=self.settings.window)
+        self._differences: deque[float] = deque(maxlen=max(1, self.spec.latent_window))
 
     @property
     def s0(self) -> float:
@@ -119,77 +95,80 @@ class NoiseController:
         return self._previous
 
     def set_s0(self, s0: float) -> None:
-        """Change s₀ from the next chunk on; the smoothing carries over, so the change is felt within two chunks."""
-        if not 0.0 <= s0 <= 1.0:
-            raise ValueError(f"s0 = {s0} will not do: a number from 0 to 1 is needed")
-        self._s0 = s0
+        """Change s₀ from the next chunk on. Smoothing carries over: nine tenths of the change show in that chunk."""
+        self._s0 = _checked(s0)
 
     def update(self, rmse: Sequence[float], signature: Sequence[float] = ()) -> NoiseEstimate:
-        """Take the next chunk and use the settings' form.
+        """Take the next chunk, by the controller's form.
 
         ``rmse`` holds one value per frame: RMSE(f_t − f_{t−1}), pixels in [−1, 1]; the first frame of a stream has 0.
         ``signature`` is the newest latent frame, average-pooled. Without one the latent form falls back to the pixels.
         """
-        if self.settings.form is NoiseForm.LATENT and signature:
+        if self.form is NoiseForm.LATENT and signature:
             return self.update_latents(signature)
         return self.update_pixels(rmse)
 
     def update_pixels(self, rmse: Sequence[float]) -> NoiseEstimate:
-        """The pixel form."""
-        motion = _unit(max(rmse, default=0.0) / self.settings.full_motion)
-        return self._smooth(motion, self._s0 - self.settings.gain * motion)
+        """The pixel form. No frames at all count as no motion."""
+        motion = _unit(max((_number(value) for value in rmse), default=0.0) / self.spec.pixel_full)
+        return self._smooth(motion, self._s0 - self.spec.gain * motion)
 
     def update_latents(self, signature: Sequence[float]) -> NoiseEstimate:
-        """The latent form. A signature of another length starts the differences anew (the stream's size changed)."""
-        newest = tuple(signature)
-        before = self._signature
-        self._signature = newest
-        if before is not None and len(before) == len(newest) and newest:
+        """The latent form. A signature of another length starts the window anew (the stream's size changed).
+
+        A stream's own s₀ moves both ends of the model's range by as much as it differs from the model's s₀.
+        """
+        newest = tuple(_number(value) for value in signature)
+        before, self._signature = self._signature, newest
+        if before is not None and newest and len(before) == len(newest):
             square = sum((a - b) ** 2 for a, b in zip(newest, before, strict=True)) / len(newest)
             self._differences.append(math.sqrt(square))
         else:
             self._differences.clear()
         mean = sum(self._differences) / len(self._differences) if self._differences else 0.0
-        motion = _unit(mean / self.settings.latent_full_motion)
-        highest, lowest = self._range()
-        return self._smooth(motion, highest - (highest - lowest) * motion)
-
-    def _range(self) -> tuple[float, float]:
-        changed = self._s0 != self.settings.s0
-        highest = self._s0 if changed or self.settings.s_max is None else self.settings.s_max
-        if self.settings.s_min is None or changed:
-            return highest, max(0.0, highest - self.settings.gain)
-        return highest, min(self.settings.s_min, highest)
+        motion = _unit(mean / self.spec.latent_full)
+        own = self._s0 - self.spec.s0
+        return self._smooth(motion, self.spec.s_max + own - (self.spec.s_max - self.spec.s_min) * motion)
 
     def _smooth(self, motion: float, target: float) -> NoiseEstimate:
-        weight = self.settings.smoothing
+        weight = self.spec.smoothing
         self._previous = _unit(weight * target + (1.0 - weight) * self._previous)
-        return NoiseEstimate(motion, self._previous, first_timestep(self._previous))
+        return NoiseEstimate(motion, self._previous, first_timestep(self._previous, self.spec.first_step_margin))
 
     def state(self) -> dict[str, Any]:
-        """What another instance needs to go on exactly here: plain numbers and lists."""
+        """What another instance needs to go on exactly here: plain numbers, strings and lists."""
         return {
+            "form": self.form.value,
             "s0": self._s0,
             "previous": self._previous,
-            "signature": list(self._signature) if self._signature is not None else None,
+            "signature": None if self._signature is None else list(self._signature),
             "differences": list(self._differences),
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], settings: NoiseSettings | None = None) -> NoiseController:
+    def from_state(cls, state: Mapping[str, Any], spec: NoiseSpec | None = None) -> NoiseController:
         """The controller whose :meth:`state` this is. Raises ValueError when it is not one."""
-        controller = cls(settings)
         try:
-            controller.set_s0(float(state["s0"]))
-            controller._previous = _unit(float(state["previous"]))
-            signature = state.get("signature")
+            controller = cls(spec, float(state["s0"]), NoiseForm(state["form"]))
+            controller._previous = _checked(float(state["previous"]))
+            signature = state["signature"]
             controller._signature = None if signature is None else tuple(float(value) for value in signature)
-            controller._differences.extend(float(value) for value in state.get("differences", ()))
+            controller._differences.extend(float(value) for value in state["differences"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the state of a noise controller: {error!r}") from error
         return controller
 
 
+def _checked(scale: float) -> float:
+    if not 0.0 <= scale <= 1.0:
+        raise ValueError(f"noise scale {scale} will not do: a number from 0 to 1 is needed")
+    return scale
+
+
+def _number(value: float) -> float:
+    """What is not a number counts as no motion, so that one bad frame cannot poison the smoothing."""
+    return value if math.isfinite(value) else 0.0
+
+
 def _unit(value: float) -> float:
-    """Clamped to 0…1; what is not a number counts as full motion, so it never raises the noise."""
-    return 1.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
+    return min(max(value, 0.0), 1.0)

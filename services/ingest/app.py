@@ -1,0 +1,43 @@
+"""Builds, wires and drains ingest."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.ingest.handlers import Handlers
+from services.ingest.settings import Settings
+from shared.lifecycle import Context, run_service
+
+
+class Ingest:
+    """One ingest process."""
+
+    def __init__(self, context: Context, settings: Settings) -> None:
+        self._handlers = Handlers(
+            context.instance, settings, context.bus, context.store, context.tensors, context.telemetry.tracer
+        )
+
+    async def start(self) -> None:
+        """Take assignments."""
+        await self._handlers.start()
+
+    def beat_fields(self) -> dict[str, object]:
+        """The streams whose sources are open here."""
+        return {"streams": self._handlers.streams}
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing new, end every source and tell so; wait until what is numbered is closed."""
+        self._handlers.refuse()
+        until = asyncio.get_running_loop().time() + deadline_s
+        while self._handlers.streams and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        """Close every source."""
+        await self._handlers.close()
+
+
+def main() -> None:
+    """Run the service until it is told to stop."""
+    settings = Settings()
+    run_service("ingest", settings, lambda context: Ingest(context, settings))

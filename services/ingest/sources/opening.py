@@ -1,0 +1,26 @@
+"""Picks and opens the source a spec asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.ingest.sources.file import FileSource
+from services.ingest.sources.pattern import PatternSource
+from services.ingest.sources.port import Source, SourceError
+from shared.contracts import commands
+from shared.contracts.commands import StreamSpec
+from shared.media.errors import MediaError
+from shared.media.paths import inside
+
+
+def open_source(spec: StreamSpec, width: int, height: int, roots: Sequence[Path]) -> Source:
+    """Open what ``spec.source`` names, fitted to ``width`` × ``height``. Blocks; raises SourceError with one line."""
+    source = spec.source
+    if isinstance(source, commands.PatternSource):
+        return PatternSource(width, height, source.frames, spec.fps)
+    try:
+        path = inside(source.path, roots, verb="read")
+    except MediaError as error:
+        raise SourceError(str(error)) from None
+    return FileSource(path, width, height, spec.fit, spec.fps, spec.audio)

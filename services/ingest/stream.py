@@ -1,0 +1,313 @@
+"""One stream at ingest: its reader, its intake, and what is published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from services.ingest.audio import AudioBatcher
+from services.ingest.core import Captured, Chunk, DropReason, Intake
+from services.ingest.feed import Feed
+from services.ingest.reader import Behind, End, Item, Reader, Shot
+from services.ingest.rmse import chunk_rmse
+from services.ingest.settings import Settings
+from services.ingest.sources.opening import open_source
+from services.ingest.sources.port import Source, SourceError
+from shared.bus.port import Bus
+from shared.contracts import subjects
+from shared.contracts.commands import Mode, TakeStream
+from shared.contracts.events import (
+    ChunkCaptured,
+    ChunkClosed,
+    ChunkStamp,
+    EventKind,
+    FrameStamp,
+    SourceEnded,
+    SourceTotals,
+    StreamEvent,
+)
+from shared.media.errors import one_line
+from shared.session.port import SessionStore, StoreError
+from shared.session.state import Owner
+from shared.telemetry.hops import record_hop, start_chunk_trace
+from shared.tensors.port import TensorStore, TensorStoreFullError
+
+log = logging.getLogger(__name__)
+
+LEFT_TELLS = 20  # how often the end of a source that was told to leave is repeated at most
+FULL_RETRY_S = 0.02
+
+
+class IngestStream:
+    """Reads one source and publishes its chunks until everything is closed. ``done`` is called once, at the end."""
+
+    def __init__(
+        self,
+        take: TakeStream,
+        settings: Settings,
+        bus: Bus,
+        store: SessionStore,
+        tensors: TensorStore,
+        tracer: Any,
+        done: Callable[[IngestStream], None],
+    ) -> None:
+        self.stream, self.epoch = take.stream, take.epoch
+        self._take, self._settings = take, settings
+        self._bus, self._store, self._tensors, self._tracer = bus, store, tensors, tracer
+        self._done = done
+        self._live = take.spec.mode is Mode.LIVE
+        self._deadline_ns = take.spec.deadline_ms * 1_000_000
+        self._wake = asyncio.Event()
+        self._feed: Feed[Item] = Feed(asyncio.get_running_loop(), self._wake, settings.read_ahead)
+        self._intake: Intake[np.ndarray] = Intake(live=self._live, credits=take.credits)
+        self._reader: Reader | None = None
+        self._audio: AudioBatcher | None = None
+        self._time_base = Fraction(1, 90_000)
+        self._previous: np.ndarray | None = None
+        self._error: str | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._left_tells = 0
+        self._leaving = False
+        self._flushed = False
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the source in its thread. Raises SourceError with one line."""
+        totals, closed, audio_parts, audio_dts = await self._left_behind()
+        self._intake = Intake(live=self._live, credits=self._take.credits, totals=totals, closed_chunks=closed)
+        take, roots = self._take, self._settings.roots
+        reader = self._reader = Reader(
+            self.stream,
+            lambda: open_source(take.spec, take.width, take.height, roots),
+            self._feed,
+            behind_ns=self._deadline_ns // 2 if self._live else None,
+            skip=totals.captured if totals is not None else 0,
+        )
+        reader.start()
+        try:
+            source: Source = await asyncio.wait_for(asyncio.wrap_future(reader.opened), self._settings.open_timeout_s)
+        except TimeoutError:
+            self._feed.stop()
+            raise SourceError(f"the source did not open in {self._settings.open_timeout_s:.0f} s") from None
+        self._time_base = source.time_base
+        if source.audio is not None:
+            self._audio = AudioBatcher(self.stream, source.audio, seq=audio_parts, after_dts=audio_dts)
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._task = asyncio.create_task(self._run(), name=f"ingest-{self.stream}")
+
+    async def _left_behind(self) -> tuple[SourceTotals | None, int, int, int | None]:
+        """What a predecessor of this process had done of the stream: (totals, closed chunks, audio parts, last dts)."""
+        try:
+            session = await self._store.get(self.stream)
+            mirror = (session or {}).get("source")
+            if not isinstance(mirror, dict):
+                return None, 0, 0, None
+            _, closed, _ = await self._store.ledger(self.stream)
+            totals = SourceTotals.model_validate(mirror["totals"])
+            return totals, closed, int(mirror["audio_parts"]), mirror["audio_dts"]
+        except StoreError as error:
+            log.warning("stream %s starts without its mirror: %s", self.stream, error)
+            return None, 0, 0, None
+
+    # --- from outside ------------------------------------------------------------------------------------------------
+
+    def adopt(self, take: TakeStream) -> None:
+        """The same stream in a newer epoch: chunks carry it from now on."""
+        self.epoch = take.epoch
+        self._intake.credits = take.credits
+        self._wake.set()
+
+    def on_closed(self, message: ChunkClosed) -> None:
+        """Credits back."""
+        self._intake.closed(message.closed_chunks, time.monotonic())
+        self._wake.set()
+
+    def leave(self, drain: bool) -> bool:
+        """End the source. What is numbered goes on; what is not is dropped. True when there is nothing more to tell."""
+        again, self._leaving = self._leaving, True
+        if not self._intake.ended:
+            self._intake.stop()
+            self._feed.stop()
+        self._wake.set()
+        return again or not drain and self._intake.all_closed
+
+    async def close(self) -> None:
+        """End the reader and the tasks."""
+        self._feed.stop()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._reader is not None:
+            await self._reader.stop()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            if self._audio is not None:
+                await self._bus.publish(subjects.stream(self.stream, "audio"), self._audio.announce(self.epoch))
+            told_at = 0.0
+            while not self._finished():
+                self._wake.clear()
+                if await self._step():
+                    continue
+                now = time.monotonic()
+                if self._intake.finished and now - told_at >= self._settings.repeat_s:
+                    told_at = now
+                    await self._tell_end()
+                await self._watch(now)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self._settings.repeat_s)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("stream %s: ingest fails", self.stream)
+            await self._fail(f"ingest failed: {one_line(error)}")
+        finally:
+            self._done(self)
+
+    def _finished(self) -> bool:
+        told = self._left_tells > 0
+        return (self._intake.all_closed and told) or self._left_tells > LEFT_TELLS
+
+    async def _step(self) -> bool:
+        """One piece of work; False when there is none."""
+        chunk = self._intake.take(time.monotonic())
+        if chunk is not None:
+            await self._publish(chunk)
+            return True
+        if self._intake.ended or not (self._live or self._intake.has_room):
+            return False
+        item = self._feed.pop()
+        if item is None:
+            return False
+        if isinstance(item, Shot):
+            self._intake.offer(item.picture.pts, item.picture.duration, item.captured_ns, item.picture.pixels)
+        elif isinstance(item, Behind):
+            self._intake.drop(DropReason.BEHIND)
+        elif isinstance(item, End):
+            self._error = item.error
+            self._intake.end()
+        elif self._audio is not None:
+            self._audio.add(item)
+            if self._audio.is_full:
+                await self._send_audio(None)
+        return True
+
+    async def _publish(self, chunk: Chunk[np.ndarray]) -> None:
+        began = time.time_ns()
+        frames = [frame.pixels for frame in chunk.frames]
+        pixels = np.stack(frames + [frames[-1]] * chunk.padding)
+        rmse = chunk_rmse(frames, self._previous, chunk.padding)
+        self._previous = frames[-1]
+        ref = await self._put(pixels)
+        last = chunk.frames[-1]
+        await self._send_audio((last.pts + last.duration) * self._time_base)
+        stamp = ChunkStamp(
+            stream=self.stream,
+            epoch=self.epoch,
+            chunk=chunk.number,
+            frames=tuple(self._stamp(frame) for frame in chunk.frames),
+            padding=chunk.padding,
+            live=self._live,
+            published_ns=time.time_ns(),
+            trace=start_chunk_trace(self._tracer, self.stream, chunk.number),
+            time_base=(self._time_base.numerator, self._time_base.denominator),
+        )
+        message = ChunkCaptured(
+            stamp=stamp, pixels=ref, rmse=rmse, totals=self._intake.totals(), audio=self._audio is not None
+        )
+        # The mirror is written first: a successor must not number this chunk again.
+        await self._mirror()
+        await self._bus.publish(subjects.stream(self.stream, "chunk"), message)
+        record_hop(self._tracer, "ingest", stamp, began, time.time_ns(), max(0.0, (began - last.captured_ns) / 1e6))
+
+    def _stamp(self, frame: Captured[np.ndarray]) -> FrameStamp:
+        return FrameStamp(
+            index=frame.index,
+            pts=frame.pts,
+            captured_ns=frame.captured_ns,
+            deadline_ns=frame.captured_ns + self._deadline_ns if self._live else 0,
+            duration=frame.duration,
+        )
+
+    async def _put(self, pixels: np.ndarray) -> Any:
+        """A shared-memory slot for the chunk; waits while the readers hold them all."""
+        until = time.monotonic() + self._settings.stall_s
+        while True:
+            try:
+                return self._tensors.put(pixels, ttl_s=2 * self._settings.stall_s)
+            except TensorStoreFullError:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(FULL_RETRY_S)
+
+    async def _send_audio(self, until_s: Fraction | None) -> None:
+        if self._audio is not None:
+            for part in self._audio.take(self.epoch, until_s):
+                await self._bus.publish(subjects.stream(self.stream, "audio"), part)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _tell_end(self) -> None:
+        """SourceEnded, again and again: it may be lost."""
+        if not self._flushed:
+            self._flushed = True
+            if not self._leaving:
+                await self._send_audio(None)
+            await self._mirror()
+        ended = SourceEnded(
+            stream=self.stream,
+            epoch=self.epoch,
+            totals=self._intake.totals(),
+            error=self._error,
+            audio_parts=self._audio.parts if self._audio is not None else 0,
+        )
+        await self._bus.publish(subjects.stream(self.stream, "chunk"), ended)
+        self._left_tells = self._left_tells + 1 if self._leaving else 1
+
+    async def _watch(self, now: float) -> None:
+        intake = self._intake
+        if self._live:
+            # After the end nothing newer comes: what waits for a credit has its own deadline.
+            waiting = intake.ended and intake.waiting
+            if waiting and time.time_ns() > intake.newest_captured_ns + self._deadline_ns:
+                intake.drop_pending(DropReason.NO_CREDIT)
+                self._wake.set()
+        if self._error is None and not self._leaving and intake.stalled_s(now) > self._settings.stall_s:
+            line = f"no verdict for chunk {intake.oldest_open} in {self._settings.stall_s:.0f} s: the pipeline stands still"
+            self._error = line
+            intake.stop()
+            self._feed.stop()
+            await self._fail(line)
+
+    async def _fail(self, reason: str) -> None:
+        event = StreamEvent(
+            stream=self.stream, event=EventKind.FAILED, service="ingest", at_ns=time.time_ns(), reason=reason
+        )
+        with suppress(Exception):
+            await self._bus.publish(subjects.stream(self.stream, "event"), event)
+
+    async def _mirror(self) -> None:
+        """What a successor needs, in the session store."""
+        audio = self._audio
+        mirror = {
+            "totals": self._intake.totals().model_dump(),
+            "audio_parts": audio.parts if audio is not None else 0,
+            "audio_dts": audio.last_dts if audio is not None else None,
+        }
+        try:
+            await self._store.put(self.stream, Owner.INGEST, {"source": mirror})
+        except StoreError as error:
+            log.warning("stream %s: its totals were not mirrored: %s", self.stream, error)

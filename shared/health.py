@@ -1,0 +1,64 @@
+"""A service's health over HTTP: ``/healthz`` (alive) and ``/readyz`` (ready for work), both JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+READ_S = 2.0
+MAX_REQUEST = 8192
+
+Status = Callable[[], tuple[bool, dict[str, Any]]]
+
+
+class HealthServer:
+    """``status()`` gives (ready, what to tell). ``/healthz`` is 200 while the event loop turns, ``/readyz`` 200 or 503."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._server: asyncio.Server | None = None
+        self.port = -1
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen; 0 takes any free port. Raises OSError when the port is taken."""
+        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(READ_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._answer(head.split(b"\r\n", 1)[0].decode("latin-1")))
+                await writer.drain()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    def _answer(self, request: str) -> bytes:
+        method, _, rest = request.partition(" ")
+        path = rest.partition(" ")[0].partition("?")[0]
+        ready, told = self._status()
+        if method not in ("GET", "HEAD"):
+            status, told = "405 Method Not Allowed", {"error": "only GET is understood"}
+        elif path == "/healthz":
+            status = "200 OK"
+        elif path == "/readyz":
+            status = "200 OK" if ready else "503 Service Unavailable"
+        else:
+            status, told = "404 Not Found", {"error": "there are /healthz and /readyz"}
+        body = json.dumps(told, default=str).encode() + b"\n"
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+        )
+        return head.encode() + (b"" if method == "HEAD" else body)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+            self._server = None

@@ -1,0 +1,96 @@
+"""``rheocast run`` on real clips: the main job, whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import Rheocast
+from tests.support import clips
+from tests.support.lab import difference, frames_of, seconds_of
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def moov_before_mdat(path: Path) -> bool:
+    data = path.read_bytes()
+    return 0 < data.find(b"moov") < data.find(b"mdat")
+
+
+def audio_start(path: Path) -> float:
+    """When sound sets in, in seconds: the first sample that is not silence."""
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            samples = np.abs(frame.to_ndarray().astype(np.float64)).max(axis=0)
+            if frame.format.name.startswith("s16"):
+                samples = samples / 32768
+            loud = np.flatnonzero(samples > 0.1)
+            if loud.size and frame.time is not None:
+                return frame.time + float(loud[0] % frame.samples) / frame.sample_rate
+    raise AssertionError(f"{path} is silent")
+
+
+def test_a_clip_with_sound_comes_out_whole(rheocast: Rheocast, tmp_path: Path) -> None:
+    source = clips.make_clip(tmp_path / "in.mp4", frames=50, width=832, height=480, fps=16, audio=True)
+    result = rheocast("run", source, "out.mp4", "--prompt", "a pencil drawing", "--size", "320x192", "--json")
+    assert result.code == 0, result.err
+    output = tmp_path / "out.mp4"
+    summary = result.summary
+    assert summary["frames_in"] == summary["frames_out"] == summary["on_time"] == 50
+    assert (summary["late"], summary["dropped"], summary["skipped"]) == (0, 0, 0)
+    assert summary["model"] == "rheo-tiny"
+    assert summary["fps"] > 0
+    with av.open(str(output)) as container:
+        video = container.streams.video[0]
+        assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (video.width, video.height) == (320, 192)
+        assert len(container.streams.audio) == 1
+    assert moov_before_mdat(output)
+    assert np.allclose(seconds_of(output), seconds_of(source), atol=1e-3)
+    assert abs(audio_start(output) - audio_start(source)) < 0.040
+    assert not list(tmp_path.glob("*.part*")), "the part file is gone"
+
+
+def test_same_seed_same_pixels_and_two_stages_give_the_same_as_one(rheocast: Rheocast, tmp_path: Path) -> None:
+    source = clips.make_clip(tmp_path / "in.mp4", frames=21, width=176, height=112)
+    options = ("--prompt", "a neon picture", "--size", "160x96", "--json")
+    for name, more in (
+        ("one", ()),
+        ("again", ()),
+        ("two", ("--stages", "2")),
+        ("other", ("--seed", "7")),
+    ):
+        result = rheocast("run", source, f"{name}.mp4", *options, *more)
+        assert result.code == 0, result.err
+    one, again, two, other = (frames_of(tmp_path / f"{name}.mp4") for name in ("one", "again", "two", "other"))
+    assert difference(one, again) == 0
+    assert difference(one, two) <= 1
+    assert difference(one, other) > 1, "the seed must matter"
+
+
+def test_variable_frame_rate_is_kept_and_fps_makes_it_constant(rheocast: Rheocast, tmp_path: Path) -> None:
+    source = clips.make_vfr_clip(tmp_path / "vfr.mp4", frames=18)
+    options = ("--prompt", "a pencil drawing", "--size", "96x64", "--json")
+    kept = rheocast("run", source, "kept.mp4", *options)
+    assert kept.code == 0, kept.err
+    assert np.allclose(seconds_of(tmp_path / "kept.mp4"), seconds_of(source), atol=1e-3)
+    constant = rheocast("run", source, "constant.mp4", *options, "--fps", "12")
+    assert constant.code == 0, constant.err
+    times = np.diff(seconds_of(tmp_path / "constant.mp4"))
+    assert np.allclose(times, 1 / 12, atol=1e-3)
+
+
+def test_realtime_shows_every_frame_in_time(rheocast: Rheocast, tmp_path: Path) -> None:
+    source = clips.make_clip(tmp_path / "in.mp4", frames=160, width=320, height=192, fps=16)
+    result = rheocast("run", source, "out.mp4", "--prompt", "a pencil drawing", "--realtime", "--json")
+    assert result.code == 0, result.err
+    summary = result.summary
+    assert summary["frames_in"] == 160
+    assert summary["on_time"] + summary["late"] + summary["dropped"] + summary["skipped"] == 160
+    assert summary["frames_out"] == summary["on_time"] + summary["late"]
+    frames = frames_of(tmp_path / "out.mp4")
+    assert len(frames) == summary["frames_out"]
+    assert all(np.any(a != b) for a, b in zip(frames, frames[1:], strict=False)), "no picture is repeated"

@@ -1,0 +1,299 @@
+"""The scheduler's decisions in virtual time: one stream, many streams, deadlines, drops, faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from services.scheduler.core import Decisions, PipelineCore
+from services.scheduler.cost_model import CostModel
+from services.scheduler.stream_queue import Offer, StreamQueue, StreamSettings
+from shared.contracts.events import BatchDone, ChunkStamp, FrameStamp, ItemResult, MotionEstimated, StageBatch
+from shared.contracts.refs import TensorPlace, TensorRef
+from shared.engine.plan.spec import PRESETS
+from shared.engine.plan.stream_plan import StreamPlan
+
+MS = 1_000_000
+MODEL = PRESETS["nano"]
+REF = TensorRef(owner="w0", host="h", place=TensorPlace.LOCAL, shape=(1,), dtype="float32")
+
+
+def chunk(stream: str, number: int, captured_ms: int = 0, live: bool = True, epoch: int = 1) -> MotionEstimated:
+    count = 5 if number == 0 else 4
+    first = 0 if number == 0 else 5 + 4 * (number - 1)
+    frames = tuple(
+        FrameStamp(index=first + i, pts=first + i, captured_ns=captured_ms * MS, deadline_ns=(captured_ms + 600) * MS if live else 0)
+        for i in range(count)
+    )
+    stamp = ChunkStamp(stream=stream, epoch=epoch, chunk=number, frames=frames, live=live)
+    return MotionEstimated(
+        stamp=stamp, latents=REF, latent_frames=2 if number == 0 else 1, motion=0.0, noise_scale=0.7, first_timestep=600
+    )
+
+
+@dataclass
+class Bench:
+    """A pipeline core with a worker that takes ``step_ms`` per item, in virtual time."""
+
+    stages: int = 1
+    step_ms: float = 40.0
+    now: int = 0
+    core: PipelineCore = field(init=False)
+    ran: list[StageBatch] = field(default_factory=list)
+    flying: list[StageBatch] = field(default_factory=list)
+    said: list[Decisions] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.core = PipelineCore("p0", self.stages, 1, CostModel())
+
+    def stream(self, name: str, steps: int = 2, live: bool = True, frames_per_block: int = 1) -> StreamQueue:
+        queue = StreamQueue(
+            stream=name,
+            epoch=1,
+            live=live,
+            height=64,
+            width=96,
+            model=MODEL,
+            plan=StreamPlan.for_model(name, 1, MODEL),
+            settings=StreamSettings(steps=steps, seed=1, prompt_version=1, frames_per_block=frames_per_block),
+        )
+        self.core.add(queue)
+        return queue
+
+    def offer(self, event: MotionEstimated) -> Offer | None:
+        offer, decisions = self.core.offer(event, self.now)
+        self.said.append(decisions)
+        return offer
+
+    def schedule(self) -> Decisions:
+        decisions = self.core.schedule(self.now)
+        self.flying.extend(decisions.batches)
+        self.said.append(decisions)
+        return decisions
+
+    def finish(self) -> StageBatch:
+        """The oldest batch in flight comes back."""
+        batch = self.flying.pop(0)
+        self.ran.append(batch)
+        ms = self.step_ms * len(batch.entries)
+        self.now += int(ms * MS)
+        results = tuple(
+            ItemResult(
+                stream=entry.item.stream,
+                epoch=entry.item.epoch,
+                block=entry.item.block,
+                step=entry.item.step,
+                output=None if entry.item.is_last_step else REF,
+            )
+            for entry in batch.entries
+        )
+        done = BatchDone(
+            pipeline="p0", generation=batch.generation, seq=batch.seq, results=results, stage_ms=(ms,) * self.stages
+        )
+        self.said.append(self.core.done(done, self.now))
+        return batch
+
+    def run(self) -> list[StageBatch]:
+        """Until nothing is left to do."""
+        self.schedule()
+        while self.flying:
+            self.finish()
+            self.schedule()
+        return self.ran
+
+
+def steps_of(batch: StageBatch) -> list[tuple[str, int, int]]:
+    return [(entry.item.stream, entry.item.block, entry.item.step) for entry in batch.entries]
+
+
+def test_a_streams_first_block_runs_its_steps_alone_then_steps_of_several_blocks_share_forwards() -> None:
+    bench = Bench()
+    bench.stream("a", steps=2, live=False)
+    for number in range(4):
+        bench.offer(chunk("a", number, live=False))
+    ran = [steps_of(batch) for batch in bench.run()]
+    assert ran[0] == [("a", 0, 0)]
+    assert ran[1] == [("a", 0, 1)]
+    assert any(len(batch) == 2 for batch in ran), "block b+1 at step 0 rides with block b at step 1"
+    done = [item for batch in ran for item in batch]
+    assert sorted(done) == [("a", block, step) for block in range(4) for step in range(2)], "every item runs once"
+    for step in range(2):
+        blocks = [block for _, block, at in done if at == step]
+        assert blocks == sorted(blocks), "within a slot, blocks ascend"
+
+
+def test_no_more_than_s_plus_one_batches_are_in_flight() -> None:
+    for stages in (1, 2, 4):
+        bench = Bench(stages=stages)
+        for name in "abcdefgh":
+            bench.stream(name, steps=1, live=False)
+            bench.offer(chunk(name, 0, live=False))
+        bench.core.max_batch = 1
+        assert len(bench.schedule().batches) == stages + 1
+        assert [batch.seq for batch in bench.flying] == list(range(stages + 1))
+
+
+def test_streams_of_one_size_share_a_forward_and_other_sizes_do_not() -> None:
+    bench = Bench()
+    bench.stream("a", live=False)
+    bench.stream("b", live=False)
+    other = bench.stream("c", live=False)
+    other.height = 128
+    for name in "abc":
+        bench.offer(chunk(name, 0, live=False))
+    batches = [sorted(entry.item.stream for entry in batch.entries) for batch in bench.schedule().batches]
+    assert sorted(batches) == [["a", "b"], ["c"]]
+
+
+def test_the_least_slack_goes_first() -> None:
+    bench = Bench()
+    bench.core.max_batch = 1
+    bench.stream("later")
+    bench.stream("sooner")
+    bench.offer(chunk("later", 0, captured_ms=100))
+    bench.offer(chunk("sooner", 0, captured_ms=0))
+    assert [entry.item.stream for batch in bench.schedule().batches for entry in batch.entries] == ["sooner", "later"]
+
+
+def test_a_batch_does_not_grow_past_a_members_deadline() -> None:
+    bench = Bench()
+    for name in "abc":
+        bench.stream(name, steps=1)
+    first_block = 2 * MODEL.tokens(96, 64)
+    for _ in range(5):
+        bench.core.cost.observe("stage.0", first_block, 100.0)
+    bench.now = 1000 * MS
+    for name in "abc":
+        bench.offer(chunk(name, 0, captured_ms=1000 - 350))
+    decisions = bench.schedule()
+    sizes = [len(batch.entries) for batch in decisions.batches]
+    assert sizes[0] == 2, "two take 200 of the 250 ms that are left; a third would make all three late"
+    assert decisions.drops == []
+
+
+def test_what_can_no_longer_make_its_deadline_is_dropped_before_step_0() -> None:
+    bench = Bench(step_ms=50.0)
+    bench.stream("a", steps=2)
+    for number in range(3):
+        bench.offer(chunk("a", number, captured_ms=int(bench.now / MS)))
+        bench.run()
+    bench.now = 10_000 * MS
+    bench.offer(chunk("a", 3, captured_ms=9_350))
+    bench.offer(chunk("a", 4, captured_ms=9_600))
+    decisions = bench.schedule()
+    assert [(drop.stamp.chunk, drop.service, drop.reason) for drop in decisions.drops] == [(3, "scheduler", "stale")]
+    assert decisions.released == [REF], "its latents are given back"
+    assert [entry.stamps[0].chunk for batch in decisions.batches for entry in batch.entries] == [4]
+
+
+def test_lossless_work_is_never_dropped() -> None:
+    bench = Bench()
+    bench.stream("a", live=False)
+    bench.now = 10**15
+    bench.offer(chunk("a", 0, live=False))
+    assert bench.schedule().drops == []
+    assert len(bench.flying) == 1
+
+
+def test_repeated_overtaken_and_old_chunks_are_turned_away() -> None:
+    bench = Bench()
+    bench.stream("a")
+    assert bench.offer(chunk("a", 0)) is Offer.TAKEN
+    assert bench.offer(chunk("a", 0)) is Offer.DUPLICATE
+    assert bench.offer(chunk("a", 2)) is Offer.TAKEN
+    assert bench.offer(chunk("a", 1)) is Offer.OVERTAKEN
+    assert [drop.reason for drop in bench.said[-1].drops] == ["overtaken"], "a late chunk is closed, not lost"
+    assert bench.offer(chunk("a", 3, epoch=0)) is Offer.OLD_EPOCH
+    assert bench.offer(chunk("stranger", 0)) is None
+
+
+def test_a_change_takes_effect_at_the_next_block_and_says_where() -> None:
+    bench = Bench()
+    queue = bench.stream("a", live=False)
+    bench.offer(chunk("a", 0, live=False))
+    bench.run()
+    queue.change("command-1", StreamSettings(steps=1, seed=77, prompt_version=2))
+    bench.offer(chunk("a", 1, live=False))
+    decisions = bench.schedule()
+    (applied,) = decisions.applied
+    assert (applied.command, applied.version, applied.chunk, applied.pts) == ("command-1", 2, 1, 5)
+    item = decisions.batches[0].entries[0].item
+    assert (item.steps, item.seed, item.prompt_version) == (1, 77, 2)
+
+
+def test_items_under_way_keep_their_steps_when_k_goes_down() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=2, live=False)
+    for number in range(2):
+        bench.offer(chunk("a", number, live=False))
+    bench.schedule()
+    bench.finish()
+    queue.change("down", StreamSettings(steps=1, seed=1, prompt_version=1))
+    bench.offer(chunk("a", 2, live=False))
+    done = [item for batch in bench.run() for item in steps_of(batch)]
+    assert [step for _, block, step in done if block == 0] == [0, 1]
+    assert [step for _, block, step in done if block == 2] == [0]
+
+
+def test_frame_blocks_wait_for_their_chunks_but_not_past_the_sources_end() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False, frames_per_block=3)
+    bench.offer(chunk("a", 0, live=False))
+    assert bench.schedule().batches == []
+    bench.offer(chunk("a", 1, live=False))
+    bench.offer(chunk("a", 2, live=False))
+    (batch,) = bench.schedule().batches
+    assert batch.entries[0].item.frames == 4
+    assert [stamp.chunk for stamp in batch.entries[0].stamps] == [0, 1, 2]
+    bench.finish()
+    bench.offer(chunk("a", 3, live=False))
+    assert bench.schedule().batches == []
+    queue.ended = True
+    (last,) = bench.schedule().batches
+    assert last.entries[0].item.frames == 1
+
+
+def test_a_fault_rebuilds_the_pipeline_live_streams_go_on_and_lossless_ones_fail() -> None:
+    bench = Bench()
+    bench.stream("live")
+    bench.stream("lossless", live=False)
+    bench.offer(chunk("live", 0))
+    bench.offer(chunk("lossless", 0, live=False))
+    bench.schedule()
+    decisions = bench.core.fault("batch 0 was lost")
+    assert [(drop.stamp.stream, drop.reason) for drop in decisions.drops] == [("live", "pipeline_fault")]
+    assert "batch 0 was lost" in decisions.failed["lossless"]
+    assert bench.core.generation == 2
+    stale = bench.flying.pop()
+    assert bench.core.done(
+        BatchDone(pipeline="p0", generation=stale.generation, seq=stale.seq, results=(), stage_ms=(1.0,)), bench.now
+    ) == Decisions(), "an answer of the old generation is ignored"
+    bench.core.remove("lossless")
+    bench.flying.clear()
+    bench.offer(chunk("live", 1))
+    (batch,) = bench.schedule().batches
+    assert (batch.generation, batch.seq) == (2, 0)
+    assert batch.entries[0].item.block == 1
+    assert batch.entries[0].item.start_frame == 0, "its slots are empty: it begins anew"
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_batch_that_is_not_reported_is_overdue(live: bool) -> None:
+    bench = Bench()
+    bench.stream("a", live=live)
+    bench.offer(chunk("a", 0, live=live))
+    bench.schedule()
+    assert bench.core.overdue(bench.now + 4_000 * MS, 5_000 * MS, 60_000 * MS) is None
+    assert (bench.core.overdue(bench.now + 6_000 * MS, 5_000 * MS, 60_000 * MS) == 0) is live
+    assert bench.core.overdue(bench.now + 61_000 * MS, 5_000 * MS, 60_000 * MS) == 0
+
+
+def test_results_of_a_stream_that_has_left_are_given_back() -> None:
+    bench = Bench()
+    bench.stream("a", steps=2, live=False)
+    bench.offer(chunk("a", 0, live=False))
+    bench.schedule()
+    bench.core.remove("a")
+    bench.finish()
+    assert bench.said[-1].released == [REF]
