@@ -117,7 +117,7 @@ class _Server:
                 cwd=self.folder,
                 # Ctrl-C goes to the terminal's whole group: the servers must outlive the services' drain.
                 start_new_session=True,
-                preexec_fn=die_with_parent(),  # noqa: PLW1509
+                preexec_fn=die_with_parent(),
             )
 
     def log_tail(self) -> str:
@@ -143,7 +143,7 @@ def _nats_command(folder: Path, port: int) -> list[str]:
     config = folder / "nats.conf"
     config.write_text(
         f'server_name: "rheocast"\nlisten: "127.0.0.1:{port}"\nmax_payload: {MAX_PAYLOAD}\n'
-        f"max_pending: {64 * 1024 * 1024}\nwrite_deadline: \"5s\"\n"
+        f'max_pending: {64 * 1024 * 1024}\nwrite_deadline: "5s"\n'
         f'jetstream {{ store_dir: "{folder / "jetstream"}", max_memory_store: {JETSTREAM_MEMORY_MB}MB }}\n',
         encoding="utf-8",
     )
@@ -282,5 +282,7 @@ class _Attempt:
             server.fixed = True
             return True
         if time.monotonic() > self._until:
-            raise ServerFailedError(f"the embedded {server.name} server did not answer within {READY_S:g} s: {server.log_tail()}")
+            raise ServerFailedError(
+                f"the embedded {server.name} server did not answer within {READY_S:g} s: {server.log_tail()}"
+            )
         return False

@@ -90,6 +90,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part)
+    part.chmod(0o644)
     os.replace(part, path)
 
 
@@ -97,6 +98,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
+    part.chmod(0o644)
     os.replace(part, path)
 
 
@@ -105,6 +107,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     torch.save(state, part)
+    part.chmod(0o644)
     os.replace(part, path)
 
 

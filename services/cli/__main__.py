@@ -101,7 +101,9 @@ def up_command(
     """Serve the API: start the servers and every service, restart what dies, stop all on Ctrl-C."""
     from services.cli.up import up
 
-    asyncio.run(up(host, port, stages, model, media, run_dir))
+    media = media.expanduser().absolute()
+    media.mkdir(parents=True, exist_ok=True)
+    asyncio.run(up(host, port, stages, model, media, run_dir.absolute() if run_dir else None))
 
 
 @app.command("doctor")

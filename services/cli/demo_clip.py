@@ -83,5 +83,6 @@ def beside(left: Path, right: Path, out: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = 2 * WIDTH, HEIGHT, "yuv420p"
         for one, two in zip(a.decode(video=0), b.decode(video=0), strict=False):
             pair = np.concatenate([one.to_ndarray(format="rgb24"), two.to_ndarray(format="rgb24")], axis=1)
+            pair = pair.astype(np.uint8, copy=False)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pair, format="rgb24")))
         container.mux(stream.encode(None))

@@ -15,11 +15,12 @@ from importlib.util import find_spec
 
 import psutil
 import typer
-from shared.embedded import ServerBinaryMissingError, find_nats_server, find_redis_server
 
 from services.cli.errors import CommandError, ExitCode
+from services.cli.system import SHM_DIR
 from services.cli.topology import usable_cores, worker_threads
 from services.cli.validate import check_port
+from shared.embedded import ServerBinaryMissingError, find_nats_server, find_redis_server
 from shared.engine.plan.registry import known_models, model_folder
 
 PACKAGES = {
@@ -86,7 +87,7 @@ def _device() -> Finding:
 
 def _machine() -> list[Finding]:
     memory = psutil.virtual_memory()
-    shm = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: S108
+    shm = shutil.disk_usage(SHM_DIR) if SHM_DIR.is_dir() else None
     enough = memory.available > 2 << 30
     found = [
         Finding("python", sys.version_info >= (3, 11), platform.python_version(), "use Python 3.11 or newer"),
@@ -98,7 +99,7 @@ def _machine() -> list[Finding]:
         ),
     ]
     if shm is None:
-        found.append(Finding("shared memory", False, "/dev/shm is missing", "mount a tmpfs on /dev/shm"))
+        found.append(Finding("shared memory", False, f"{SHM_DIR} is missing", f"mount a tmpfs on {SHM_DIR}"))
     else:
         ok = shm.free > 256 << 20
         found.append(

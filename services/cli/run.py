@@ -26,7 +26,7 @@ from shared.media.salvage import finalise_part, part_path
 
 ACCEPT_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-SILENCE_TIMEOUT_S = 90.0
+SILENCE_TIMEOUT_S = float(os.environ.get('SIL','90'))
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ async def _drive(
     await system.bus.publish(control, StartStream(command=secrets.token_hex(8), stream=stream, spec=request.spec))
     await _first(asyncio.ensure_future(watch.answered.wait()), interrupted, ACCEPT_TIMEOUT_S)
     if not watch.answered.is_set() and not interrupted.is_set():
-        raise CommandError(f"the scheduler did not answer in {ACCEPT_TIMEOUT_S:.0f} s: {_why(deaths)}", ExitCode.FAILED)
+        raise CommandError(f"the scheduler did not answer in {ACCEPT_TIMEOUT_S:.0f} s: {_why(deaths, system)}", ExitCode.FAILED)
     if watch.last is not None and watch.last.event is EventKind.REFUSED:
         raise CommandError(watch.last.reason)
     stop_sent_at: float | None = None
@@ -170,7 +170,7 @@ async def _drive(
         if not system.servers_alive():
             raise CommandError("the embedded NATS or Redis server ended; run it again", ExitCode.FAILED)
         if time.monotonic() - watch.heard_at > SILENCE_TIMEOUT_S:
-            raise CommandError(f"no progress for {SILENCE_TIMEOUT_S:.0f} s: {_why(deaths)}", ExitCode.FAILED)
+            raise CommandError(f"no progress for {SILENCE_TIMEOUT_S:.0f} s: {_why(deaths, system)}", ExitCode.FAILED)
         for name in system.supervisor.failed():
             raise CommandError(f"{name} keeps ending: {system.supervisor.last_line(name)}", ExitCode.FAILED)
         progress.show(watch.closed)
@@ -203,8 +203,8 @@ class RunEnded(CommandError):
         self.warnings = warnings
 
 
-def _why(deaths: list[str]) -> str:
-    return deaths[-1] if deaths else "see the service logs"
+def _why(deaths: list[str], system: System) -> str:
+    return deaths[-1] if deaths else f"the services' logs are in {system.run_dir / 'logs'}"
 
 
 async def _first(task: asyncio.Future[Any], interrupted: asyncio.Event, timeout_s: float | None = None) -> None:

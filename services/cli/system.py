@@ -12,9 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from shared.embedded import EmbeddedServers
-from shared.tensors.shm import sweep_run
-
 from services.cli.errors import CommandError, ExitCode
 from services.cli.supervisor import Supervisor, refuse_if_given_up
 from services.cli.topology import Topology, processes
@@ -23,6 +20,8 @@ from shared.bus.nats import NatsBus
 from shared.bus.port import BusUnavailableError, Received
 from shared.contracts import subjects
 from shared.contracts.events import Beat
+from shared.embedded import EmbeddedServers
+from shared.tensors.shm import sweep_run
 
 READY_TIMEOUT_S = 120.0
 SHM_DIR = Path("/dev/shm")  # noqa: S108 - the kernel's shared-memory file system, not a temporary folder
@@ -73,7 +72,8 @@ class System:
             raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.keep_logs = isinstance(error, CommandError) and error.code is ExitCode.FAILED
         await self.stop()
 
     async def _start(self) -> None:
@@ -144,5 +144,10 @@ class System:
         if self._servers is not None:
             await asyncio.to_thread(self._servers.stop)
         sweep_run(SHM_DIR, self.run_id)
-        if self._own_dir and not self.keep_logs:
-            shutil.rmtree(self.run_dir, ignore_errors=True)
+        if self._own_dir:
+            kept = {"logs"} if self.keep_logs else set[str]()
+            for path in list(self.run_dir.iterdir()) if self.run_dir.exists() else ():
+                if path.name not in kept:
+                    shutil.rmtree(path, ignore_errors=True)
+            if not kept:
+                shutil.rmtree(self.run_dir, ignore_errors=True)

@@ -23,8 +23,6 @@ async def up(host: str, port: int, stages: int, model: str, media: Path, run_dir
     if host not in ("127.0.0.1", "::1", "localhost"):
         raise CommandError(f"--host {host}: the API has no authentication yet, so it listens on 127.0.0.1 only")
     check_port(host, port)
-    media = media.expanduser().absolute()
-    media.mkdir(parents=True, exist_ok=True)
     topology = Topology(
         model=model,
         stages=stages,
@@ -41,7 +39,7 @@ async def up(host: str, port: int, stages: int, model: str, media: Path, run_dir
     def on_death(name: str, code: int, line: str) -> None:
         typer.echo(f"{name} ended with {code} ({line}); restarting it", err=True)
 
-    system = System(topology, run_dir.absolute() if run_dir else None, on_death)
+    system = System(topology, run_dir, on_death)
     try:
         async with system:
             ready = asyncio.ensure_future(system.wait_ready(lambda text: typer.echo(text, err=True)))

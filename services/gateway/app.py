@@ -7,13 +7,13 @@ import logging
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from shared.lifecycle import Context, run_service
 from starlette.middleware.base import RequestResponseEndpoint
 
 from services.gateway.api import streams
 from services.gateway.handlers import Desk
 from services.gateway.problems import install, problem
 from services.gateway.settings import Settings
+from shared.lifecycle import Context, run_service
 
 log = logging.getLogger(__name__)
 

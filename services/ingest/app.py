@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from services.ingest.handlers import Handlers
 from services.ingest.settings import Settings
@@ -28,9 +29,8 @@ class Ingest:
     async def drain(self, deadline_s: float) -> None:
         """Take nothing new, end every source and tell so; wait until what is numbered is closed."""
         self._handlers.refuse()
-        until = asyncio.get_running_loop().time() + deadline_s
-        while self._handlers.streams and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.05)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._handlers.idle.wait(), deadline_s)
 
     async def close(self) -> None:
         """Close every source."""

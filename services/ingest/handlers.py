@@ -38,6 +38,7 @@ class Handlers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscription: Subscription | None = None
         self._refusing = ""
+        self.idle = asyncio.Event()  # set while no stream is open, once nothing new is taken
         self.counters: dict[str, int] = {}
 
     @property
@@ -54,6 +55,7 @@ class Handlers:
         self._refusing = "this ingest is shutting down"
         for stream in list(self._streams.values()):
             stream.leave(drain=True)
+        self._note_idle()
 
     async def close(self) -> None:
         """Let everything go."""
@@ -111,9 +113,7 @@ class Handlers:
             self._opening[take.stream] = asyncio.create_task(self._open(take), name=f"open-{take.stream}")
 
     async def _open(self, take: TakeStream) -> None:
-        stream = IngestStream(
-            take, self._settings, self._bus, self._store, self._tensors, self._tracer, self._on_done
-        )
+        stream = IngestStream(take, self._settings, self._bus, self._store, self._tensors, self._tracer, self._on_done)
         try:
             await stream.open()
             subject = subjects.stream(take.stream, "closed")
@@ -149,6 +149,7 @@ class Handlers:
             return
         del self._streams[stream.stream]
         self._ended[stream.stream] = (stream.epoch, time.monotonic())
+        self._note_idle()
         task = asyncio.create_task(self._let_go(stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -172,6 +173,10 @@ class Handlers:
         for stream, (_, at) in list(self._ended.items()):
             if now - at > REMEMBER_S:
                 del self._ended[stream]
+
+    def _note_idle(self) -> None:
+        if self._refusing and not self._streams:
+            self.idle.set()
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1

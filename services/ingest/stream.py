@@ -139,7 +139,7 @@ class IngestStream:
             self._intake.stop()
             self._feed.stop()
         self._wake.set()
-        return again or not drain and self._intake.all_closed
+        return again or (not drain and self._intake.all_closed)
 
     async def close(self) -> None:
         """End the reader and the tasks."""
@@ -168,7 +168,8 @@ class IngestStream:
                     await self._tell_end()
                 await self._watch(now)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._settings.repeat_s)
+                    async with asyncio.timeout(self._settings.repeat_s):
+                        await self._wake.wait()
         except asyncio.CancelledError:
             raise
         except Exception as error:

@@ -97,17 +97,17 @@ class ConstantRate(Generic[Pixels]):
         self._held = frame
 
     def flush(self) -> Iterator[Timed[Pixels]]:
-        """What the last frame is shown for: at least once if no other instant shows it."""
+        """What the last frame is shown for. A source of a single short frame still gives one."""
         if self._held is None or self._first is None:
             return
         end = (self._held.pts + self._held.duration) * self._source_base
-        start = round((self._held.pts * self._source_base - self._first) * self._rate)
-        # The last frame opened the instant ``start``: it is shown there, and until it ends.
-        yield from self._emit(max(start + 1, min(round((end - self._first) * self._rate), start + int(self._rate))))
+        until = round((end - self._first) * self._rate)
+        yield from self._emit(until if self._next else max(1, until))
         self._held = None
 
     def _emit(self, until: int) -> Iterator[Timed[Pixels]]:
-        assert self._held is not None and self._first is not None
+        assert self._held is not None
+        assert self._first is not None
         if until - self._next > MAX_FILL_S * self._rate:
             yield self._at(self._next, self._held)
             self._next = until

@@ -6,8 +6,6 @@ import asyncio
 import logging
 from typing import TextIO
 
-from shared.lifecycle import Context, run_service
-
 from services.scheduler.core import PipelineCore
 from services.scheduler.cost_model import CostModel
 from services.scheduler.desk import StreamDesk
@@ -15,6 +13,7 @@ from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.handlers import Handlers
 from services.scheduler.settings import Settings
 from shared.contracts import subjects
+from shared.lifecycle import Context, run_service
 from shared.session.state import TERMINAL_STATES
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,6 @@ import logging
 import math
 from collections.abc import Callable
 
-from shared.engine.plan.prompts import digest
-from shared.engine.plan.stream_plan import StreamPlan
-
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.records import Answers, Phase, StreamRecord
@@ -30,8 +27,10 @@ from shared.contracts.commands import (
     UpdateStream,
 )
 from shared.contracts.events import EventKind, LedgerTotals, StreamEvent, StreamStats
+from shared.engine.plan.prompts import digest
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import UnknownModelError
+from shared.engine.plan.stream_plan import StreamPlan
 from shared.session.port import SessionStore
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
@@ -120,7 +119,9 @@ class StreamDesk:
             noise=model.noise.s0 if spec.noise is None else spec.noise,
             pipeline=pipeline.name,
             workers=pipeline.workers,
-            **chosen,
+            ingest=chosen["ingest"],
+            egress=chosen["egress"],
+            motion=chosen["motion"],
         ), pipeline
 
     async def _open(self, record: StreamRecord, pipeline: Pipeline, command: StartStream) -> None:
@@ -205,7 +206,6 @@ class StreamDesk:
 
     async def _prepare(self, record: StreamRecord, prompt: str) -> int:
         """Encode a prompt and have every stage compute its cross-attention K/V. Returns its version."""
-        version, record.next_version = record.next_version, record.next_version + 1
         try:
             encoded = await self._bus.request(
                 subjects.TEXT_ENCODE,
@@ -218,18 +218,31 @@ class StreamDesk:
             raise RefusedError(f"the prompt could not be encoded: {encoded.error}")
         if encoded.digest != digest(record.spec.model, prompt):
             raise RefusedError("the text worker answered for another prompt")
+        version = record.prompts.prepare(encoded.digest, len(record.workers))
         await self._store.put(record.stream, Owner.SCHEDULER, {"prompt": prompt, "prompt_version": version})
         stages = range(len(record.workers))
-        await asyncio.gather(*(self._prepare_stage(record, stage, version, encoded.digest) for stage in stages))
+        await asyncio.gather(*(self._prepare_stage(record, stage, version) for stage in stages))
+        record.prompts.require(version)
         return version
 
-    async def _prepare_stage(self, record: StreamRecord, stage: int, version: int, embedding: str) -> None:
+    async def _prepare_stage(self, record: StreamRecord, stage: int, version: int) -> None:
+        core = self.cores.get(record.pipeline)
+        queue = core.streams.get(record.stream) if core is not None else None
+        used = {version} if queue is None else {version, queue.settings.prompt_version, *queue.plan.prompt_versions}
+        oldest = min(used)
+        record.prompts.retire_before(oldest)
         instance = record.workers[stage]
         key = ("prompt", record.stream, str(record.epoch), str(version), str(stage))
         message = PreparePrompt(
-            instance=instance, stream=record.stream, epoch=record.epoch, version=version, digest=embedding
+            instance=instance,
+            stream=record.stream,
+            epoch=record.epoch,
+            version=version,
+            digest=record.prompts.digest_of(version),
+            oldest=oldest,
         )
         await self._ask("worker", message, f"{instance} did not prepare the prompt in time", key)
+        record.prompts.stage_ready(version, stage)
 
     # --- stop and fail -----------------------------------------------------------------------------------------------
 

@@ -8,9 +8,6 @@ import logging
 from collections import OrderedDict
 from typing import Any, TextIO
 
-from shared.telemetry.hops import record_hop
-from shared.tensors.port import TensorReader
-
 from services.scheduler.core import Decisions, PipelineCore
 from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Health
@@ -31,6 +28,8 @@ from shared.contracts.events import (
     StreamEvent,
     StreamTaken,
 )
+from shared.telemetry.hops import record_hop
+from shared.tensors.port import TensorReader
 
 log = logging.getLogger(__name__)
 MAX_REMEMBERED_COMMANDS = 1024

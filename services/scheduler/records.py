@@ -6,9 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from shared.engine.plan.prompts import PromptLedger
-
 from shared.contracts.commands import StreamSpec
+from shared.engine.plan.prompts import PromptLedger
 
 
 class Phase(StrEnum):
@@ -46,7 +45,6 @@ class StreamRecord:
     phase: Phase = Phase.OPENING
     failure: str | None = None
     prompts: PromptLedger = field(default_factory=PromptLedger)
-    next_version: int = 1
 
     def move(self, to: Phase) -> None:
         """Raises ValueError naming the move when it is not legal."""

@@ -9,14 +9,13 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from shared.engine.plan.stream_plan import StreamPlan
-
 from shared.contracts.events import ChunkStamp, MotionEstimated, StageTiming
 from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
 from shared.engine.plan.items import Item
 from shared.engine.plan.noise_controller import step_timesteps
 from shared.engine.plan.spec import ModelSpec
+from shared.engine.plan.stream_plan import StreamPlan
 
 FIRST_CHUNK_LATENTS = 2
 MAX_WAITING = 64

@@ -8,12 +8,12 @@ import os
 import time
 
 import torch
-from shared.lifecycle import Context, run_service
 
 from services.worker.device_thread import DeviceThread
 from services.worker.handlers import Handlers
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
+from shared.lifecycle import Context, run_service
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.1

@@ -10,8 +10,6 @@ import logging
 from dataclasses import dataclass, field
 
 import torch
-from shared.engine.plan.prompts import digest
-from shared.lifecycle import Context
 
 from services.worker.core import Rank, Role
 from services.worker.device_thread import DeviceThread, QueueFullError
@@ -21,6 +19,8 @@ from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, TakeStream, TextEncode, TextEncoded
 from shared.contracts.events import ChunkStamp, PromptReady, StreamTaken
 from shared.contracts.order import OrderGate
+from shared.engine.plan.prompts import digest
+from shared.lifecycle import Context
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Assignments:
                 stage = self._runtime.stage
                 try:
                     await self._device.call(
-                        Rank.CONTROL, lambda: stage.set_prompt(message.stream, message.version, embedding)
+                        Rank.CONTROL, lambda: stage.set_prompt(message.stream, message.version, embedding, message.oldest)
                     )
                 except Exception as caught:
                     log.exception("cannot prepare prompt %d of %s", message.version, message.stream)

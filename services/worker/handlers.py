@@ -7,9 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 import torch
-from shared.lifecycle import Context
-from shared.telemetry.hops import record_hop
-from shared.tensors.port import TensorError
 
 from services.worker.assignments import LIVE_TTL_S, LOSSLESS_TTL_S, Assignments, Placed, one_line
 from services.worker.core import BatchSequencer, Rank, Role, SequenceVerdict
@@ -36,6 +33,9 @@ from shared.contracts.events import (
 )
 from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
+from shared.lifecycle import Context
+from shared.telemetry.hops import record_hop
+from shared.tensors.port import TensorError
 
 log = logging.getLogger(__name__)
 

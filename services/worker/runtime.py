@@ -7,9 +7,6 @@ import time
 
 import numpy as np
 import torch
-from shared.engine.model.loading import load_text_encoder, load_vae
-from shared.engine.plan.split import split_blocks
-from shared.engine.stage import Stage
 
 from services.worker.core import Role
 from services.worker.roles.decode import DecodeRole
@@ -18,10 +15,13 @@ from services.worker.roles.stage import StageRole
 from services.worker.roles.text import TextRole
 from services.worker.settings import Settings
 from shared.engine.model.autoencoder import Autoencoder
+from shared.engine.model.loading import load_text_encoder, load_vae
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.noise_controller import step_timesteps
 from shared.engine.plan.registry import model_folder, model_spec
 from shared.engine.plan.spec import ModelSpec
+from shared.engine.plan.split import split_blocks
+from shared.engine.stage import Stage
 
 log = logging.getLogger(__name__)
 

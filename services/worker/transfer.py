@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from shared.tensors.port import TensorStore
 
 from shared.contracts.refs import TensorRef
+from shared.tensors.port import TensorStore
 
 _NUMPY_OF = {torch.float32: np.float32, torch.float16: np.float16, torch.uint8: np.uint8}
 

@@ -120,7 +120,7 @@ class Pump(Generic[T]):
     """A mailbox and the one task that empties it, one item at a time, in order."""
 
     def __init__(
-        self, name: str, mailbox: Mailbox[T], handle: Callable[[T], Awaitable[None]], counters: Counters
+        self, name: str, mailbox: Mailbox[T], handle: Callable[[T], Awaitable[object]], counters: Counters
     ) -> None:
         self._name = name
         self._mailbox = mailbox
@@ -155,8 +155,9 @@ class Pump(Generic[T]):
                 log.exception("%s: delivery failed", self._name)
 
     async def drained(self) -> None:
-        """Wait until everything put so far has been handled."""
-        await self._idle.wait()
+        """Wait until everything put so far has been handled. From inside the handler it returns at once."""
+        if self._task is not asyncio.current_task():
+            await self._idle.wait()
 
     async def stop(self) -> None:
         """Discard what waits and end the task. May be called from inside the handler."""

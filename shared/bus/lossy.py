@@ -163,5 +163,9 @@ class _LossySubscription:
     inner: Subscription
     pump: Pump[Received]
 
+    async def drain(self) -> None:
+        await self.inner.drain()
+        await self.pump.drained()
+
     async def unsubscribe(self) -> None:
         await self.bus.forget(self.inner, self.pump)

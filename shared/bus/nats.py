@@ -323,6 +323,9 @@ class _Handle:
         self._bus = bus
         self._inner = inner
 
+    async def drain(self) -> None:
+        await self._inner.drained()
+
     async def unsubscribe(self) -> None:
         await self._bus.forget(self._inner)
 

@@ -96,9 +96,15 @@ class BusStats:
 
 
 class Subscription(Protocol):
-    """One subscription. ``unsubscribe`` is idempotent; what still waits in the mailbox is discarded."""
+    """One subscription. Both methods are idempotent and may be called from inside the handler."""
 
-    async def unsubscribe(self) -> None: ...
+    async def drain(self) -> None:
+        """Take nothing new; return when what waits in the mailbox has been handled."""
+        ...
+
+    async def unsubscribe(self) -> None:
+        """End it. What still waits in the mailbox is discarded."""
+        ...
 
 
 class Bus(Protocol):
@@ -113,7 +119,10 @@ class Bus(Protocol):
       process. ``replay`` starts at the first kept JetStream message, else only new ones are seen.
     """
 
-    stats: BusStats
+    @property
+    def stats(self) -> BusStats:
+        """What happened so far."""
+        ...
 
     @property
     def max_payload(self) -> int:

@@ -90,7 +90,8 @@ CHANNELS: tuple[Channel, ...] = (
 )
 
 
-def _matches(pattern: str, subject: str) -> bool:
+def matches(pattern: str, subject: str) -> bool:
+    """Whether ``subject`` falls under ``pattern``, in which ``*`` stands for one token."""
     wanted, given = pattern.split("."), subject.split(".")
     return len(wanted) == len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=True))
 
@@ -98,6 +99,6 @@ def _matches(pattern: str, subject: str) -> bool:
 def channel_of(subject: str) -> Channel:
     """The channel a subject belongs to. Raises LookupError for a subject outside the catalog."""
     for channel in CHANNELS:
-        if _matches(channel.subject, subject):
+        if matches(channel.subject, subject):
             return channel
     raise LookupError(f"subject {subject!r} is not in the catalog")

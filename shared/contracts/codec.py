@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, Any, Union
 
-import msgpack
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.contracts.catalog import channel_of
 from shared.contracts.refs import Wire
+
+# msgpack ships no types.
+_packb: Callable[..., bytes] = msgpack.packb  # type: ignore[assignment]
+_unpackb: Callable[..., Any] = msgpack.unpackb  # type: ignore[assignment]
 
 
 class BadMessageError(ValueError):
@@ -18,7 +23,7 @@ class BadMessageError(ValueError):
 
 def encode(message: Wire) -> bytes:
     """The MessagePack form of a message."""
-    return msgpack.packb(message.model_dump(mode="python"), use_bin_type=True, default=_plain)
+    return _packb(message.model_dump(mode="python"), use_bin_type=True, default=_plain)
 
 
 def _plain(value: Any) -> Any:
@@ -34,10 +39,11 @@ def _adapter(messages: tuple[type[Wire], ...]) -> TypeAdapter[Any]:
 def decode(messages: tuple[type[Wire], ...], data: bytes) -> Any:
     """One of ``messages``, told apart by ``kind``. Raises BadMessageError on anything else."""
     try:
-        plain = msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True)
+        plain = _unpackb(data, raw=False, use_list=False, strict_map_key=True)
         return _adapter(messages).validate_python(plain)
     except (ValidationError, ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise BadMessageError(str(error).splitlines()[0][:200]) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadMessageError(reason[:200]) from error
 
 
 def decode_subject(subject: str, data: bytes) -> Any:

@@ -178,7 +178,10 @@ class LeaveStream(Wire):
 
 
 class PreparePrompt(Wire):
-    """Compute the cross-attention K/V of this prompt; answered by PromptReady. The embedding is in Redis by ``digest``."""
+    """Compute the cross-attention K/V of this prompt; answered by PromptReady. The embedding is in Redis by ``digest``.
+
+    Versions below ``oldest`` are in no item any more and may be dropped.
+    """
 
     kind: Literal["prepare_prompt"] = "prepare_prompt"
     instance: str
@@ -186,6 +189,7 @@ class PreparePrompt(Wire):
     epoch: int
     version: int
     digest: str
+    oldest: int = 0
 
 
 class TextEncode(Wire):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from pydantic import Field
+
 from shared.contracts.refs import TensorRef, Wire
 from shared.engine.plan.items import Item
 
@@ -58,7 +60,7 @@ class SourceTotals(Wire):
     captured: int = 0
     numbered: int = 0
     chunks: int = 0
-    dropped: dict[str, int] = {}
+    dropped: dict[str, int] = Field(default_factory=dict[str, int])
 
 
 class StageTiming(Wire):
@@ -276,7 +278,7 @@ class LedgerTotals(Wire):
     on_time: int = 0
     late: int = 0
     skipped: int = 0
-    dropped: dict[str, int] = {}  # "service:reason" → frames
+    dropped: dict[str, int] = Field(default_factory=dict[str, int])  # "service:reason" → frames
 
     @property
     def dropped_total(self) -> int:
@@ -374,4 +376,4 @@ class Beat(Wire):
     busy: float = 0.0
     memory_free: int = 0
     streams: tuple[str, ...] = ()
-    role_ms: dict[str, float] = {}  # measured milliseconds per chunk, by role
+    role_ms: dict[str, float] = Field(default_factory=dict[str, float])  # measured milliseconds per chunk, by role

@@ -49,7 +49,10 @@ class KeyedNoise:
         return torch.stack(
             [
                 torch.stack(
-                    [epsilon(item.seed, item.first_latent + i, item.step + step_offset, shape) for i in range(item.frames)]
+                    [
+                        epsilon(item.seed, item.first_latent + i, item.step + step_offset, shape)
+                        for i in range(item.frames)
+                    ]
                 )
                 for item in items
             ]

@@ -20,7 +20,7 @@ from shared.engine.model.attention import ContextKv
 from shared.engine.model.dit import Dit, patchify, unpatchify
 from shared.engine.model.kv_cache import CacheRun, KvPool
 from shared.engine.model.loading import load_dit, random_dit_weights
-from shared.engine.plan.items import Item, SlotOp, SlotOpKind
+from shared.engine.plan.items import Item, SlotOp, SlotOpKind, check_batch
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec
 from shared.engine.random import KeyedNoise, NoiseSource
@@ -61,9 +61,7 @@ class Stage:
     ) -> None:
         self.model, self.spec, self.blocks = model, model.spec, model.range
         self.layers = model.layers()
-        weight = model.time_embedding[0].weight
-        assert isinstance(weight, Tensor)
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = model.time_weight.device, model.time_weight.dtype
         self._noise: NoiseSource = noise or KeyedNoise()
         self._max_slots, self._public_rule = max_slots, public_rule
         self._streams: dict[str, _Stream] = {}
@@ -75,7 +73,7 @@ class Stage:
         spec: ModelSpec,
         source: Path | str | Mapping[str, Tensor],
         blocks: range | None = None,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
         noise: NoiseSource | None = None,
@@ -96,7 +94,7 @@ class Stage:
         spec: ModelSpec,
         blocks: range | None = None,
         seed: int = 0,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Stage:
         """A stage with random weights that depend on the seed only: any split of the blocks computes the same."""
@@ -121,7 +119,9 @@ class Stage:
     def open(self, stream: str, latent_height: int, latent_width: int) -> None:
         """Make the stream known, with empty slots. An open stream is reset; its prompts stay."""
         if latent_height % PATCH or latent_width % PATCH or min(latent_height, latent_width) < PATCH:
-            raise StageError(f"stream {stream}: {latent_height}×{latent_width} latents are no multiple of the patch {PATCH}")
+            raise StageError(
+                f"stream {stream}: {latent_height}×{latent_width} latents are no multiple of the patch {PATCH}"
+            )
         known = self._streams.get(stream)
         prompts = known.prompts if known else {}
         self._release(stream)
@@ -163,8 +163,8 @@ class Stage:
     def run(self, items: Sequence[Item], x: Tensor) -> Tensor:
         """One forward of all items, in order, after their slot operations.
 
-        x: on the first stage latents [B, T, C, h, w] — of step 0 clean source latents, which are noised here with ε·s + x·(1−s),
-        of later steps what :meth:`renoise` returned; on others the previous stage's result.
+        x: on the first stage latents [B, T, C, h, w]: of step 0 clean source latents, which are noised here with
+        ε·s + x·(1−s), of later steps what :meth:`renoise` returned; on others the previous stage's result.
         Returns the wire tensor [B, T·tokens, wire_width], or on the last stage x0 [B, T, C, h, w] float32.
         Raises StageError before anything was changed.
         """
@@ -235,18 +235,21 @@ class Stage:
             raise StageError("an empty batch")
         first = self._stream(items[0].stream)
         frames = items[0].frames
-        seen: set[tuple[str, int]] = set()
+        try:
+            check_batch(items)
+        except ValueError as error:
+            raise StageError(str(error)) from None
         for item in items:
             known = self._stream(item.stream)
-            if (known.height, known.width, item.frames) != (first.height, first.width, frames):
-                raise StageError(f"items of streams {items[0].stream} and {item.stream} differ in size or frames")
+            if (known.height, known.width) != (first.height, first.width):
+                raise StageError(f"streams {items[0].stream} and {item.stream} differ in size")
             if item.prompt_version not in known.prompts:
                 raise StageError(f"prompt {item.prompt_version} of stream {item.stream} is not ready on this stage")
-            if (item.stream, item.slot) in seen:
-                raise StageError(f"two items of stream {item.stream} on slot {item.slot}")
-            seen.add((item.stream, item.slot))
-        if frames > self.spec.ring:
-            raise StageError(f"a block of {frames} frames does not fit a ring of {self.spec.ring}")
+            most = self._room(item, known)
+            if frames > most:
+                raise StageError(
+                    f"block {item.block} of stream {item.stream} has {frames} frames, its slot takes {most}"
+                )
         tokens = first.height * first.width // PATCH**2
         c = self.spec.latent_channels
         shape = (
@@ -257,6 +260,13 @@ class Stage:
         if tuple(x.shape) != shape:
             raise StageError(f"input is {list(x.shape)}, the batch needs {list(shape)}")
         return self._pool(first.height, first.width), first
+
+    def _room(self, item: Item, known: _Stream) -> int:
+        """Latent frames the item's slot can take: all of it while empty, else what is no sink."""
+        emptied = any(op.kind is SlotOpKind.RESET and op.slot == item.slot for op in item.ops)
+        if emptied or item.slot not in known.slots:
+            return self.spec.ring
+        return self.spec.ring - self.spec.sinks
 
     def _pool(self, height: int, width: int) -> KvPool:
         if (height, width) not in self._pools:
@@ -298,7 +308,8 @@ class Stage:
         if all(kv is used[0] for kv in used):
             return used[0]
         return [
-            (torch.cat([kv[i][0] for kv in used]), torch.cat([kv[i][1] for kv in used])) for i in range(len(self.layers))
+            (torch.cat([kv[i][0] for kv in used]), torch.cat([kv[i][1] for kv in used]))
+            for i in range(len(self.layers))
         ]
 
     def _noised(self, items: Sequence[Item], x: Tensor) -> Tensor:
@@ -317,7 +328,9 @@ class Stage:
         return sigma_of(timestep, self.spec.sigma_shift)
 
     def _per_item(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float32).to(self.device, non_blocking=True)[:, None, None, None, None]
+        return torch.tensor(list(values), dtype=torch.float32).to(self.device, non_blocking=True)[
+            :, None, None, None, None
+        ]
 
     @property
     def _latent_channels(self) -> int:

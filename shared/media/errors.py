@@ -9,5 +9,5 @@ class MediaError(ValueError):
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an error's text, or its type when it has none."""
-    text = str(error).strip() or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0][:limit]

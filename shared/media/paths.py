@@ -30,4 +30,6 @@ def inside(path: str, roots: Sequence[Path], *, verb: str) -> Path:
     if any(real.is_relative_to(root) for root in roots):
         return real
     allowed = ", ".join(str(root) for root in roots)
-    raise MediaError(f"{path}: outside the folders this service may {verb} ({allowed}); add its folder to RHEOCAST_FILE_ROOTS")
+    raise MediaError(
+        f"{path}: outside the folders this service may {verb} ({allowed}); add its folder to RHEOCAST_FILE_ROOTS"
+    )

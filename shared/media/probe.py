@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import av.error
+from av.stream import Disposition
 
 from shared.media.errors import MediaError, one_line
 from shared.media.orientation import of_frame
@@ -55,7 +56,7 @@ def probe(path: str | Path) -> MediaInfo:
 def picture_stream(container: Any) -> Any | None:
     """The first moving-picture stream; cover pictures do not count. None when there is none."""
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        if not stream.disposition & Disposition.attached_pic:
             return stream
     return None
 
@@ -85,7 +86,9 @@ def _check_file(file: Path) -> None:
 def why_unreadable(file: Path, error: BaseException) -> str:
     """One line for a file that FFmpeg does not open."""
     if _cut_before_index(file):
-        return f"{file}: an MP4 without its index: the recording or copy was cut short; copy it again, or repair it first"
+        return (
+            f"{file}: an MP4 without its index: the recording or copy was cut short; copy it again, or repair it first"
+        )
     if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return f"{file}: is not a video file that FFmpeg can read; give an MP4, MOV, MKV, WebM or similar"
     return f"{file}: cannot be opened ({one_line(error)}); check the file"

@@ -68,7 +68,9 @@ def finalise_part(part: str | Path, final: str | Path) -> int:
             raise MediaError(f"{part}: holds no picture; nothing to save")
         os.replace(scratch, final)
     except (OSError, av.error.FFmpegError) as error:
-        raise MediaError(f"{final}: cannot be written ({one_line(error)}); free space or choose another folder") from None
+        raise MediaError(
+            f"{final}: cannot be written ({one_line(error)}); free space or choose another folder"
+        ) from None
     finally:
         scratch.unlink(missing_ok=True)
     discard(part)

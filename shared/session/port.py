@@ -32,7 +32,8 @@ class NoSuchStreamError(StoreError, LookupError):
 
 def pack(value: Any) -> bytes:
     """A field's stored form. Raises TypeError for what msgpack cannot hold."""
-    return msgpack.packb(value, use_bin_type=True)
+    packed: Any = msgpack.packb(value, use_bin_type=True)
+    return packed
 
 
 def unpack(data: bytes) -> Any:

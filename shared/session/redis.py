@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import CoroutineType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
@@ -121,7 +122,7 @@ return 1
 """
 
 
-def _reached(method: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+def _reached(method: Callable[P, CoroutineType[Any, Any, R]]) -> Callable[P, CoroutineType[Any, Any, R]]:
     """Turn the client's errors into StoreUnavailableError."""
 
     @functools.wraps(method)
@@ -152,18 +153,24 @@ class RedisStore:
     @classmethod
     async def connect(cls, url: str, prefix: str = "rheo:") -> Self:
         """A store whose server answered. Raises StoreUnavailableError within 3 s."""
-        client = Redis.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            socket_connect_timeout=CONNECT_S,
-            socket_timeout=ANSWER_S,
-            health_check_interval=30,
-            retry=Retry(ConstantBackoff(0.1), 3),
-        )
+        try:
+            # Blocking: with all connections in use a command waits for one instead of failing.
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=ANSWER_S,
+                socket_connect_timeout=CONNECT_S,
+                socket_timeout=ANSWER_S,
+                health_check_interval=30,
+                retry=Retry(ConstantBackoff(0.1), 1),
+            )
+        except ValueError as error:
+            raise StoreUnavailableError(f"{url!r} is no Redis URL ({error}): set RHEOCAST_REDIS_URL") from error
+        client = Redis.from_pool(pool)
         try:
             async with asyncio.timeout(CONNECT_S):
                 await client.ping()  # type: ignore[misc]
-        except (redis_errors.RedisError, OSError, TimeoutError, ValueError) as error:
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
             await client.aclose()
             reason = (str(error).splitlines() or [""])[0] or "no answer"
             raise StoreUnavailableError(
@@ -228,7 +235,8 @@ class RedisStore:
     @_reached
     async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
         key = self._key("embedding", digest)
-        dtype, shape, data = await self._redis.hmget(key, ["dtype", "shape", "data"])  # type: ignore[misc]
+        found: list[Any] = await self._redis.hmget(key, ["dtype", "shape", "data"])  # type: ignore[misc]
+        dtype, shape, data = found
         if dtype is None or shape is None or data is None:
             return None
         await self._redis.expire(key, EMBEDDING_TTL_S)

@@ -88,7 +88,7 @@ _FIELDS: dict[Owner, tuple[str, ...]] = {
 FIELD_OWNERS: dict[str, Owner] = {field: owner for owner, fields in _FIELDS.items() for field in fields}
 
 
-class FieldOwnerError(PermissionError):
+class FieldOwnerError(ValueError):
     """A service tried to write a field that is not its own."""
 
 

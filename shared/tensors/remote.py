@@ -64,9 +64,13 @@ async def fetch(bus: Bus, ref: TensorRef, timeout_s: float = TIMEOUT_S) -> np.nd
             raise StaleTensorError(f"{ref.owner} holds {reply.total} bytes where the reference says {total}")
         buffer[start : start + length] = np.frombuffer(reply.data, np.uint8)
 
-    async with asyncio.TaskGroup() as group:
-        for start in range(0, total, PART_BYTES):
-            group.create_task(part(start))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in range(0, total, PART_BYTES):
+                group.create_task(part(start))
+    except ExceptionGroup as failed:
+        # The parts fail for one reason: the first tells it.
+        raise failed.exceptions[0] from failed.exceptions[0].__cause__
     return buffer.view(numpy_dtype(ref.dtype)).reshape(ref.shape)
 
 

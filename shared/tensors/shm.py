@@ -20,10 +20,11 @@ from shared.tensors.port import StaleTensorError
 PREFIX = "rheocast-"
 MAX_MAPPED = 256  # segments of others that a reader keeps mapped
 
-# A slot's header: the lease's generation (0: none), and the generation that a reader released.
+# A slot's header: the lease's generation (0: none), the generation that a reader released, the tensor's bytes.
 _U64 = struct.Struct("<Q")
 GENERATION_AT = 0
 RELEASED_AT = 8
+SIZE_AT = 16
 
 
 def run_prefix(run_id: str) -> str:
@@ -40,6 +41,7 @@ class Mapping:
     """A mapped segment and its slot headers. An owner's also holds the file, locked."""
 
     def __init__(self, memory: mmap.mmap, fd: int = -1) -> None:
+        """``fd`` is the owner's locked file; the mapping closes it."""
         self.memory = memory
         self._fd = fd
 
@@ -50,6 +52,14 @@ class Mapping:
     def set_generation(self, header: int, generation: int) -> None:
         """By the owner: 0 while it writes the data, the lease's generation afterwards."""
         _U64.pack_into(self.memory, header + GENERATION_AT, generation)
+
+    def set_size(self, header: int, size: int) -> None:
+        """By the owner, before the generation: the bytes of the tensor in the slot."""
+        _U64.pack_into(self.memory, header + SIZE_AT, size)
+
+    def size(self, header: int) -> int:
+        """The bytes of the tensor in the slot."""
+        return _U64.unpack_from(self.memory, header + SIZE_AT)[0]
 
     def released(self, header: int) -> int:
         """The generation that a reader has released last."""

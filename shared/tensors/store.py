@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import struct
 import threading
 import time
 from pathlib import Path
@@ -99,6 +100,7 @@ class HostTensorStore:
         target = np.frombuffer(mapping.memory, array.dtype, array.size, slot.offset).reshape(array.shape)
         np.copyto(target, array)
         # Readers take the data only once the generation stands in the header.
+        mapping.set_size(slot.header, array.nbytes)
         mapping.set_generation(slot.header, slot.generation)
         self.counters.puts += 1
         return self._ref(
@@ -231,6 +233,10 @@ class HostTensorStore:
             mapping = self._mapping(ref)
             if mapping.generation(header) != ref.generation:
                 raise StaleTensorError(f"the lease of slot {ref.slot} of {ref.owner} is over")
+            if mapping.size(header) != size_of(ref):
+                raise StaleTensorError(
+                    f"slot {ref.slot} of {ref.owner} holds {mapping.size(header)} bytes, not {size_of(ref)}"
+                )
             view = np.frombuffer(mapping.memory, numpy_dtype(ref.dtype), _count(ref), ref.offset).reshape(ref.shape)
             copied = _into(view, out) if out is not None else view.copy()
             if mapping.generation(header) != ref.generation:
@@ -238,7 +244,7 @@ class HostTensorStore:
         except StaleTensorError:
             self.counters.stale += 1
             raise
-        except (ValueError, IndexError, OverflowError) as error:
+        except (ValueError, struct.error, OverflowError) as error:
             self.counters.stale += 1
             raise StaleTensorError(f"the reference to slot {ref.slot} of {ref.owner} does not fit: {error}") from error
         self.counters.gets += 1
@@ -295,7 +301,7 @@ class HostTensorStore:
             if mapping.generation(header) != ref.generation:
                 return False
             mapping.set_released(header, ref.generation)
-        except (StaleTensorError, ValueError, IndexError):
+        except (StaleTensorError, struct.error):
             return False
         return True
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import zlib
@@ -99,7 +100,7 @@ class Pipe:
         edges = [0, *cuts, self.spec.layers]
         self.stages = [
             Stage.load(self.spec, recording.weights, range(a, b), device, noise=self.noise, public_rule=True)
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in itertools.pairwise(edges)
         ]
         for stage in self.stages:
             stage.open(STREAM, recording.settings["latent_height"], recording.settings["latent_width"])
@@ -136,15 +137,15 @@ def replay_dit(recording: Recording, cuts: Sequence[int] = (), device: str = "cp
     shape = data["chunk.000.input"].shape[1:]
     inputs = torch.zeros(len(steps), *shape)
     for tick in range(recording.settings["chunks"]):
-        forks = tuple(SlotOp(SlotOpKind.FORK, k, 0) for k in range(1, len(steps))) if tick == 0 else ()
         first = 1 + frames + tick * frames
         own_steps = (int(data["first_timestep"][tick]), *steps[1:])
-        entering = Item(
-            STREAM, 0, 1 + tick, 0, 0, frames, first, int(data["start_frame"][tick]), 0.0, own_steps, 0, 1, forks
-        )
+        entering = Item(STREAM, 0, 1 + tick, 0, 0, frames, first, int(data["start_frame"][tick]), 0.0, own_steps, 0, 1)
         rows = [entering, *(None if row is None else row.next_step(row.step + 1) for row in rows[:-1])]
-        idle = replace(entering, start_frame=1 + frames, first_latent=1 + frames, timesteps=steps, ops=())
+        idle = replace(entering, start_frame=1 + frames, first_latent=1 + frames, timesteps=steps)
         batch = [replace(idle, step=i, slot=i) if row is None else row for i, row in enumerate(rows)]
+        if tick == 0:
+            # Every slot starts as a copy of the first chunk's.
+            batch[1:] = [replace(item, ops=(SlotOp(SlotOpKind.FORK, item.slot, 0),)) for item in batch[1:]]
         inputs = torch.cat([data[f"chunk.{tick:03d}.input"], inputs[:-1]])
         x0 = pipe.run(batch, inputs)
         out = x0.clone()

@@ -22,8 +22,9 @@ REF = TensorRef(owner="w0", host="h", place=TensorPlace.LOCAL, shape=(1,), dtype
 def chunk(stream: str, number: int, captured_ms: int = 0, live: bool = True, epoch: int = 1) -> MotionEstimated:
     count = 5 if number == 0 else 4
     first = 0 if number == 0 else 5 + 4 * (number - 1)
+    deadline = (captured_ms + 600) * MS if live else 0
     frames = tuple(
-        FrameStamp(index=first + i, pts=first + i, captured_ns=captured_ms * MS, deadline_ns=(captured_ms + 600) * MS if live else 0)
+        FrameStamp(index=first + i, pts=first + i, captured_ns=captured_ms * MS, deadline_ns=deadline)
         for i in range(count)
     )
     stamp = ChunkStamp(stream=stream, epoch=epoch, chunk=number, frames=frames, live=live)

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.codec.context import Flags
 
 from services.ingest.sources.port import AudioTrack, Sound
 from shared.media.audio_header import make_encoded_header, make_header
@@ -71,7 +72,7 @@ class TranscodedAudio:
         self._encoder.bit_rate = AAC_BIT_RATE
         self._encoder.time_base = Fraction(1, rate)
         # Parameters go into the container, not into every packet.
-        self._encoder.flags |= av.codec.context.Flags.global_header
+        self._encoder.flags |= Flags.global_header
         self._encoder.open()
         self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate, frame_size=1024)
         self._next_pts: int | None = None

@@ -52,6 +52,9 @@ class FileSource:
             self._open_audio()
         self._shift_s = self._start_shift()
         self._last_duration = self._usual_duration()
+        self._read_to = Fraction(0)
+        self._sound_to: int | None = None
+        self._cut = ""
 
     @property
     def time_base(self) -> Fraction:
@@ -70,52 +73,76 @@ class FileSource:
             self._described.close()
 
     def read(self) -> Iterator[Picture | Sound]:
-        """Pictures and sound in file order. Raises SourceError at the end when something did not decode."""
-        broken, pictures = "", 0
+        """Pictures and sound in file order. Raises SourceError at the end when not everything could be read."""
+        undecodable = ""
         for packet in self._packets():
-            if isinstance(packet, str):
-                broken = broken or packet
-                break
             if self._audio_stream is not None and packet.stream_index == self._audio_stream.index:
                 yield from self._sounds(packet)
                 continue
             try:
                 for frame in packet.decode():
                     for timed in self._line.feed(self._timed(frame)):
-                        pictures += 1
                         yield self._picture(timed)
             except av.error.FFmpegError as error:
-                broken = broken or f"the picture could not be decoded everywhere ({one_line(error)})"
+                undecodable = (
+                    undecodable or f"some of it cannot be decoded, first after {self._at()} ({one_line(error)})"
+                )
         for timed in self._line.flush():
-            pictures += 1
             yield self._picture(timed)
         if self._sound is not None:
             yield from self._shifted(self._sound.flush())
-        if broken:
-            raise SourceError(f"{self._path.name}: {broken}; {pictures} frames of it were read")
-        missing = self._missing()
-        if missing:
-            raise SourceError(f"{self._path.name}: {missing}; {pictures} frames of it were read")
+        problem = self._cut or undecodable
+        if problem:
+            raise SourceError(f"{self._path.name}: {problem}; copy or record it again")
 
     def _packets(self) -> Iterator[Any]:
-        """Packets, the flushing one last; a string instead when the file itself broke."""
+        """Packets, then what empties the decoder. ``_cut`` says afterwards whether the file ended too early."""
         streams = [self._video] if self._audio_stream is None else [self._video, self._audio_stream]
+        pictures, flushed = 0, False
         try:
             for packet in self._container.demux(*streams):
-                if packet.size == 0 and packet.stream_index != self._video.index:
+                if packet.stream_index != self._video.index:
+                    if packet.size:
+                        yield packet
                     continue
+                pictures += packet.size > 0
+                flushed = flushed or packet.size == 0
                 yield packet
         except av.error.FFmpegError as error:
-            # Frames the decoder still holds are good ones.
+            self._cut = f"breaks off after {self._at()} ({one_line(error)})"
+        if not flushed:
+            # Frames that the decoder still holds are good ones.
             yield _Flush(self._video)
-            yield f"the file breaks off ({one_line(error)})"
+        # An MP4's index knows how many pictures there are; a reader that meets the end of the file just stops.
+        promised = self._video.frames
+        if not self._cut and promised and pictures < promised - 1:
+            self._cut = f"breaks off after {self._at()}: {pictures} of its {promised} pictures are there"
+        elif not self._cut and self._seconds_missing() > max(1.0, 0.05 * self._promised_s):
+            self._cut = f"breaks off after {self._at()}, although it should last {self._promised_s:.1f} s"
+
+    def _seconds_missing(self) -> float:
+        """What a Matroska header promises beyond what was read; other formats only guess their length."""
+        if "matroska" not in self._container.format.name or not self._container.duration:
+            return 0.0
+        read = float(self._read_to - self._shift_s)
+        if self._sound is not None and self._sound_to is not None:
+            read = max(read, float(self._sound_to * self._sound.track.time_base))
+        return self._promised_s - read
+
+    @property
+    def _promised_s(self) -> float:
+        return (self._container.duration or 0) / av.time_base
+
+    def _at(self) -> str:
+        """How far the source has been read."""
+        return f"{float(self._read_to):.1f} s"
 
     def _timed(self, frame: Any) -> Timed[Any]:
         duration = frame.duration or 0
-        raw = frame.pts if frame.pts is not None else None
         shift = round(self._shift_s / self._base)
-        pts = self._stamps.repair(None if raw is None else raw + shift, duration)
+        pts = self._stamps.repair(None if frame.pts is None else frame.pts + shift, duration)
         self._last_duration = duration or self._last_duration
+        self._read_to = (pts + self._last_duration) * self._base
         return Timed(pts, duration or self._last_duration, _Lazy(frame))
 
     def _picture(self, timed: Timed[Any]) -> Picture:
@@ -123,7 +150,9 @@ class FileSource:
 
     def _sounds(self, packet: Any) -> Iterator[Sound]:
         assert self._sound is not None
-        yield from self._shifted(self._sound.feed(packet))
+        for sound in self._shifted(self._sound.feed(packet)):
+            self._sound_to = sound.pts + sound.duration
+            yield sound
 
     def _shifted(self, sounds: Iterator[Sound]) -> Iterator[Sound]:
         assert self._sound is not None
@@ -148,10 +177,6 @@ class FileSource:
     def _usual_duration(self) -> int:
         rate = self._video.average_rate or self._video.guessed_rate
         return max(1, round(1 / (Fraction(rate) * self._base))) if rate else 1
-
-    def _missing(self) -> str:
-        """What says that the file promised more than it held."""
-        return ""
 
 
 class _Flush:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from shared.engine.stage import Stage
 
 from shared.engine.plan.items import Item
+from shared.engine.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class StageRole:
         """Empty every slot: the pipeline was rebuilt."""
         self.stage.reset()
 
-    def set_prompt(self, stream: str, version: int, embedding: torch.Tensor) -> None:
-        """Compute the cross-attention K/V of a prompt version; versions that can no longer be named are dropped."""
+    def set_prompt(self, stream: str, version: int, embedding: torch.Tensor, oldest: int = 0) -> None:
+        """Compute the cross-attention K/V of a prompt version; those below ``oldest`` are in no item any more."""
         self.stage.set_prompt(stream, version, embedding)
-        self.stage.drop_prompts(stream, {version - 1, version})
+        self.stage.drop_prompts(stream, set(range(oldest, version + 1)))
 
     def run(self, items: Sequence[Item], inputs: Sequence[torch.Tensor] | torch.Tensor) -> StageOutput:
         """One forward. The first stage takes each item's latents, later ones the activations of the one before."""

@@ -10,7 +10,7 @@ import torch
 class TextEncoder(Protocol):
     """A prompt to [text_len, text_dim], padding zeroed."""
 
-    def __call__(self, prompt: str) -> torch.Tensor: ...
+    def encode(self, prompt: str) -> torch.Tensor: ...
 
 
 class TextRole:
@@ -21,4 +21,4 @@ class TextRole:
 
     def run(self, prompt: str) -> torch.Tensor:
         """The embedding, float32 on the CPU: [text_len, text_dim]."""
-        return self._encoder(prompt).detach().to("cpu", torch.float32).contiguous()
+        return self._encoder.encode(prompt).detach().to("cpu", torch.float32).contiguous()

@@ -10,6 +10,7 @@ calls them one by one (:mod:`shared.engine.stage`); training calls the module on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,11 @@ class Dit(nn.Module):
         """Whether it returns the flow."""
         return self.range.stop == self.spec.layers
 
+    @property
+    def time_weight(self) -> Tensor:
+        """A weight that every stage has: its device and dtype are the model's."""
+        return cast("nn.Linear", self.time_embedding[0]).weight
+
     def layers(self) -> list[Block]:
         """The blocks in order."""
         return [block for block in self.blocks.values() if isinstance(block, Block)]
@@ -101,7 +107,7 @@ class Dit(nn.Module):
 
         F may be 1 where all frames of an item share a timestep. Given as numbers they never visit the device as float64.
         """
-        weight = self.time_embedding[0].weight
+        weight = self.time_weight
         nominal = torch.as_tensor(timesteps, dtype=torch.float64)
         half = self.spec.freq_dim // 2
         steps = torch.arange(half, dtype=torch.float64, device=nominal.device)
@@ -112,7 +118,7 @@ class Dit(nn.Module):
 
     def context(self, text: Tensor) -> Tensor:
         """Text embeddings [B, text_len, text_dim] → projected [B, text_len, dim]."""
-        return self.text_embedding(text.to(self.text_embedding[0].weight.dtype))
+        return self.text_embedding(text.to(self.time_weight.dtype))
 
     def context_kv(self, text: Tensor) -> list[ContextKv]:
         """Text embeddings → every block's cross-attention keys and values."""

@@ -68,7 +68,7 @@ class KvPool:
         return self.spec.sink_threshold is not None and self.spec.sinks > 0
 
     def take(self, near: int | None = None) -> int:
-        """A free slot, the one after ``near`` if it can be had (neighbours need no gathering). Grows; NoSlotError at the limit."""
+        """A free slot, the one after ``near`` if it can be had: neighbours need no gathering. NoSlotError at the limit."""
         if not self._free:
             self._grow()
         slot = near + 1 if near is not None and near + 1 in self._free else self._free[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shared.engine.model.dit import Dit
@@ -28,7 +29,11 @@ class WeightsError(ValueError):
 
 
 def load_dit(
-    spec: ModelSpec, source: Path | str | Mapping[str, Tensor], blocks: range, device: str, dtype: torch.dtype
+    spec: ModelSpec,
+    source: Path | str | Mapping[str, Tensor],
+    blocks: range,
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> Dit:
     """A Dit of these blocks. ``source`` is a model folder, a safetensors file or a state dict in original Wan names.
 
@@ -46,7 +51,10 @@ def load_dit(
 
 
 def load_vae(
-    spec: ModelSpec, folder: Path | str | Mapping[str, Tensor], device: str = "cpu", dtype: torch.dtype = torch.float32
+    spec: ModelSpec,
+    folder: Path | str | Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> TinyVae | WanVae:
     """The model's autoencoder, from ``vae.safetensors`` (or a state dict). Raises WeightsError, FileNotFoundError."""
     if spec.vae == "wan":
@@ -61,9 +69,15 @@ def load_vae(
 
 def load_text_encoder(spec: ModelSpec, folder: Path | str) -> TinyTextEncoder:
     """The embedded model's text encoder, from ``text.safetensors``; it turns a prompt into [text_len, text_dim]."""
-    from shared.engine.model.text import load
+    from shared.engine.model.text import TinyTextEncoder
 
-    return load(spec, Path(folder) / TEXT_FILE)
+    encoder = TinyTextEncoder.from_state(load_file(Path(folder) / TEXT_FILE))
+    if (encoder.text_len, encoder.text_dim) != (spec.text_len, spec.text_dim):
+        raise WeightsError(
+            f"{TEXT_FILE} gives [{encoder.text_len}, {encoder.text_dim}], "
+            f"the model needs [{spec.text_len}, {spec.text_dim}]"
+        )
+    return encoder
 
 
 def random_dit_weights(spec: ModelSpec, blocks: range, seed: int = 0) -> dict[str, Tensor]:
@@ -88,7 +102,7 @@ def fill(
     names: Iterable[str],
     read: Callable[[str], Tensor],
     *,
-    device: str,
+    device: torch.device | str,
     dtype: torch.dtype,
     elsewhere: tuple[str, ...] = (),
 ) -> None:

@@ -119,6 +119,13 @@ class PromptLedger:
             return PromptState.RETIRED
         raise PromptNotReadyError(f"prompt version {version} was never prepared")
 
+    def digest_of(self, version: int) -> str:
+        """The digest of a version that is not retired. Raises PromptNotReadyError for any other."""
+        entry = self._versions.get(version)
+        if entry is None:
+            raise PromptNotReadyError(f"prompt version {version} is {self.state_of(version)}")
+        return entry.digest
+
     def require(self, version: int) -> str:
         """The digest of a version that may be used. Raises PromptNotReadyError with the reason otherwise."""
         entry = self._versions.get(version)

@@ -1,0 +1,49 @@
+"""Builds, wires and drains egress."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from services.egress.handlers import Handlers
+from services.egress.settings import Settings
+from shared.lifecycle import Context, run_service
+
+
+class Egress:
+    """One egress process."""
+
+    def __init__(self, context: Context, settings: Settings) -> None:
+        self._handlers = Handlers(
+            context.instance,
+            settings,
+            context.bus,
+            context.store,
+            context.tensors,
+            context.telemetry.tracer,
+            context.clock,
+        )
+
+    async def start(self) -> None:
+        """Take assignments."""
+        await self._handlers.start()
+
+    def beat_fields(self) -> dict[str, object]:
+        """The streams whose sinks are open here."""
+        return {"streams": self._handlers.streams}
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing new; close every ledger and finish every file."""
+        self._handlers.refuse()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._handlers.idle.wait(), deadline_s)
+
+    async def close(self) -> None:
+        """Let everything go; files are finished in any case."""
+        await self._handlers.close()
+
+
+def main() -> None:
+    """Run the service until it is told to stop."""
+    settings = Settings()
+    run_service("egress", settings, lambda context: Egress(context, settings))

@@ -1,0 +1,266 @@
+"""Messages to streams. No decisions about frames are made here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from services.egress.ledger import StreamLedger
+from services.egress.settings import Settings
+from services.egress.sinks.opening import destinations, open_sinks
+from services.egress.sinks.port import SinkError
+from services.egress.stream import EgressStream
+from shared.bus.port import Bus, Received, Subscription
+from shared.clock import Clock
+from shared.contracts import subjects
+from shared.contracts.commands import LeaveStream, StreamSpec, TakeStream
+from shared.contracts.events import ChunkCaptured, FramesDecoded, SourceEnded, SourceTotals, StreamTaken
+from shared.session.port import SessionStore, StoreError
+from shared.session.state import TERMINAL_STATES
+from shared.tensors.port import TensorReader
+
+log = logging.getLogger(__name__)
+
+# A repeated assignment that comes just after its stream ended must not open the sinks again.
+REMEMBER_S = 10.0
+
+
+class Handlers:
+    """The assignments of this instance and the streams it has taken."""
+
+    def __init__(
+        self,
+        instance: str,
+        settings: Settings,
+        bus: Bus,
+        store: SessionStore,
+        tensors: TensorReader,
+        tracer: Any,
+        clock: Clock,
+    ) -> None:
+        self._instance, self._settings = instance, settings
+        self._bus, self._store, self._tensors, self._tracer, self._clock = bus, store, tensors, tracer, clock
+        self._streams: dict[str, EgressStream] = {}
+        self._files: dict[str, list[Path]] = {}
+        self._subscriptions: dict[str, list[Subscription]] = {}
+        self._ended: dict[str, tuple[int, float]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._assign: Subscription | None = None
+        self._refusing = ""
+        self.idle = asyncio.Event()  # set while no stream is open, once nothing new is taken
+        self.counters: dict[str, int] = {}
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams whose sinks are open."""
+        return tuple(self._streams)
+
+    async def start(self) -> None:
+        """Listen for assignments."""
+        self._assign = await self._bus.subscribe(subjects.assign("egress"), self.on_assign)
+
+    def refuse(self) -> None:
+        """Take no stream any more, and finish those that are open."""
+        self._refusing = "this egress is shutting down"
+        for stream in self._streams.values():
+            stream.shut_down()
+        self._note_idle()
+
+    async def close(self) -> None:
+        """Let everything go."""
+        self._refusing = "this egress is shutting down"
+        if self._assign is not None:
+            await self._assign.unsubscribe()
+        await asyncio.gather(*(stream.close() for stream in list(self._streams.values())), return_exceptions=True)
+        for stream in list(self._subscriptions):
+            await self._unsubscribe(stream)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- assignments -------------------------------------------------------------------------------------------------
+
+    async def on_assign(self, received: Received) -> None:
+        """Take or leave a stream, if this instance is meant."""
+        message = received.message
+        if message.instance != self._instance:
+            return
+        if isinstance(message, TakeStream):
+            await self._on_take(message)
+        elif isinstance(message, LeaveStream):
+            await self._on_leave(message)
+
+    async def _on_take(self, take: TakeStream) -> None:
+        self._forget_ended()
+        running = self._streams.get(take.stream)
+        if running is not None:
+            if take.epoch < running.epoch:
+                self._count("take_old_epoch")
+                return
+            if take.epoch > running.epoch:
+                running.adopt(take)
+            await self._answer(take, None)
+        elif take.epoch <= self._ended.get(take.stream, (-1, 0.0))[0]:
+            self._count("take_repeated")
+        elif self._refusing:
+            await self._answer(take, self._refusing)
+        elif len(self._streams) >= self._settings.max_streams:
+            await self._answer(take, f"this egress has its {self._settings.max_streams} streams open; stop one first")
+        else:
+            try:
+                await self._open(take)
+            except SinkError as error:
+                await self._answer(take, str(error))
+                return
+            await self._answer(take, None)
+
+    async def _on_leave(self, leave: LeaveStream) -> None:
+        stream = self._streams.get(leave.stream)
+        if stream is not None and leave.epoch >= stream.epoch:
+            stream.leave(leave)
+        elif stream is None and leave.stream not in self._ended and (leave.failure is not None or not leave.drain):
+            await self._close_unseen(leave)
+        else:
+            self._count("leave_ignored")
+
+    async def _close_unseen(self, leave: LeaveStream) -> None:
+        """A stream that a dead predecessor was playing: save its recording and close its ledger."""
+        try:
+            session = await self._store.get(leave.stream)
+        except StoreError as error:
+            log.warning("stream %s cannot be closed: %s", leave.stream, error)
+            return
+        if session is None or session["state"] in TERMINAL_STATES:
+            self._count("leave_ignored")
+            return
+        spec: StreamSpec = session["spec"]
+        assignment = session.get("assignment")
+        size = assignment if isinstance(assignment, dict) else {}
+        take = TakeStream(
+            instance=self._instance,
+            stream=leave.stream,
+            epoch=leave.epoch,
+            spec=spec,
+            width=int(size.get("width") or spec.width or 16),
+            height=int(size.get("height") or spec.height or 16),
+            noise=0.0,
+            credits=1,
+        )
+        try:
+            stream = await self._open(take)
+        except SinkError as error:
+            log.warning("stream %s cannot be closed: %s", leave.stream, error)
+            return
+        stream.leave(leave)
+
+    async def _open(self, take: TakeStream) -> EgressStream:
+        """Open the sinks and listen. Raises SinkError."""
+        ledger = await self._ledger(take.stream)
+        roots, taken = self._settings.roots, {file for files in self._files.values() for file in files}
+        sinks = await asyncio.to_thread(
+            open_sinks, take.spec, take.width, take.height, roots, taken, resume=ledger.closed_chunks > 0
+        )
+        stream = EgressStream(
+            take,
+            self._settings,
+            self._bus,
+            self._store,
+            self._tensors,
+            self._tracer,
+            self._clock,
+            sinks,
+            ledger,
+            self._on_done,
+        )
+        self._streams[take.stream] = stream
+        self._files[take.stream] = destinations(take.spec, roots)
+        self._subscriptions[take.stream] = [
+            await self._bus.subscribe(subjects.stream(take.stream, leaf), handler)
+            for leaf, handler in (("chunk", self.on_chunk), ("audio", self.on_audio), ("frames", self.on_frames))
+        ]
+        stream.start()
+        return stream
+
+    async def _ledger(self, stream: str) -> StreamLedger:
+        """What a predecessor of this process had closed."""
+        try:
+            totals, closed, through = await self._store.ledger(stream)
+            ledger = StreamLedger(totals, closed, through)
+            session = await self._store.get(stream)
+            mirror = (session or {}).get("source")
+            if isinstance(mirror, dict):
+                ledger.observe(SourceTotals.model_validate(mirror["totals"]), ended=False)
+            return ledger
+        except StoreError as error:
+            log.warning("stream %s starts without its stored ledger: %s", stream, error)
+            return StreamLedger()
+
+    # --- the way of a chunk ------------------------------------------------------------------------------------------
+
+    async def on_chunk(self, received: Received) -> None:
+        """ChunkCaptured and SourceEnded."""
+        message = received.message
+        if isinstance(message, ChunkCaptured):
+            stream = self._streams.get(message.stamp.stream)
+            if stream is not None:
+                stream.on_captured(message)
+        elif isinstance(message, SourceEnded) and (stream := self._streams.get(message.stream)) is not None:
+            stream.on_ended(message)
+
+    async def on_audio(self, received: Received) -> None:
+        """AudioCaptured."""
+        stream = self._streams.get(received.message.stream)
+        if stream is not None:
+            stream.on_audio(received.message)
+
+    async def on_frames(self, received: Received) -> None:
+        """FramesDecoded and ChunkDropped."""
+        message = received.message
+        stream = self._streams.get(message.stamp.stream)
+        if stream is None:
+            self._count("frames_unknown_stream")
+        elif isinstance(message, FramesDecoded):
+            await stream.on_frames(message, received.received_ns)
+        else:
+            stream.on_dropped(message)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _on_done(self, stream: EgressStream) -> None:
+        if self._streams.get(stream.stream) is not stream:
+            return
+        del self._streams[stream.stream]
+        self._files.pop(stream.stream, None)
+        self._ended[stream.stream] = (stream.epoch, time.monotonic())
+        for name, count in stream.counters.items():
+            self.counters[name] = self.counters.get(name, 0) + count
+        task = asyncio.create_task(self._unsubscribe(stream.stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._note_idle()
+
+    async def _unsubscribe(self, stream: str) -> None:
+        for subscription in self._subscriptions.pop(stream, []):
+            await subscription.unsubscribe()
+
+    async def _answer(self, take: TakeStream, error: str | None) -> None:
+        if error is not None:
+            log.info("stream %s refused: %s", take.stream, error)
+        answer = StreamTaken(
+            service="egress", instance=self._instance, stream=take.stream, epoch=take.epoch, error=error
+        )
+        await self._bus.publish(subjects.TAKEN, answer)
+
+    def _forget_ended(self) -> None:
+        now = time.monotonic()
+        for stream, (_, at) in list(self._ended.items()):
+            if now - at > REMEMBER_S:
+                del self._ended[stream]
+
+    def _note_idle(self) -> None:
+        if self._refusing and not self._streams:
+            self.idle.set()
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1

@@ -1,0 +1,137 @@
+"""The thread that feeds one stream's sinks: encoding never holds up the event loop, and its queue is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from services.egress.sinks.port import OutFrame, Sink, SinkError
+from shared.contracts.events import AudioCaptured
+from shared.media.errors import one_line
+
+log = logging.getLogger(__name__)
+
+# Sound is small and must not be lost while pictures wait: it has a bound of its own, far above any real use.
+MAX_AUDIO_PARTS = 4096
+
+
+class SinkThread:
+    """Sinks of one stream in one thread. ``room`` says how many frames may be put now.
+
+    ``poke`` is called on the loop when room came back or a sink broke; ``error`` is then one line.
+    """
+
+    def __init__(self, name: str, sinks: list[Sink], frames: int, poke: Callable[[], None]) -> None:
+        self._sinks, self._limit, self._poke = sinks, frames, poke
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[OutFrame | AudioCaptured | bool] = deque()
+        self._frames = 0
+        self._parts = 0
+        self._changed = threading.Condition()
+        self._ending = False
+        self._results: list[str] = []
+        self._wants_poke = False
+        self.error: str | None = None
+        self.compute_ms = 0.0  # of the newest frame
+        self.parts_dropped = 0
+        self._thread = threading.Thread(target=self._run, name=f"sinks-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def room(self) -> int:
+        """Frames that may be put without exceeding the bound."""
+        with self._changed:
+            room = self._limit - self._frames
+            self._wants_poke = room <= 0
+            return room
+
+    def put(self, frame: OutFrame) -> None:
+        """One frame more. The caller has asked for ``room``."""
+        with self._changed:
+            self._items.append(frame)
+            self._frames += 1
+            self._changed.notify()
+
+    def put_audio(self, part: AudioCaptured) -> None:
+        """Sound; too much of it waiting is dropped and counted."""
+        with self._changed:
+            if self._parts >= MAX_AUDIO_PARTS:
+                self.parts_dropped += 1
+                return
+            self._items.append(part)
+            self._parts += 1
+            self._changed.notify()
+
+    def expect_audio(self, expected: bool) -> None:
+        """Whether the source has sound; in order with the frames."""
+        with self._changed:
+            self._items.append(expected)
+            self._changed.notify()
+
+    async def finish(self) -> list[str]:
+        """Write what waits, complete every sink, end the thread. What was made, in words. ``error`` may be set."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+        return [result for result in self._results if result]
+
+    # --- in the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._ending)
+                if not self._items:
+                    break
+                item = self._items.popleft()
+            if self.error is None:
+                self._each(lambda sink, item=item: _give(sink, item))
+            with self._changed:
+                self._frames -= isinstance(item, OutFrame)
+                self._parts -= isinstance(item, AudioCaptured)
+                # Half a queue of room at once: a wake-up of the loop for every frame would cost more.
+                poke = self._wants_poke and self._frames <= self._limit // 2
+                self._wants_poke = self._wants_poke and not poke
+            if poke:
+                self._tell()
+        for sink in self._sinks:
+            try:
+                self._results.append(sink.finish())
+            except Exception as error:
+                self._note(error)
+
+    def _each(self, work: Callable[[Sink], None]) -> None:
+        began = time.perf_counter()
+        for sink in self._sinks:
+            try:
+                work(sink)
+            except Exception as error:
+                self._note(error)
+                self._tell()
+        self.compute_ms = (time.perf_counter() - began) * 1e3
+
+    def _note(self, error: Exception) -> None:
+        if not isinstance(error, SinkError):
+            log.error("a sink broke", exc_info=error)
+        self.error = self.error or one_line(error)
+
+    def _tell(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._poke)
+        except RuntimeError:  # the loop is closed
+            return
+
+
+def _give(sink: Sink, item: Any) -> None:
+    if isinstance(item, OutFrame):
+        sink.write(item)
+    elif isinstance(item, AudioCaptured):
+        sink.audio(item)
+    else:
+        sink.expect_audio(item)

@@ -1,0 +1,1 @@
+"""Where frames go. ``port.py`` says what a sink is; ``opening.py`` picks one by the spec."""

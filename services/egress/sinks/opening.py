@@ -1,0 +1,39 @@
+"""Picks and opens the sinks a spec asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from services.egress.sinks.mp4 import Mp4Sink
+from services.egress.sinks.null import NullSink
+from services.egress.sinks.port import Sink, SinkError
+from shared.contracts import commands
+from shared.contracts.commands import StreamSpec
+from shared.media.errors import MediaError
+from shared.media.paths import inside
+
+DEFAULT_RATE = Fraction(30)
+
+
+def destinations(spec: StreamSpec, roots: Sequence[Path]) -> list[Path]:
+    """The files that the spec's sinks write. Raises SinkError for one outside the allowed folders."""
+    try:
+        return [inside(sink.path, roots, verb="write") for sink in spec.sinks if isinstance(sink, commands.Mp4Sink)]
+    except MediaError as error:
+        raise SinkError(str(error)) from None
+
+
+def open_sinks(
+    spec: StreamSpec, width: int, height: int, roots: Sequence[Path], taken: Collection[Path], *, resume: bool
+) -> list[Sink]:
+    """Open what ``spec.sinks`` names. ``taken`` are files that other streams write. Raises SinkError with one line."""
+    files = destinations(spec, roots)
+    for file in files:
+        if file in taken or files.count(file) > 1:
+            raise SinkError(f"{file}: another stream is writing it; choose another name")
+    rate = Fraction(spec.fps).limit_denominator(1001) if spec.fps else DEFAULT_RATE
+    sinks: list[Sink] = [Mp4Sink(file, width, height, rate, resume=resume) for file in files]
+    sinks += [NullSink() for sink in spec.sinks if isinstance(sink, commands.NullSink)]
+    return sinks

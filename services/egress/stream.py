@@ -1,0 +1,342 @@
+"""One stream at egress: messages into its core, the core's decisions to sinks, ledger and bus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from services.egress.accounts import Accounts
+from services.egress.audio import AudioOrder
+from services.egress.core import Arrival, Decisions, Emit, Rules, StreamCore
+from services.egress.ledger import StreamLedger
+from services.egress.settings import Settings
+from services.egress.sink_thread import SinkThread
+from services.egress.sinks.port import OutFrame, Sink
+from services.egress.stats import StreamMeter
+from shared.bus.port import Bus, BusError
+from shared.clock import Clock
+from shared.contracts import subjects
+from shared.contracts.commands import LeaveStream, Mode, TakeStream
+from shared.contracts.events import (
+    AudioCaptured,
+    ChunkCaptured,
+    ChunkClosed,
+    ChunkDropped,
+    ChunkStamp,
+    EventKind,
+    FramesDecoded,
+    SourceEnded,
+    StreamEvent,
+)
+from shared.media.errors import one_line
+from shared.session.port import SessionStore
+from shared.telemetry.hops import record_hop
+from shared.tensors.port import TensorError, TensorReader
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 1.0
+_SERVICE = re.compile(r"(gateway|ingest|motion|scheduler|worker|egress)[-\w]*\W+(.*)", re.DOTALL)
+
+
+def rules_of(take: TakeStream, settings: Settings) -> Rules:
+    """The constants a stream is played by."""
+    return Rules(
+        live=take.spec.mode is Mode.LIVE,
+        deadline_ns=take.spec.deadline_ms * 1_000_000,
+        lost_after_ns=int(settings.lost_after_s * 1e9),
+        reorder_ns=int(settings.reorder_ms * 1e6),
+        loss_timeout_ns=int(settings.loss_timeout_s * 1e9),
+        stall_ns=int(settings.stall_s * 1e9),
+    )
+
+
+def drop_key(failure: str) -> str:
+    """ "service:reason" of a failure's one line: "worker-0 was restarted" → "worker:was restarted"."""
+    found = _SERVICE.match(failure)
+    service, reason = found.groups() if found is not None else ("scheduler", failure)
+    if service == "ingest":
+        # "ingest:…" are ingest's own running totals; a chunk that was numbered is not among them.
+        service, reason = "scheduler", failure
+    return f"{service}:{' '.join(reason.split())[:60] or 'failed'}"
+
+
+class EgressStream:
+    """Plays one stream until its ledger is closed. ``done`` is called once, after the sinks are finished."""
+
+    def __init__(
+        self,
+        take: TakeStream,
+        settings: Settings,
+        bus: Bus,
+        store: SessionStore,
+        tensors: TensorReader,
+        tracer: Any,
+        clock: Clock,
+        sinks: list[Sink],
+        ledger: StreamLedger,
+        done: Callable[[EgressStream], None],
+    ) -> None:
+        self.stream, self.spec = take.stream, take.spec
+        self.counters: dict[str, int] = {}
+        self._settings, self._bus, self._tensors, self._tracer, self._clock = settings, bus, tensors, tracer, clock
+        self._done = done
+        self._wake = asyncio.Event()
+        self._core = StreamCore(rules_of(take, settings), take.epoch, ledger)
+        self._accounts = Accounts(self.stream, ledger, store)
+        self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set)
+        self._meter = StreamMeter(clock.now_ns())
+        self._pixels: dict[int, tuple[np.ndarray, ChunkStamp, int]] = {}
+        self._sound = AudioOrder()
+        self._audio_parts = 0
+        self._audio_known = False
+        self._source_error: str | None = None
+        self._ending: tuple[str | None, str] | None = None  # (failure, drop key) once told to leave at once
+        self._closes = asyncio.Event()
+        self._sound_came = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._bookkeeper: asyncio.Task[None] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch it was taken in."""
+        return self._core.epoch
+
+    def adopt(self, take: TakeStream) -> None:
+        """The same stream in a newer epoch."""
+        self._core.epoch = take.epoch
+
+    def start(self) -> None:
+        """Begin to play."""
+        self._task = asyncio.create_task(self._run(), name=f"egress-{self.stream}")
+        self._bookkeeper = asyncio.create_task(self._keep_books(), name=f"ledger-{self.stream}")
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def on_captured(self, message: ChunkCaptured) -> None:
+        """What was numbered."""
+        if not self._audio_known:
+            self._audio_known = True
+            self._sinks.expect_audio(message.audio and self.spec.audio)
+        self._core.captured(message.stamp, message.totals, self._clock.now_ns())
+        self._wake.set()
+
+    def on_ended(self, message: SourceEnded) -> None:
+        """The source gives nothing more."""
+        self._source_error = self._source_error or message.error
+        self._audio_parts = max(self._audio_parts, message.audio_parts)
+        self._core.ended(message.totals, self._clock.now_ns())
+        self._wake.set()
+
+    def on_audio(self, message: AudioCaptured) -> None:
+        """Sound."""
+        for part in self._sound.push(message):
+            self._sinks.put_audio(part)
+        self._sound_came.set()
+
+    async def on_frames(self, message: FramesDecoded, received_ns: int) -> None:
+        """Frames: fetched at once, so that the worker's slot is free again."""
+        stamp = message.stamp
+        arrival = self._core.arrival(stamp)
+        if arrival is Arrival.WANTED:
+            try:
+                pixels = await self._tensors.fetch(message.pixels)
+            except (TensorError, TimeoutError, OSError, RuntimeError) as error:
+                log.warning("stream %s: the frames of chunk %d are gone: %s", self.stream, stamp.chunk, error)
+                self._core.lose(stamp, "egress:frames_gone")
+                self._wake.set()
+                return
+            arrival = self._core.ready(stamp, self._clock.now_ns())
+            if arrival is Arrival.WANTED:
+                self._pixels[stamp.chunk] = (pixels, stamp, received_ns)
+        if arrival is not Arrival.WANTED:
+            self._count(f"frames_{arrival.value}")
+        await self._tensors.release_anywhere(message.pixels)
+        self._wake.set()
+
+    def on_dropped(self, message: ChunkDropped) -> None:
+        """A service gave a chunk up."""
+        key = f"{message.service}:{message.reason}"
+        if not self._core.dropped(message.stamp, key, message.skipped, self._clock.now_ns()):
+            self._count("drops_ignored")
+        self._wake.set()
+
+    def leave(self, message: LeaveStream) -> None:
+        """End. ``drain`` without a failure: play on until everything is closed."""
+        if message.failure is not None:
+            self._ending = (message.failure, drop_key(message.failure))
+        elif not message.drain:
+            self._ending = (None, "scheduler:stopped")
+        self._wake.set()
+
+    def shut_down(self) -> None:
+        """This process ends: finish the sinks and tell so."""
+        self._ending = self._ending or ("egress was shut down", "egress:shut_down")
+        self._wake.set()
+
+    async def close(self) -> None:
+        """End the task, whatever it is doing; the sinks are finished all the same."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        await self._stop_books()
+        await self._sinks.finish()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        failure: str | None = None
+        try:
+            failure = await self._play()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("stream %s: egress fails", self.stream)
+            failure = f"egress failed: {one_line(error)}"
+            self._accounts.add(self._core.abort("egress:failed"))
+        try:
+            await self._end(failure)
+        finally:
+            self._done(self)
+
+    async def _play(self) -> str | None:
+        """Play until the end; the failure in one line, None when it ended well."""
+        while True:
+            self._wake.clear()
+            now = self._clock.now_ns()
+            if self._ending is not None:
+                failure, key = self._ending
+                self._accounts.add(self._core.abort(key))
+                return failure
+            room = self._sinks.room
+            decisions = self._core.due(now, room)
+            self._act(decisions, now)
+            failure = decisions.failure or self._sinks.error
+            if failure is not None:
+                key = "egress:sink" if decisions.failure is None else "egress:lost"
+                self._accounts.add(self._core.abort(key))
+                return failure
+            if self._core.complete:
+                return None
+            await self._wait(room > len(decisions.emits))
+
+    async def _wait(self, may_go_on: bool) -> None:
+        """Until the next frame is due, a message comes, or a second has passed."""
+        now = self._clock.now_ns()
+        due = self._core.next_at(now)
+        seconds = IDLE_S if due is None else min(IDLE_S, max(0.0, (due - now) / 1e9))
+        if seconds <= 0 and may_go_on:
+            await asyncio.sleep(0)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds or IDLE_S):
+                await self._wake.wait()
+
+    def _act(self, decisions: Decisions, now: int) -> None:
+        for emit in decisions.emits:
+            self._emit(emit, now)
+        for verdict in decisions.closes:
+            self._pixels.pop(verdict.chunk, None)
+        if decisions.closes:
+            self._accounts.add(decisions.closes)
+            self._closes.set()
+
+    def _emit(self, emit: Emit, now: int) -> None:
+        pixels, stamp, received_ns = self._pixels[emit.chunk]
+        self._sinks.put(
+            OutFrame(pixels[emit.position], emit.frame.pts, emit.frame.duration, Fraction(*stamp.time_base))
+        )
+        self._meter.emitted(emit.frame.captured_ns, now)
+        if emit.position == len(stamp.frames) - 1:
+            # Waiting for the playout time is the jitter buffer's work; computing is what the sinks take per frame.
+            queue_ms = max(0.0, (now - received_ns) / 1e6)
+            compute_ns = int(self._sinks.compute_ms * 1e6 * len(stamp.frames))
+            record_hop(self._tracer, "egress", stamp, now, now + compute_ns, queue_ms)
+
+    async def _keep_books(self) -> None:
+        """Verdicts to the store and the bus, beside the playing; the newest is repeated every second."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.repeat_s):
+                    await self._closes.wait()
+            self._closes.clear()
+            try:
+                await self._accounts.write()
+                await self._tell_closed()
+            except (BusError, OSError) as error:
+                log.warning("stream %s: its verdicts were not told: %s", self.stream, error)
+
+    async def _tell_closed(self) -> None:
+        ledger = self._core.ledger
+        message = ChunkClosed(
+            stream=self.stream,
+            epoch=self.epoch,
+            closed_chunks=ledger.closed_chunks,
+            through=ledger.through,
+            totals=ledger.totals(),
+            latency_ms=self._meter.newest_latency_ms,
+        )
+        await self._bus.publish(subjects.stream(self.stream, "closed"), message)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _end(self, failure: str | None) -> None:
+        self._pixels.clear()
+        await self._stop_books()
+        await self._rest_of_sound(failure)
+        made = await self._sinks.finish()
+        failure = failure or self._sinks.error
+        if self._sound.lost:
+            reason = f"{self._sound.lost} parts of the sound were lost on their way"
+            await self._tell(EventKind.WARNING, reason)
+        if self._source_error is not None and failure is None:
+            await self._tell(EventKind.WARNING, f"the source broke: {self._source_error}")
+        await self._accounts.finish(self._meter.stats())
+        with suppress(Exception):
+            await self._tell_closed()
+        kind = EventKind.STOPPED if failure is None else EventKind.FAILED
+        log.info("stream %s %s: %s", self.stream, kind.value, failure or "; ".join(made) or "done")
+        await self._accounts.move(failed=failure is not None)
+        await self._tell(kind, failure or self._source_error or "")
+
+    async def _stop_books(self) -> None:
+        if self._bookkeeper is not None:
+            self._bookkeeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._bookkeeper
+            self._bookkeeper = None
+
+    async def _rest_of_sound(self, failure: str | None) -> None:
+        """Sound comes on a subject of its own: give its last parts a moment."""
+        grace = self._settings.audio_grace_s if failure is None and self.spec.audio else 0.0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while not self._sound.complete(self._audio_parts):
+                    self._sound_came.clear()
+                    await self._sound_came.wait()
+        for part in self._sound.flush(self._audio_parts):
+            self._sinks.put_audio(part)
+
+    async def _tell(self, kind: EventKind, reason: str) -> None:
+        last = kind in (EventKind.STOPPED, EventKind.FAILED)
+        event = StreamEvent(
+            stream=self.stream,
+            event=kind,
+            service="egress",
+            at_ns=self._clock.now_ns(),
+            reason=reason,
+            totals=self._core.ledger.totals() if last else None,
+            stats=self._meter.stats() if last else None,
+        )
+        await self._bus.publish(subjects.stream(self.stream, "event"), event)
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1

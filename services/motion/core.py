@@ -1,0 +1,168 @@
+"""What motion decides: which chunks get an estimate, and from which state. Pure; time is passed in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, cast
+
+from shared.contracts.events import ChunkStamp, LatentsEncoded
+from shared.contracts.order import Arrival, OrderGate
+from shared.engine.plan.noise_controller import NoiseController, NoiseEstimate, NoiseForm, first_timestep
+from shared.engine.plan.spec import NoiseSpec
+
+MAX_LEFT = 4096
+
+
+class Refusal(StrEnum):
+    """Why a chunk or an assignment is not used."""
+
+    UNKNOWN_STREAM = "unknown_stream"
+    OLD_EPOCH = "old_epoch"
+    DUPLICATE = "duplicate"
+    LEFT = "left"
+    FULL = "full"
+
+
+@dataclass(slots=True)
+class MotionStream:
+    """One stream: its controller, and which chunks have passed in this epoch."""
+
+    stream: str
+    epoch: int
+    controller: NoiseController
+    gate: OrderGate = field(default_factory=OrderGate)
+    motion: float = 0.0
+    draining_since: float | None = None
+
+    def mirror(self) -> dict[str, Any]:
+        """What another instance needs to go on here."""
+        return {
+            "epoch": self.epoch,
+            "chunk": self.gate.newest,
+            "motion": self.motion,
+            "state": self.controller.state(),
+        }
+
+
+class MotionCore:
+    """All streams of one motion service. ``counts`` tells what was refused, by reason."""
+
+    def __init__(self, form: NoiseForm = NoiseForm.PIXEL, max_streams: int = 1024) -> None:
+        self.streams: dict[str, MotionStream] = {}
+        self.counts: dict[str, int] = {}
+        self._form = form
+        self._max_streams = max_streams
+        self._left: OrderedDict[str, int] = OrderedDict()
+
+    def count(self, reason: Refusal | str) -> None:
+        """One more of these."""
+        self.counts[str(reason)] = self.counts.get(str(reason), 0) + 1
+
+    # --- assignments -------------------------------------------------------------------------------------------------
+
+    def knows(self, stream: str, epoch: int) -> bool:
+        """Whether this epoch of the stream is here."""
+        known = self.streams.get(stream)
+        return known is not None and known.epoch == epoch
+
+    def take(self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object = None) -> Refusal | None:
+        """Take a stream, or a new s₀ for one that is here. None when it is taken.
+
+        ``mirror`` is what an earlier life left in the session store. A new epoch keeps the controller, since the picture
+        goes on, and counts its chunks anew.
+        """
+        known = self.streams.get(stream)
+        if epoch < max(known.epoch if known is not None else 0, self._left.get(stream, 0)):
+            self.count(Refusal.OLD_EPOCH)
+            return Refusal.OLD_EPOCH
+        if known is not None:
+            known.controller.set_s0(noise)
+            if known.epoch != epoch:
+                known.epoch, known.gate, known.draining_since = epoch, OrderGate(), None
+            return None
+        if self._left.get(stream) == epoch:
+            self.count(Refusal.LEFT)
+            return Refusal.LEFT
+        if len(self.streams) >= self._max_streams:
+            self.count(Refusal.FULL)
+            return Refusal.FULL
+        self.streams[stream] = self._resumed(stream, epoch, noise, spec, mirror) or MotionStream(
+            stream, epoch, NoiseController(spec, noise, self._form)
+        )
+        return None
+
+    def _resumed(self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object) -> MotionStream | None:
+        if not isinstance(mirror, Mapping):
+            return None
+        kept = cast("Mapping[str, Any]", mirror)
+        try:
+            controller = NoiseController.from_state(kept["state"], spec)
+            controller.set_s0(noise)
+            newest = int(kept["chunk"]) if int(kept["epoch"]) == epoch else -1
+            motion = float(kept.get("motion", 0.0))
+        except (KeyError, TypeError, ValueError):
+            self.count("bad_mirror")
+            return None
+        self.count("resumed")
+        return MotionStream(stream, epoch, controller, OrderGate(newest), motion)
+
+    def leave(self, stream: str, epoch: int, *, drain: bool, now: float) -> None:
+        """Let a stream go: at once, or with ``drain`` once its chunks have ceased (see ``forget_idle``)."""
+        known = self.streams.get(stream)
+        if known is not None and epoch < known.epoch:
+            self.count(Refusal.OLD_EPOCH)
+            return
+        if known is not None and drain:
+            known.draining_since = now
+            return
+        self.streams.pop(stream, None)
+        self._left[stream] = max(epoch, self._left.get(stream, 0))
+        self._left.move_to_end(stream)
+        while len(self._left) > MAX_LEFT:
+            self._left.popitem(last=False)
+
+    def has_left(self, stream: str, epoch: int) -> bool:
+        """Whether this epoch (or a later one) of the stream was let go."""
+        return stream not in self.streams and epoch <= self._left.get(stream, -1)
+
+    def forget_idle(self, now: float, idle_s: float) -> list[str]:
+        """Let go the draining streams that had no chunk for ``idle_s``."""
+        over = [
+            known
+            for known in self.streams.values()
+            if known.draining_since is not None and now - known.draining_since >= idle_s
+        ]
+        for known in over:
+            self.leave(known.stream, known.epoch, drain=False, now=now)
+        return [known.stream for known in over]
+
+    # --- chunks ------------------------------------------------------------------------------------------------------
+
+    def estimate(self, chunk: LatentsEncoded, now: float) -> NoiseEstimate | Refusal:
+        """The chunk's noise, once per chunk. One that was overtaken gets the newest chunk's and changes no state."""
+        stamp: ChunkStamp = chunk.stamp
+        known = self.streams.get(stamp.stream)
+        if known is None or stamp.epoch > known.epoch:
+            return self._refused(Refusal.LEFT if self.has_left(stamp.stream, stamp.epoch) else Refusal.UNKNOWN_STREAM)
+        if stamp.epoch < known.epoch:
+            return self._refused(Refusal.OLD_EPOCH)
+        arrival = known.gate.arrive(stamp.chunk)
+        if arrival is Arrival.DUPLICATE:
+            return self._refused(Refusal.DUPLICATE)
+        if known.draining_since is not None:
+            known.draining_since = now
+        if arrival is Arrival.OVERTAKEN:
+            self.count("overtaken")
+            controller = known.controller
+            scale = controller.noise_scale
+            return NoiseEstimate(known.motion, scale, first_timestep(scale, controller.spec.first_step_margin))
+        estimate = known.controller.update(chunk.rmse, chunk.signature)
+        known.motion = estimate.motion
+        return estimate
+
+    def _refused(self, reason: Refusal) -> Refusal:
+        self.count(reason)
+        return reason

@@ -1,0 +1,157 @@
+"""Motion's handlers: decode → core → publish, and the mirror in the session store."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from services.motion.core import MotionCore, Refusal
+from services.motion.settings import Settings
+from shared.bus.port import BusError, Received
+from shared.contracts import subjects
+from shared.contracts.commands import LeaveStream, TakeStream
+from shared.contracts.events import ChunkStamp, LatentsEncoded, MotionEstimated, StageTiming
+from shared.engine.plan.registry import model_spec
+from shared.engine.plan.spec import NoiseSpec, UnknownModelError
+from shared.lifecycle import Context
+from shared.session.port import NoSuchStreamError, StoreUnavailableError
+from shared.session.state import TERMINAL_STATES, Owner
+from shared.telemetry import names
+from shared.telemetry.hops import hop_span
+
+log = logging.getLogger(__name__)
+
+NOT_OURS_S = 1.0  # how long the store is not asked again about a stream that is not ours
+MAX_NOT_OURS = 1024
+
+
+class Handlers:
+    """Wires subjects to the core."""
+
+    def __init__(self, settings: Settings, context: Context, core: MotionCore) -> None:
+        self._settings = settings
+        self._context = context
+        self._core = core
+        self._dirty: dict[str, None] = {}
+        self._not_ours: dict[str, float] = {}
+        self._queue_histogram = context.telemetry.meter.create_histogram(names.HOP_QUEUE, unit="ms")
+        self._compute_histogram = context.telemetry.meter.create_histogram(names.HOP_COMPUTE, unit="ms")
+        self.compute_ms = 0.0
+
+    # --- assignments -------------------------------------------------------------------------------------------------
+
+    async def on_assign(self, received: Received) -> None:
+        """TakeStream, LeaveStream. Others' assignments are not ours."""
+        message = received.message
+        if message.instance != self._context.instance:
+            return
+        if isinstance(message, TakeStream):
+            self._not_ours.pop(message.stream, None)
+            await self._take(message)
+        elif isinstance(message, LeaveStream):
+            self._core.leave(message.stream, message.epoch, drain=message.drain, now=self._context.clock.monotonic())
+            if message.stream not in self._core.streams:
+                self._dirty.pop(message.stream, None)
+
+    async def _take(self, message: TakeStream) -> None:
+        mirror: object = None
+        if message.stream not in self._core.streams:
+            session = await self._session(message.stream)
+            mirror = session.get("controller") if session is not None else None
+        refusal = self._core.take(message.stream, message.epoch, message.noise, noise_spec(message.spec.model), mirror)
+        if refusal is not None:
+            log.info("stream %s in epoch %d is not taken: %s", message.stream, message.epoch, refusal)
+        else:
+            self._dirty[message.stream] = None
+
+    async def _session(self, stream: str) -> dict[str, object] | None:
+        try:
+            return await self._context.store.get(stream)
+        except StoreUnavailableError as error:
+            log.warning("stream %s starts without its mirror: %s", stream, error)
+            return None
+
+    async def _adopt(self, stamp: ChunkStamp) -> None:
+        """A chunk of a stream nobody told us of: this process was restarted. The session store knows."""
+        now = self._context.clock.monotonic()
+        if now < self._not_ours.get(stamp.stream, 0.0):
+            return
+        session = await self._session(stamp.stream)
+        assignment = session.get("assignment") if session is not None else None
+        if (
+            session is None
+            or not isinstance(assignment, dict)
+            or session["state"] in TERMINAL_STATES
+            or assignment.get("motion") not in (None, "", self._context.instance)
+            or assignment.get("epoch") != stamp.epoch
+        ):
+            while len(self._not_ours) >= MAX_NOT_OURS:
+                self._not_ours.pop(next(iter(self._not_ours)))
+            self._not_ours[stamp.stream] = now + NOT_OURS_S
+            return
+        spec = noise_spec(session["spec"].model)  # type: ignore[attr-defined]
+        noise = float(assignment.get("noise", spec.s0))
+        if self._core.take(stamp.stream, stamp.epoch, noise, spec, session.get("controller")) is None:
+            log.info("stream %s goes on from the session store at chunk %d", stamp.stream, stamp.chunk)
+
+    # --- chunks ------------------------------------------------------------------------------------------------------
+
+    async def on_latents(self, received: Received) -> None:
+        """LatentsEncoded → MotionEstimated."""
+        chunk: LatentsEncoded = received.message
+        stamp, core = chunk.stamp, self._core
+        if not core.knows(stamp.stream, stamp.epoch) and not core.has_left(stamp.stream, stamp.epoch):
+            known = core.streams.get(stamp.stream)
+            if known is None or stamp.epoch > known.epoch:
+                await self._adopt(stamp)
+        queue_ms = max(0.0, (time.time_ns() - received.received_ns) / 1e6)
+        began = time.perf_counter()
+        with hop_span(self._context.telemetry.tracer, names.MOTION, stamp, queue_ms):
+            estimate = core.estimate(chunk, self._context.clock.monotonic())
+            if isinstance(estimate, Refusal):
+                return
+            compute_ms = (time.perf_counter() - began) * 1e3
+            message = MotionEstimated(
+                stamp=stamp,
+                latents=chunk.latents,
+                latent_frames=chunk.latent_frames,
+                motion=estimate.motion,
+                noise_scale=estimate.noise_scale,
+                first_timestep=estimate.first_timestep,
+                timings=(
+                    *chunk.timings,
+                    StageTiming(hop=names.MOTION, queue_ms=queue_ms, compute_ms=compute_ms),
+                ),
+            )
+            try:
+                await self._context.bus.publish(subjects.stream(stamp.stream, "motion"), message)
+            except BusError as error:
+                core.count("unsent")
+                log.warning("chunk %d of stream %s was not sent on: %s", stamp.chunk, stamp.stream, error)
+        self._dirty[stamp.stream] = None
+        self.compute_ms += 0.1 * (compute_ms - self.compute_ms)
+        self._queue_histogram.record(queue_ms, {names.HOP: names.MOTION})
+        self._compute_histogram.record(compute_ms, {names.HOP: names.MOTION})
+
+    # --- the mirror --------------------------------------------------------------------------------------------------
+
+    async def mirror(self) -> None:
+        """Copy the controllers that have changed to the session store. Raises StoreUnavailableError; what was not
+        copied stays to be."""
+        while self._dirty:
+            stream = next(iter(self._dirty))
+            known = self._core.streams.get(stream)
+            if known is not None:
+                try:
+                    await self._context.store.put(stream, Owner.MOTION, {"controller": known.mirror()})
+                except NoSuchStreamError:
+                    log.debug("stream %s is gone from the session store", stream)
+            self._dirty.pop(stream, None)
+
+
+def noise_spec(model: str) -> NoiseSpec:
+    """The noise constants of a model; the defaults for one that only the workers know."""
+    try:
+        return model_spec(model).noise
+    except UnknownModelError:
+        return NoiseSpec()

@@ -1,0 +1,205 @@
+"""A stage's promises: what an item gives depends on the item and its slots, not on its company or on the split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from shared.engine.plan.items import SlotOp, SlotOpKind
+from shared.engine.stage import Stage, StageError
+from tests.support.engine import HEIGHT, NANO, WIDTH, item, latents, open_on, prompt, run, stages_of, with_ops
+
+CLOSE = 1e-5
+
+
+def stream_alone(name: str, blocks: int, stages: int = 1) -> list[Tensor]:
+    """x0 of every block at K = 1, one item per batch."""
+    pipe = stages_of(count=stages)
+    open_on(pipe, name)
+    return [run(pipe, [item(name, b, steps=(700,))], latents(b, 2 if b == 0 else 1)[None])[0] for b in range(blocks)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_split_model_computes_what_the_whole_one_does(count: int) -> None:
+    whole, split = stream_alone("s", 9), stream_alone("s", 9, count)
+    for ours, theirs in zip(whole, split, strict=True):
+        assert torch.allclose(ours, theirs, atol=CLOSE, rtol=0)
+
+
+def test_the_wire_between_stages_carries_the_noisy_latents_exactly_even_in_bfloat16() -> None:
+    first, last = stages_of(count=2, dtype=torch.bfloat16)
+    noisy = latents(3, 2)[None]
+    hidden = torch.zeros(1, 2 * HEIGHT * WIDTH // 4, NANO.dim, dtype=torch.bfloat16)
+    wire = first._pack(hidden, noisy)
+    assert wire.shape[-1] == first.wire_width
+    assert wire.dtype == torch.bfloat16
+    assert torch.equal(last._unpack(wire, HEIGHT // 2, WIDTH // 2)[1], noisy)
+
+
+def test_a_stream_gives_the_same_alone_and_among_others_in_any_order() -> None:
+    names = ["a", "b", "c", "d"]
+    alone = {name: stream_alone(name, 9) for name in names}
+    pipe = stages_of()
+    open_on(pipe, *names)
+    # Stream c joins three blocks late, so that the batch mixes full rings and filling ones.
+    late = {"c": 3}
+    for tick in range(9):
+        due = [(name, tick - late.get(name, 0)) for name in reversed(names) if tick >= late.get(name, 0)]
+        for frames in (1, 2):
+            batch = [(n, b) for n, b in due if (2 if b == 0 else 1) == frames]
+            if not batch:
+                continue
+            x = torch.stack([latents(b, frames) for _, b in batch])
+            out = run(pipe, [item(n, b, steps=(700,)) for n, b in batch], x)
+            for (name, block), x0 in zip(batch, out, strict=True):
+                assert torch.allclose(x0, alone[name][block], atol=CLOSE, rtol=0), (name, block)
+
+
+def test_streams_of_one_model_have_their_own_prompt_noise_and_cache() -> None:
+    pipe = stages_of()
+    open_on(pipe, "a", "b")
+    x = torch.stack([latents(0, 2)] * 2)
+    out = run(pipe, [item("a", 0), item("b", 0)], x)
+    assert not torch.allclose(out[0], out[1], atol=1e-3), "the prompts differ"
+    other = run(pipe, [item("a", 0), replace(item("a", 0), seed=12, stream="b")], x)
+    assert torch.allclose(other[0], out[0], atol=CLOSE)
+    assert not torch.allclose(other[1], out[1], atol=1e-3), "the seeds differ"
+
+
+def test_a_later_step_takes_its_input_as_it_is_and_the_last_step_has_nothing_to_renoise() -> None:
+    (stage,) = stages_of()
+    open_on([stage], "a")
+    entering = item("a", 0)
+    x0 = stage.run([entering], latents(0, 2)[None])
+    again = stage.renoise([entering], x0)
+    assert again.shape == x0.shape
+    sigma = 500 / 1000
+    assert float((again - (1 - sigma) * x0).std()) == pytest.approx(sigma, rel=0.1), "fresh noise of σ(500)"
+    second = entering.next_step(0, entering.ops)
+    assert torch.allclose(stage.run([second], again), stage.run([second], again), atol=CLOSE)
+    with pytest.raises(StageError, match="no step left"):
+        stage.renoise([second], x0)
+
+
+def test_full_noise_hides_the_source_and_none_keeps_it() -> None:
+    (stage,) = stages_of()
+    open_on([stage], "a")
+    text_to_video = replace(item("a", 0), noise_scale=1.0)
+    assert torch.equal(stage.run([text_to_video], latents(0, 2)[None]), stage.run([text_to_video], latents(1, 2)[None]))
+    seen = replace(item("a", 0), noise_scale=0.5)
+    assert not torch.equal(stage.run([seen], latents(0, 2)[None]), stage.run([seen], latents(1, 2)[None]))
+
+
+def test_a_forked_slot_goes_on_as_its_source_did() -> None:
+    pipe = stages_of()
+    open_on(pipe, "a")
+    for block in range(7):
+        run(pipe, [item("a", block)], latents(block, 2 if block == 0 else 1)[None])
+    forked = with_ops(item("a", 7, slot=3), SlotOp(SlotOpKind.FORK, 3, source=0))
+    copy = run(pipe, [forked], latents(7)[None])
+    assert torch.allclose(copy, run(pipe, [item("a", 7)], latents(7)[None]), atol=CLOSE)
+    assert torch.equal(pipe[0].sinks("a")[3], pipe[0].sinks("a")[0])
+
+
+def test_rerotated_keys_make_a_later_start_frame_look_like_an_earlier_one() -> None:
+    def last_block(shift: int) -> Tensor:
+        pipe = stages_of()
+        open_on(pipe, "a")
+        for block in range(8):
+            run(pipe, [item("a", block)], latents(block, 2 if block == 0 else 1)[None])
+        moved = replace(item("a", 8), start_frame=9 + shift)
+        ops = (SlotOp(SlotOpKind.REROTATE, 0, frames=shift),) if shift else ()
+        return run(pipe, [with_ops(moved, *ops)], latents(8)[None])
+
+    assert torch.allclose(last_block(0), last_block(-4), atol=CLOSE)
+    assert torch.allclose(last_block(0), last_block(30), atol=CLOSE)
+
+
+def test_reset_and_reopen_leave_nothing_behind() -> None:
+    fresh = stream_alone("a", 3)
+    pipe = stages_of()
+    open_on(pipe, "a", "b")
+    for restart in (lambda: pipe[0].reset(), lambda: open_on(pipe, "a"), lambda: None):
+        out = [run(pipe, [item("a", b, steps=(700,))], latents(b, 2 if b == 0 else 1)[None])[0] for b in range(3)]
+        assert all(torch.allclose(x, y, atol=CLOSE) for x, y in zip(out, fresh, strict=True))
+        restart()
+
+
+def test_slots_are_given_back_and_used_again() -> None:
+    (stage,) = stages_of()
+    open_on([stage], *"abcdefgh")
+    for name in "abcdefgh":
+        stage.run([item(name, 0)], latents(0, 2)[None])
+    held = stage.memory()
+    assert held.slots == 8
+    assert held.weights > 0
+    assert held.prompts > 0
+    for name in "abcdefgh":
+        stage.close(name)
+    stage.close("never opened")
+    assert stage.memory().slots == 0
+    open_on([stage], *"ijklmnop")
+    for name in "ijklmnop":
+        stage.run([item(name, 0)], latents(0, 2)[None])
+    assert stage.memory().kv == held.kv
+
+
+def test_a_prompt_takes_effect_by_its_version_only() -> None:
+    pipe = stages_of()
+    open_on(pipe, "a")
+    old, new = item("a", 0), replace(item("a", 0), prompt_version=2)
+    before = run(pipe, [old], latents(0, 2)[None])
+    pipe[0].set_prompt("a", 2, prompt(99))
+    assert torch.equal(before, run(pipe, [old], latents(0, 2)[None]))
+    assert not torch.allclose(before, run(pipe, [new], latents(0, 2)[None]), atol=1e-3)
+    pipe[0].drop_prompts("a", {2})
+    assert not pipe[0].has_prompt("a", 1)
+    with pytest.raises(StageError, match="prompt 1 of stream a is not ready"):
+        run(pipe, [old], latents(0, 2)[None])
+
+
+@pytest.mark.parametrize(
+    ("items", "shape", "message"),
+    [
+        ([], (0, 1, 16, HEIGHT, WIDTH), "empty batch"),
+        ([item("x", 0)], (1, 2, 16, HEIGHT, WIDTH), "stream x is not open"),
+        ([item("a", 0)], (1, 1, 16, HEIGHT, WIDTH), "the batch needs"),
+        ([item("a", 1), item("a", 2)], (2, 1, 16, HEIGHT, WIDTH), "touch slot 0 of stream a"),
+        ([item("a", 0), item("b", 1)], (2, 2, 16, HEIGHT, WIDTH), "cannot share a batch"),
+        ([replace(item("a", 0), frames=7)], (1, 7, 16, HEIGHT, WIDTH), "its slot takes 6"),
+        ([replace(item("a", 0), prompt_version=5)], (1, 2, 16, HEIGHT, WIDTH), "prompt 5"),
+        ([item("a", 1), item("big", 1)], (2, 1, 16, HEIGHT, WIDTH), "differ in size"),
+    ],
+)
+def test_a_batch_that_cannot_run_is_refused_before_anything_changes(
+    items: list, shape: tuple[int, ...], message: str
+) -> None:
+    (stage,) = stages_of()
+    open_on([stage], "a", "b")
+    stage.open("big", HEIGHT * 2, WIDTH)
+    stage.set_prompt("big", 1, prompt(0))
+    with pytest.raises(StageError, match=message):
+        stage.run(items, torch.zeros(shape))
+    assert stage.memory().slots == 0
+
+
+def test_sizes_that_do_not_fit_the_patch_or_the_text_are_refused() -> None:
+    (stage,) = stages_of()
+    with pytest.raises(StageError, match="patch"):
+        stage.open("a", 7, 12)
+    open_on([stage], "a")
+    with pytest.raises(StageError, match="the model needs"):
+        stage.set_prompt("a", 2, torch.zeros(3, NANO.text_dim))
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    def outputs(dtype: torch.dtype) -> list[Tensor]:
+        pipe: list[Stage] = stages_of(dtype=dtype)
+        open_on(pipe, "a")
+        return [run(pipe, [item("a", b)], latents(b, 2 if b == 0 else 1)[None]) for b in range(8)]
+
+    for exact, rough in zip(outputs(torch.float32), outputs(torch.bfloat16), strict=True):
+        assert float((exact - rough).square().mean().sqrt() / exact.std()) < 0.05

@@ -1,0 +1,55 @@
+"""Pairs of latents for the DiT: a clip, and the same clip in a style."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.filters import NO_STYLE, stylise
+from training.linear_encoder import LinearCode
+from training.runs import ClipPool
+
+FRAMES = 29
+"""Pixel frames of a clip: 8 latent frames."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clip's latents [8, C, h, w], the same in a style, and the styled pixels [29, 3, H, W] for the pixel loss."""
+
+    source: Tensor
+    target: Tensor
+    style: int
+    pixels: Tensor
+
+
+class PairSource:
+    """Draws clips and encodes them plain and styled. Latents are normalised: (z − mean) / scale."""
+
+    def __init__(
+        self, code: LinearCode, pool: ClipPool, mean: Tensor, scale: Tensor, styles: tuple[str, ...], *, plain: float = 0.15
+    ) -> None:
+        self._code, self._pool, self._styles, self._plain = code, pool, styles, plain
+        self._mean, self._scale = mean.view(-1, 1, 1), scale.view(-1, 1, 1)
+
+    @torch.no_grad()
+    def draw(self, rng: np.random.Generator, batch: int, height: int, width: int) -> list[Pair]:
+        """``batch`` pairs; each clip serves two styles."""
+        pairs: list[Pair] = []
+        while len(pairs) < batch:
+            clip = self._pool.draw(1, FRAMES, height, width)[0]
+            chosen = [self._style(rng) for _ in range(min(2, batch - len(pairs)))]
+            styled = [stylise(self._styles[i], clip) for i in chosen]
+            z = (self._code.encode(torch.stack([clip, *styled])) - self._mean) / self._scale
+            pairs += [Pair(z[0], z[1 + n], i, styled[n]) for n, i in enumerate(chosen)]
+        return pairs
+
+    def _style(self, rng: np.random.Generator) -> int:
+        plain = self._styles.index(NO_STYLE)
+        if rng.random() < self._plain:
+            return plain
+        others = [i for i in range(len(self._styles)) if i != plain]
+        return others[int(rng.integers(len(others)))]

@@ -1,0 +1,37 @@
+"""Puts a run's weights together as a model folder: ``spec.json`` and three safetensors files in half precision."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from shared.engine.plan.spec import ModelSpec, NoiseSpec, spec_of
+from training.runs import write_text, write_weights
+from training.train_autoencoder import ENCODER_WIDTH, WIDTHS
+
+
+def tiny_spec(run: Path) -> ModelSpec:
+    """rheo-tiny's spec with the run's latent statistics (``latents.json``)."""
+    stats = json.loads((run / "latents.json").read_text())
+    return replace(
+        spec_of("rheo-tiny"),
+        steps=(400, 250, 150, 100),
+        noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4),
+        vae_widths=WIDTHS,
+        vae_encoder_width=ENCODER_WIDTH,
+        encoder_normalised=True,
+        latent_scale=tuple(round(s, 6) for s in stats["scale"]),
+        latent_shift=tuple(round(m, 6) for m in stats["mean"]),
+    )
+
+
+def publish(run: Path, folder: Path) -> None:
+    """Writes every file atomically; the spec comes last."""
+    for name in ("vae", "text", "dit"):
+        weights = load_file(run / f"{name}.safetensors")
+        write_weights(folder / f"{name}.safetensors", {k: v.half() for k, v in weights.items()})
+    spec = tiny_spec(run)
+    write_text(folder / "spec.json", json.dumps(spec.to_dict(), indent=1) + "\n")

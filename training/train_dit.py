@@ -1,0 +1,234 @@
+"""Trains rheo-tiny's causal DiT to restyle video as it is served: in a stream, through noise, in 1…4 steps.
+
+``python -m training.train_dit --pool /tmp/rheo-pool --run /tmp/rheo-run`` needs the autoencoder and the text encoder in the run
+folder. It writes ``dit.safetensors`` and ``dit.csv``, publishes the whole model to ``--publish`` at every report, and goes on
+from its last checkpoint when it was stopped.
+
+Two tasks per batch. Step 0: the noisy *source* latents → the styled latents. A later step: the model's own estimate,
+re-noised to that step's level → the styled latents; the source is out of sight there. The flow v is what makes
+x0 = x_t − σ·v, and the loss is on x0: in latents, and now and then on decoded pixels against the true filter.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shared.engine.model.dit import Dit
+from shared.engine.model.rope import RopeTable
+from shared.engine.model.text import TinyTextEncoder
+from shared.engine.model.tiny_vae import TinyVae
+from shared.engine.plan.spec import ModelSpec
+from training.linear_encoder import measure
+from training.pairs import Pair, PairSource
+from training.prompts import all_styles, sample_prompt
+from training.publish import publish, tiny_spec
+from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, save_checkpoint, write_weights
+from training.streaming_task import FIRST, Draw, draw_task, enter, frame_positions, look_back, sigmas
+from training.train_autoencoder import picture_loss
+
+FRAMES = 8
+SIZES = ((96, 160, 6), (192, 320, 2))  # height, width, batch
+
+
+def initialise(model: Dit) -> None:
+    """Xavier for the blocks; small embeddings; a zero head, so that training starts from x0 = x_t."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(model.patch_embedding.weight.flatten(1))
+    nn.init.zeros_(model.patch_embedding.bias)
+    for part in (model.text_embedding, model.time_embedding):
+        for layer in part:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.05)
+    nn.init.normal_(model.time_projection[1].weight, std=0.02)
+    nn.init.zeros_(model.head.head.weight)
+
+
+class Trainer:
+    """The model with what one training step needs."""
+
+    def __init__(self, model: Dit, vae: TinyVae, prompts: list[Tensor], spec: ModelSpec) -> None:
+        self.model, self.vae, self.prompts, self.spec = model, vae, prompts, spec
+        self.mean, self.scale = torch.tensor(spec.latent_shift), torch.tensor(spec.latent_scale)
+
+    def estimate(self, noisy: Tensor, times: Tensor, text: Tensor, positions: list[int], masked: bool) -> Tensor:
+        """x0 of a clip or of a first block, [B, F, C, h, w]."""
+        tokens = noisy.shape[-1] * noisy.shape[-2] // 4
+        mask = look_back(noisy.shape[1], tokens, self.spec.ring, self.spec.sinks) if masked else None
+        rope = self.model.rope
+        original = rope.table
+
+        def table(starts: list[int], frames: int, rows: int, columns: int, device: torch.device) -> RopeTable:
+            parts = [original([p], 1, rows, columns, device) for p in positions[:frames]]
+            return torch.cat([c for c, _ in parts], 1), torch.cat([s for _, s in parts], 1)
+
+        rope.table = table  # type: ignore[method-assign]
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                flow = self.model(noisy, times, text, mask=mask, start_frames=[0])
+        finally:
+            rope.table = original  # type: ignore[method-assign]
+        return noisy - sigmas(times, self.spec) * flow.float()
+
+    def losses(self, rng: np.random.Generator, pairs: list[Pair], with_pixels: bool, with_later: bool) -> tuple[Tensor, dict[str, float]]:
+        """Total loss of one batch, and its parts."""
+        source, target = torch.stack([p.source for p in pairs]), torch.stack([p.target for p in pairs])
+        tasks = [draw_task(rng, self.spec) for _ in pairs]
+        text = torch.stack([self.prompts[p.style][rng.integers(len(self.prompts[p.style]))] for p in pairs])
+        positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
+        first = self._first_block(source, tasks, text, positions)
+        s = torch.tensor([t.noise_scale for t in tasks])
+        noisy = enter(source, s, torch.randn_like(source))
+        noisy[:, :FIRST] = first
+        times = torch.tensor([[t.first[-1]] * FIRST + [t.later[0]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32)
+        x0 = self.estimate(noisy, times, text, positions, True)
+        entry = _error(x0, target)
+        total = entry
+        parts = {"entry": entry.item()}
+        if with_pixels:
+            pick = int(rng.integers(len(pairs)))
+            pixel = self._pixel_loss(x0[pick : pick + 1, :4], pairs[pick])
+            total = total + 3.0 * pixel
+            parts["pixel"] = pixel.item()
+        rows = [i for i, t in enumerate(tasks) if t.steps > 1]
+        if with_later and rows:
+            later = self._later_step(x0.detach()[rows], [tasks[i] for i in rows], text[rows], positions)
+            late = _error(later, target[rows])
+            total = total + late * (len(rows) / len(pairs))
+            parts["later"] = late.item()
+        return total, parts
+
+    @torch.no_grad()
+    def _first_block(self, source: Tensor, tasks: list[Draw], text: Tensor, positions: list[int]) -> Tensor:
+        """The first block as the last of its steps sees it."""
+        s = torch.tensor([t.noise_scale for t in tasks])
+        start = source[:, :FIRST]
+        noisy = enter(start, s, torch.randn_like(start))
+        done = [i for i, t in enumerate(tasks) if t.steps > 1]
+        if done:
+            times = torch.tensor([[tasks[i].first[0]] * FIRST for i in done], dtype=torch.float32)
+            x0 = self.estimate(noisy[done], times, text[done], positions, False)
+            noisy[done] = self._renoise(x0, torch.tensor([[tasks[i].first[-1]] * FIRST for i in done]))
+        return noisy
+
+    def _later_step(self, x0: Tensor, tasks: list[Draw], text: Tensor, positions: list[int]) -> Tensor:
+        times = torch.tensor([[t.first[-1]] * FIRST + [t.later[t.step]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32)
+        return self.estimate(self._renoise(x0, times), times, text, positions, True)
+
+    def _renoise(self, x0: Tensor, times: Tensor) -> Tensor:
+        sigma = sigmas(times, self.spec)
+        return (1 - sigma) * x0 + sigma * torch.randn_like(x0)
+
+    def _pixel_loss(self, x0: Tensor, pair: Pair) -> Tensor:
+        z = x0 * self.scale.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            made = self.vae.decode_unclamped(z)
+        return picture_loss(made.float(), pair.pixels[None, : made.shape[1]])
+
+
+def _error(made: Tensor, true: Tensor) -> Tensor:
+    error = made - true
+    return 0.5 * error.square().mean() + 0.25 * error.abs().mean()
+
+
+def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, seed: int) -> list[Tensor]:
+    """Per style, embeddings of ``each`` sampled prompts [each, text_len, text_dim]."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        return [encoder([sample_prompt(rng, style) for _ in range(each)]) for style in styles]
+
+
+def optimisers(model: Dit, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for all else."""
+    matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+    known = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in known]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+def train(args: argparse.Namespace) -> None:
+    """The whole run."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    spec = tiny_spec(args.run)
+    vae = TinyVae(spec.vae_widths, spec.vae_encoder_width).to(memory_format=torch.channels_last)
+    vae.load_state_dict(load_file(args.run / "vae.safetensors"))
+    vae.requires_grad_(False)
+    styles = all_styles()
+    encoder = TinyTextEncoder.from_state(load_file(args.run / "text.safetensors"))
+    model = Dit(spec)
+    initialise(model)
+    trainer = Trainer(model, vae, prompt_bank(encoder, styles, 150, args.seed), spec)
+    optimiser = optimisers(model, args.lr)
+    average = MovingAverage(model, 0.996)
+    checkpoint = args.run / "dit.pt"
+    step, spent = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=False)
+        model.load_state_dict(state["model"])
+        for each, saved in zip(optimiser, state["optimiser"], strict=True):
+            each.load_state_dict(saved)
+        average.weights, average.steps = state["average"], state["step"]
+        step, spent = state["step"], state["spent"]
+        torch.manual_seed(args.seed + step)
+    rng = np.random.default_rng([args.seed, step])
+    pool = ClipPool(args.pool / "clips.npy", rng)
+    pairs_of = PairSource(measure(vae), pool, trainer.mean, trainer.scale, styles)
+    progress = Progress(args.steps, args.minutes, spent)
+    curves = Curves(args.run / "dit.csv", resumed=step > 0)
+    running: dict[str, float] = {}
+    while progress.at(step) < 1:
+        for each in optimiser:
+            for group in each.param_groups:
+                group["lr"] = learning_rate(progress.at(step), args.lr)
+        which = 1 if progress.at(step) > args.large_from and step % 4 == 3 else 0
+        height, width, batch = SIZES[which]
+        pairs = pairs_of.draw(rng, batch, height, width)
+        loss, parts = trainer.losses(rng, pairs, with_pixels=which == 0 and step % 3 == 0, with_later=step % 2 == 1)
+        for each in optimiser:
+            each.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for each in optimiser:
+            each.step()
+        average.update(model)
+        step += 1
+        for key, value in (parts | {"grad": norm.item()}).items():
+            running[key] = running.get(key, value) * 0.95 + 0.05 * value
+        if step % args.report == 0 or progress.at(step) >= 1:
+            curves.add({"step": step, "seconds": progress.spent_s} | {k: running.get(k, 0.0) for k in ("entry", "later", "pixel", "grad")})
+            write_weights(args.run / "dit.safetensors", average.weights)
+            if args.publish:
+                publish(args.run, args.publish)
+            saved = {"model": model.state_dict(), "optimiser": [each.state_dict() for each in optimiser]}
+            save_checkpoint(checkpoint, saved | {"average": average.weights, "step": step, "spent": progress.spent_s})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pool", type=Path, default=Path("/tmp/rheo-pool"))
+    parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
+    parser.add_argument("--publish", type=Path, default=None, help="model folder to write at every report")
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--large-from", type=float, default=0.3, help="share of the run after which full-size clips join")
+    parser.add_argument("--report", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=3)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
