@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out
 
+# Threads that spin at a barrier starve everything else on a small machine.
+export OMP_WAIT_POLICY = PASSIVE
+
 .PHONY: demo test check up bench install clean
 
 install: $(STAMP)

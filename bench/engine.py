@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class LockStep:
         while entries:
             items, x = [item for _, item, _ in entries], torch.stack([x for _, _, x in entries])
             for index, stage in enumerate(self.stages):
-                took, x = timed(self.device, lambda stage=stage, x=x: stage.run(items, x))
+                took, x = timed(self.device, partial(stage.run, items, x))
                 spent[index] += took
             again: list[tuple[StreamPlan, Item, Tensor]] = []
             for (plan, item, _), clean in zip(entries, x, strict=True):
@@ -144,9 +145,9 @@ def measure(setting: Setting, ticks: int, random_weights: bool) -> Figures:
     decode: list[float] = []
     for chunk in range(ticks + 2):
         pixels = torch.randint(0, 256, (5 if chunk == 0 else 4, setting.height, setting.width, 3), dtype=torch.uint8)
-        took, latents = timed(device, lambda pixels=pixels: autoencoder.encode(encoder, pixels))
+        took, latents = timed(device, partial(autoencoder.encode, encoder, pixels))
         encode.append(took)
-        decode.append(timed(device, lambda latents=latents: autoencoder.decode(decoder, latents))[0])
+        decode.append(timed(device, partial(autoencoder.decode, decoder, latents))[0])
 
     loop = LockStep(spec, stages, setting)
     warm = spec.ring + setting.steps + 2
@@ -176,8 +177,14 @@ def settings_of(args: argparse.Namespace) -> Iterator[Setting]:
     """Every combination asked for."""
     spec = spec_of(args.model)
     sizes = args.size or [f"{spec.default_width}x{spec.default_height}"]
-    for size, steps, streams, stages, dtype, threads in itertools.product(
-        sizes, args.steps, args.streams, args.stages, args.dtype, args.threads
+    for size, dtype, steps, streams, stages, threads in (
+        (size, dtype, steps, streams, stages, threads)
+        for size in sizes
+        for dtype in args.dtype
+        for steps in args.steps
+        for streams in args.streams
+        for stages in args.stages
+        for threads in args.threads
     ):
         width, height = (int(side) for side in size.split("x"))
         yield Setting(args.model, width, height, steps, streams, stages, dtype, threads, args.device)
@@ -189,7 +196,7 @@ def _numbers(text: str) -> list[int]:
 
 def main() -> None:
     """Print a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="rheo-tiny")
     parser.add_argument("--size", type=lambda text: text.split(","), help="320x192,… ; default: the model's own")
     parser.add_argument("--steps", type=_numbers, default=[1, 2])
@@ -208,9 +215,8 @@ def main() -> None:
         parser.error(str(error))
     results: list[dict[str, Any]] = []
     if not args.json:
-        print(
-            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; ms, median (least)"
-        )
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+        print(f"{machine}; milliseconds, median (least)")
         print("| size | K | streams | stages | dtype | threads | encode | forward | per step | decode | fps |")
         print("|---|---|---|---|---|---|---|---|---|---|---|")
     for setting in settings:
@@ -220,7 +226,8 @@ def main() -> None:
             print(
                 f"| {setting.width}×{setting.height} | {setting.steps} | {setting.streams} | {setting.stages} "
                 f"| {setting.dtype} | {setting.threads} | {f.encode:.1f} ({f.least_encode:.1f}) "
-                f"| {f.forward:.1f} ({f.least_forward:.1f}) | {f.step:.1f} | {f.decode:.1f} ({f.least_decode:.1f}) | {f.fps:.1f} |",
+                f"| {f.forward:.1f} ({f.least_forward:.1f}) | {f.step:.1f} "
+                f"| {f.decode:.1f} ({f.least_decode:.1f}) | {f.fps:.1f} |",
                 flush=True,
             )
     if args.json:

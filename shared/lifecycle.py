@@ -108,6 +108,7 @@ class Runner:
         self._context = context
         self._service = service
         self._hurry = asyncio.Event()
+        self._beat_now = asyncio.Event()
         self._parent = context.settings.parent_pid
         self._is_child = self._parent == os.getppid()
 
@@ -154,19 +155,25 @@ class Runner:
         return False
 
     async def _beats(self) -> None:
-        context, since_sweep = self._context, 0.0
-        subject = subjects.beat(context.instance)
+        context = self._context
+        subject, swept = subjects.beat(context.instance), context.clock.monotonic()
         while True:
             with contextlib.suppress(BusError):
                 await context.bus.publish(subject, self._beat())
             if self._parent_is_gone() and not context.stop.is_set():
                 log.warning("the parent process %d is gone: ending", self._parent)
                 context.stop.set()
-            since_sweep += BEAT_S
-            if since_sweep >= SWEEP_S:
-                since_sweep = 0.0
+            if context.clock.monotonic() - swept >= SWEEP_S:
+                swept = context.clock.monotonic()
                 context.tensors.sweep()
-            await asyncio.sleep(BEAT_S)
+            self._beat_now.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), BEAT_S)
+
+    def _enter(self, phase: Phase) -> None:
+        """Change the phase, and tell it at once."""
+        self.phase = phase
+        self._beat_now.set()
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._context.stop.is_set():
@@ -191,10 +198,10 @@ class Runner:
                 await self.health.start(settings.health_host, settings.health_port)
                 log.debug("health on http://%s:%d/readyz", settings.health_host, self.health.port)
             if await self._start():
-                self.phase = Phase.RUNNING
+                self._enter(Phase.RUNNING)
                 log.info("%s is up", self._name)
                 await context.stop.wait()
-            self.phase = Phase.DRAINING
+            self._enter(Phase.DRAINING)
             await self._drain()
         except (BusUnavailableError, StoreUnavailableError) as error:
             context.failure = str(error)

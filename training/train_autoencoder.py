@@ -17,10 +17,12 @@ from typing import cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.engine.model.tiny_vae import MemBlock, TGrow, TinyVae
+from shared.engine.model.tiny_vae import LEAD, MemBlock, TGrow, TinyVae
 from training.filters import FILTERS, NO_STYLE, stylise
+from training.linear_decoder import start_decoder
 from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, measure
 from training.pool import build_pool
 from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, psnr, save_checkpoint, write_text, write_weights
@@ -87,8 +89,18 @@ def evaluate(vae: TinyVae, clips: Tensor, scale: Tensor) -> dict[str, float]:
     return result
 
 
+def begin_decoder(vae: TinyVae, code: LinearCode, pool: ClipPool, rng: np.random.Generator) -> None:
+    """The decoder's least-squares start."""
+    video = torch.cat([mixed_batch(pool, rng, (4, 13, 96, 128)) for _ in range(8)])
+    start_decoder(vae, torch.cat([video[:, :1].expand(-1, LEAD, -1, -1, -1), video], 1), code.encode(video))
+
+
 def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Path) -> LinearCode:
-    """Fits the encoder on mixed clips and writes it with the latents' statistics."""
+    """Fits the encoder on mixed clips and writes it with the latents' statistics. One that is there already is kept."""
+    if (run / "vae.safetensors").exists() and (run / "latents.json").exists():
+        there = load_file(run / "vae.safetensors")
+        vae.encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in there.items() if k.startswith("encoder.")})
+        return measure(vae)
     video = torch.cat([mixed_batch(pool, rng, (4, 8, 128, 192)) for _ in range(24)])
     code = fit(vae, video)
     mean, scale = amplitudes(vae, code, video[:, :5], LATENT_GAIN)
@@ -116,6 +128,7 @@ def train(args: argparse.Namespace) -> None:
         code = measure(vae)
     else:
         code = fit_encoder(vae, pool, rng, args.run)
+        begin_decoder(vae, code, pool, rng)
     scale = torch.tensor(json.loads((args.run / "latents.json").read_text())["scale"]).view(-1, 1, 1)
     vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
@@ -164,7 +177,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--report", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=7)

@@ -31,6 +31,7 @@ from training.publish import publish, tiny_spec
 from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, save_checkpoint, write_weights
 from training.streaming_task import FIRST, Draw, draw_task, enter, frame_positions, look_back, sigmas
 from training.train_autoencoder import picture_loss
+from training.train_text import nearest_code, style_codes
 
 FRAMES = 8
 SIZES = ((96, 160, 6), (192, 320, 2))  # height, width, batch
@@ -139,11 +140,16 @@ def _error(made: Tensor, true: Tensor) -> Tensor:
     return 0.5 * error.square().mean() + 0.25 * error.abs().mean()
 
 
+@torch.no_grad()
 def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, seed: int) -> list[Tensor]:
-    """Per style, embeddings of ``each`` sampled prompts [each, text_len, text_dim]."""
+    """Per style, embeddings of about ``each`` sampled prompts [n, text_len, text_dim]; misread ones are left out."""
     rng = np.random.default_rng(seed)
-    with torch.no_grad():
-        return [encoder([sample_prompt(rng, style) for _ in range(each)]) for style in styles]
+    codes = style_codes(len(styles), encoder.text_len, encoder.text_dim)
+    bank = []
+    for index, style in enumerate(styles):
+        vectors = encoder([sample_prompt(rng, style) for _ in range(each)])
+        bank.append(torch.cat([vectors[nearest_code(vectors, codes) == index], codes[index : index + 1]]))
+    return bank
 
 
 def optimisers(model: Dit, lr: float) -> list[torch.optim.Optimizer]:
@@ -192,10 +198,10 @@ def train(args: argparse.Namespace) -> None:
         for each in optimiser:
             for group in each.param_groups:
                 group["lr"] = learning_rate(progress.at(step), args.lr)
-        which = 1 if progress.at(step) > args.large_from and step % 4 == 3 else 0
+        which = 1 if progress.at(step) > args.large_from and step % 6 == 5 else 0
         height, width, batch = SIZES[which]
         pairs = pairs_of.draw(rng, batch, height, width)
-        loss, parts = trainer.losses(rng, pairs, with_pixels=which == 0 and step % 3 == 0, with_later=step % 2 == 1)
+        loss, parts = trainer.losses(rng, pairs, with_pixels=which == 0 and step % 3 == 0, with_later=step % 3 == 1)
         for each in optimiser:
             each.zero_grad(set_to_none=True)
         loss.backward()
@@ -223,7 +229,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
     parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--large-from", type=float, default=0.3, help="share of the run after which full-size clips join")
+    parser.add_argument("--large-from", type=float, default=0.4, help="share of the run after which full-size clips join")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=3)

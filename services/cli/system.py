@@ -37,7 +37,7 @@ class System:
         on_death: Callable[[str, int, str], None] | None = None,
     ) -> None:
         self.topology = topology
-        self.run_id = secrets.token_hex(4)
+        self.run_id = os.environ.get("RHEOCAST_RUN_ID") or secrets.token_hex(4)
         self._own_dir = run_dir is None
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="rheocast-"))
         self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,12 @@ def processes(topology: Topology) -> list[ProcessSpec]:
     """The services in start order. Encode and stage 0 share a worker, as do the last stage and decode."""
     read = os.pathsep.join(str(root) for root in topology.read_roots)
     write = os.pathsep.join(str(root) for root in topology.write_roots)
-    common = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RHEOCAST_THREADS": "1"}
+    common = {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "RHEOCAST_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier starve the other services of the cores
+    }
     threads = str(worker_threads(topology.stages, usable_cores()))
     specs: list[ProcessSpec] = []
     for stage in range(topology.stages):

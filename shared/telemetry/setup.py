@@ -1,4 +1,4 @@
-"""Builds the tracer and the meter of a service. Without an endpoint both do nothing and the SDK is not even imported."""
+"""Builds the tracer and the meter of a service. Without an endpoint both do nothing and no exporter is imported."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -37,13 +38,14 @@ class Rheocast:
 
     def __init__(self, cwd: Path) -> None:
         self._cwd = cwd
+        self.run_id = f"test{secrets.token_hex(4)}"
 
     def _command(self, *args: str | Path) -> list[str]:
         return [sys.executable, "-m", "services.cli", *map(str, args)]
 
     def _env(self, env: dict[str, str] | None) -> dict[str, str]:
         root = str(Path(__file__).resolve().parents[2])
-        return {**os.environ, "PYTHONPATH": root, **(env or {})}
+        return {**os.environ, "PYTHONPATH": root, "RHEOCAST_RUN_ID": self.run_id, **(env or {})}
 
     def start(self, *args: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start it in the background, in a session of its own."""
@@ -69,30 +71,30 @@ class Rheocast:
         return Result(process.returncode, out, err, time.monotonic() - begin)
 
 
-def ours() -> set[int]:
-    """Processes of Rheocast, its embedded servers included."""
-    found: set[int] = set()
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if process.info["status"] == psutil.STATUS_ZOMBIE:
+def processes_of(run_id: str) -> list[str]:
+    """Command lines of the living processes of a run, its embedded servers included."""
+    found: list[str] = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("RHEOCAST_RUN_ID") == run_id:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
             continue
-        if " services." in line or ("rheocast-" in line and ("nats-server" in line or "redis-server" in line)):
-            found.add(process.info["pid"])
     return found
 
 
-def shared_memory() -> set[str]:
-    """Our files in shared memory."""
-    return {path.name for path in Path("/dev/shm").glob("rheocast-*")}
+def segments_of(run_id: str) -> list[str]:
+    """Files of a run in shared memory."""
+    return [path.name for path in Path("/dev/shm").glob(f"rheocast-{run_id}-*")]
 
 
 @pytest.fixture
 def rheocast(tmp_path: Path) -> Iterator[Rheocast]:
     """The command; afterwards no process and no shared memory of it may be left."""
-    processes, segments = ours(), shared_memory()
-    yield Rheocast(tmp_path)
+    command = Rheocast(tmp_path)
+    yield command
     until = time.monotonic() + 5
-    while time.monotonic() < until and (ours() - processes or shared_memory() - segments):
+    while time.monotonic() < until and (processes_of(command.run_id) or segments_of(command.run_id)):
         time.sleep(0.1)
-    assert not ours() - processes, "a process was left behind"
-    assert not shared_memory() - segments, "shared memory was left behind"
+    assert processes_of(command.run_id) == [], "a process was left behind"
+    assert segments_of(command.run_id) == [], "shared memory was left behind"

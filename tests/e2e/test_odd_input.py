@@ -32,6 +32,7 @@ CASES: dict[str, tuple[Callable[[Path], object], int]] = {
     "alpha.mov": (lambda path: clips.make_alpha_clip(path, frames=6), 6),
     "vfr.mp4": (lambda path: clips.make_vfr_clip(path, frames=11), 11),
     "jumping.mkv": (lambda path: clips.make_jumping_clip(path, frames=12), 12),
+    "backward.ts": (lambda path: clips.make_backward_clip(path, frames=12), 12),
     "4k.mp4": (lambda path: clips.make_clip(path, frames=5, width=3840, height=2160), 5),
 }
 

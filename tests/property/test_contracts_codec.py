@@ -74,7 +74,7 @@ SMALL = {
 
 def messages(message: type[Wire]) -> st.SearchStrategy[Wire]:
     """Valid messages of a type."""
-    limited = message.__name__.startswith(("Stream", "File", "Pattern", "Mp4"))
+    limited = message.__name__ in ("StreamSpec", "StreamPatch", "FileSource", "PatternSource", "Mp4Sink")
     fields = {
         name: SMALL[name] if limited and name in SMALL else values(field.annotation)
         for name, field in message.model_fields.items()
