@@ -36,6 +36,7 @@ BEAT_S = 0.5
 SWEEP_S = 1.0
 CLOSE_S = 5.0
 FLUSH_S = 3.0
+LINGER_S = 0.5
 
 
 class ExitCode(IntEnum):
@@ -309,12 +310,21 @@ async def serve_service(name: str, settings: ServiceSettings, build: Build) -> E
         )
         stack.push_async_callback(bus.drain, 1.0)
         stack.push_async_callback(tensors.aclose)
+        stack.push_async_callback(_linger, tensors)
         await tensors.start()
         context = Context(
             settings, bus, store, tensors, telemetry, SystemClock(), settings.instance, secrets.token_hex(8)
         )
         _observe(context)
         return await Runner(name, context, build(context)).run()
+
+
+async def _linger(tensors: HostTensorStore) -> None:
+    """What was published last may not have been read yet: give its readers a moment before it is unlinked."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while tensors.sweep() or tensors.shm_leased:
+                await asyncio.sleep(0.02)
 
 
 async def _flush(telemetry: Telemetry) -> None:

@@ -38,9 +38,9 @@ class Draw:
         return len(self.later)
 
 
-def draw_task(rng: np.random.Generator, spec: ModelSpec) -> Draw:
-    """A random task; mostly the noise controller's default range, now and then anything a user may set."""
-    count = int(rng.choice(STEP_COUNTS, p=STEP_SHARES))
+def draw_task(rng: np.random.Generator, spec: ModelSpec, fewest: int = 1) -> Draw:
+    """A random task of at least ``fewest`` steps; mostly the noise controller's default range, now and then anything a user may set."""
+    count = max(fewest, int(rng.choice(STEP_COUNTS, p=STEP_SHARES)))
     low, high = spec.noise.s0 - spec.noise.gain, spec.noise.s0
     s = float(rng.uniform(low - 0.01, high + 0.01) if rng.random() < 0.85 else rng.uniform(low - 0.05, 0.8))
     steps = spec.steps[:count]

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shared.engine.model.dit import Dit
-from shared.engine.model.rope import RopeTable
 from shared.engine.model.text import TinyTextEncoder
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.plan.spec import ModelSpec
+from training.fast_dit import block_forward, compiled_block, flow_of, score_bias
 from training.linear_encoder import measure
 from training.pairs import Pair, PairSource
 from training.prompts import all_styles, sample_prompt
@@ -58,31 +58,26 @@ class Trainer:
 
     def __init__(self, model: Dit, vae: TinyVae, prompts: list[Tensor], spec: ModelSpec) -> None:
         self.model, self.vae, self.prompts, self.spec = model, vae, prompts, spec
+        self._biases: dict[int, Tensor] = {}
+        self._compiled, self._compiled_tokens = compiled_block(), SIZES[0][0] * SIZES[0][1] // 256
         self.mean, self.scale = torch.tensor(spec.latent_shift), torch.tensor(spec.latent_scale)
 
     def estimate(self, noisy: Tensor, times: Tensor, text: Tensor, positions: list[int], masked: bool) -> Tensor:
         """x0 of a clip or of a first block, [B, F, C, h, w]."""
-        tokens = noisy.shape[-1] * noisy.shape[-2] // 4
-        mask = look_back(noisy.shape[1], tokens, self.spec.ring, self.spec.sinks) if masked else None
-        rope = self.model.rope
-        original = rope.table
-
-        def table(starts: list[int], frames: int, rows: int, columns: int, device: torch.device) -> RopeTable:
-            parts = [original([p], 1, rows, columns, device) for p in positions[:frames]]
-            return torch.cat([c for c, _ in parts], 1), torch.cat([s for _, s in parts], 1)
-
-        rope.table = table  # type: ignore[method-assign]
-        try:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                flow = self.model(noisy, times, text, mask=mask, start_frames=[0])
-        finally:
-            rope.table = original  # type: ignore[method-assign]
-        return noisy - sigmas(times, self.spec) * flow.float()
+        frames, tokens = noisy.shape[1], noisy.shape[-1] * noisy.shape[-2] // 4
+        bias, block = None, block_forward
+        if masked:
+            block = self._compiled if tokens == self._compiled_tokens else block_forward
+            if tokens not in self._biases:
+                self._biases[tokens] = score_bias(look_back(frames, tokens, self.spec.ring, self.spec.sinks))
+            bias = self._biases[tokens]
+        flow = flow_of(self.model, noisy, times, text, positions[:frames], bias, block)
+        return noisy - sigmas(times, self.spec) * flow
 
     def losses(self, rng: np.random.Generator, pairs: list[Pair], with_pixels: bool, with_later: bool) -> tuple[Tensor, dict[str, float]]:
         """Total loss of one batch, and its parts."""
         source, target = torch.stack([p.source for p in pairs]), torch.stack([p.target for p in pairs])
-        tasks = [draw_task(rng, self.spec) for _ in pairs]
+        tasks = [draw_task(rng, self.spec, fewest=2 if with_later else 1) for _ in pairs]
         text = torch.stack([self.prompts[p.style][rng.integers(len(self.prompts[p.style]))] for p in pairs])
         positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
         first = self._first_block(source, tasks, text, positions)
@@ -99,12 +94,10 @@ class Trainer:
             pixel = self._pixel_loss(x0[pick : pick + 1, :4], pairs[pick])
             total = total + 3.0 * pixel
             parts["pixel"] = pixel.item()
-        rows = [i for i, t in enumerate(tasks) if t.steps > 1]
-        if with_later and rows:
-            later = self._later_step(x0.detach()[rows], [tasks[i] for i in rows], text[rows], positions)
-            late = _error(later, target[rows])
-            total = total + late * (len(rows) / len(pairs))
-            parts["later"] = late.item()
+        if with_later:
+            later = _error(self._later_step(x0.detach(), tasks, text, positions), target)
+            total = total + later
+            parts["later"] = later.item()
         return total, parts
 
     @torch.no_grad()

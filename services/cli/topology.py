@@ -41,6 +41,17 @@ def worker_threads(stages: int, cores: int) -> int:
     return max(1, cores // stages)
 
 
+def reproducible_mkl() -> str:
+    """MKL's mode in which a product's bits depend neither on the thread count nor on how many rows share a call."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "COMPATIBLE"
+    if "avx512f" in flags:
+        return "AVX512,STRICT"
+    return "AVX2,STRICT" if "avx2" in flags else "COMPATIBLE"
+
+
 def processes(topology: Topology) -> list[ProcessSpec]:
     """The services in start order. Encode and stage 0 share a worker, as do the last stage and decode."""
     read = os.pathsep.join(str(root) for root in topology.read_roots)
@@ -67,6 +78,7 @@ def processes(topology: Topology) -> list[ProcessSpec]:
             "RHEOCAST_STAGES": str(topology.stages),
             "RHEOCAST_THREADS": threads,
             "OMP_NUM_THREADS": threads,
+            "MKL_CBWR": reproducible_mkl(),
         }
         if topology.models_dir is not None:
             env["RHEOCAST_MODELS_DIR"] = str(topology.models_dir)

@@ -64,8 +64,8 @@ class Motion:
                 broken = True
             if clock.monotonic() - tidied >= HOUSEKEEPING_S:
                 tidied = clock.monotonic()
-                for stream in self._core.forget_idle(tidied, settings.idle_s):
-                    log.info("stream %s has drained", stream)
+                for stream in self._core.forget_idle(tidied, settings.drained_s, settings.idle_s):
+                    log.info("stream %s has had no chunk for long: forgotten", stream)
 
     async def drain(self, deadline_s: float) -> None:
         """Take nothing new; the last estimates and their mirror go out."""

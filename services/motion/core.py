@@ -35,7 +35,8 @@ class MotionStream:
     controller: NoiseController
     gate: OrderGate = field(default_factory=OrderGate)
     motion: float = 0.0
-    draining_since: float | None = None
+    used: float = 0.0  # when it was taken, or its newest chunk came
+    draining: bool = False
 
     def mirror(self) -> dict[str, Any]:
         """What another instance needs to go on here."""
@@ -68,7 +69,9 @@ class MotionCore:
         known = self.streams.get(stream)
         return known is not None and known.epoch == epoch
 
-    def take(self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object = None) -> Refusal | None:
+    def take(
+        self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object = None, now: float = 0.0
+    ) -> Refusal | None:
         """Take a stream, or a new s₀ for one that is here. None when it is taken.
 
         ``mirror`` is what an earlier life left in the session store. A new epoch keeps the controller, since the picture
@@ -81,17 +84,18 @@ class MotionCore:
         if known is not None:
             known.controller.set_s0(noise)
             if known.epoch != epoch:
-                known.epoch, known.gate, known.draining_since = epoch, OrderGate(), None
+                known.epoch, known.gate, known.draining = epoch, OrderGate(), False
+            known.used = now
             return None
-        if self._left.get(stream) == epoch:
-            self.count(Refusal.LEFT)
-            return Refusal.LEFT
         if len(self.streams) >= self._max_streams:
             self.count(Refusal.FULL)
             return Refusal.FULL
-        self.streams[stream] = self._resumed(stream, epoch, noise, spec, mirror) or MotionStream(
-            stream, epoch, NoiseController(spec, noise, self._form)
-        )
+        # Assignments come in order, so a stream that is taken after it was let go is really back.
+        self._left.pop(stream, None)
+        taken = self._resumed(stream, epoch, noise, spec, mirror)
+        taken = taken or MotionStream(stream, epoch, NoiseController(spec, noise, self._form))
+        taken.used = now
+        self.streams[stream] = taken
         return None
 
     def _resumed(self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object) -> MotionStream | None:
@@ -116,7 +120,7 @@ class MotionCore:
             self.count(Refusal.OLD_EPOCH)
             return
         if known is not None and drain:
-            known.draining_since = now
+            known.draining, known.used = True, now
             return
         self.streams.pop(stream, None)
         self._left[stream] = max(epoch, self._left.get(stream, 0))
@@ -128,16 +132,20 @@ class MotionCore:
         """Whether this epoch (or a later one) of the stream was let go."""
         return stream not in self.streams and epoch <= self._left.get(stream, -1)
 
-    def forget_idle(self, now: float, idle_s: float) -> list[str]:
-        """Let go the draining streams that had no chunk for ``idle_s``."""
-        over = [
-            known
-            for known in self.streams.values()
-            if known.draining_since is not None and now - known.draining_since >= idle_s
-        ]
-        for known in over:
-            self.leave(known.stream, known.epoch, drain=False, now=now)
-        return [known.stream for known in over]
+    def forget_idle(self, now: float, drained_s: float, idle_s: float) -> list[str]:
+        """Let go the draining streams that had no chunk for ``drained_s``, and forget any other after ``idle_s``.
+
+        The latter may come back: its next chunk finds it in the session store.
+        """
+        gone: list[str] = []
+        for known in list(self.streams.values()):
+            if known.draining and now - known.used >= drained_s:
+                self.leave(known.stream, known.epoch, drain=False, now=now)
+                gone.append(known.stream)
+            elif now - known.used >= idle_s:
+                del self.streams[known.stream]
+                gone.append(known.stream)
+        return gone
 
     # --- chunks ------------------------------------------------------------------------------------------------------
 
@@ -152,8 +160,7 @@ class MotionCore:
         arrival = known.gate.arrive(stamp.chunk)
         if arrival is Arrival.DUPLICATE:
             return self._refused(Refusal.DUPLICATE)
-        if known.draining_since is not None:
-            known.draining_since = now
+        known.used = now
         if arrival is Arrival.OVERTAKEN:
             self.count("overtaken")
             controller = known.controller

@@ -58,7 +58,8 @@ class Handlers:
         if message.stream not in self._core.streams:
             session = await self._session(message.stream)
             mirror = session.get("controller") if session is not None else None
-        refusal = self._core.take(message.stream, message.epoch, message.noise, noise_spec(message.spec.model), mirror)
+        spec, now = noise_spec(message.spec.model), self._context.clock.monotonic()
+        refusal = self._core.take(message.stream, message.epoch, message.noise, spec, mirror, now)
         if refusal is not None:
             log.info("stream %s in epoch %d is not taken: %s", message.stream, message.epoch, refusal)
         else:
@@ -91,7 +92,7 @@ class Handlers:
             return
         spec = noise_spec(session["spec"].model)  # type: ignore[attr-defined]
         noise = float(assignment.get("noise", spec.s0))
-        if self._core.take(stamp.stream, stamp.epoch, noise, spec, session.get("controller")) is None:
+        if self._core.take(stamp.stream, stamp.epoch, noise, spec, session.get("controller"), now) is None:
             log.info("stream %s goes on from the session store at chunk %d", stamp.stream, stamp.chunk)
 
     # --- chunks ------------------------------------------------------------------------------------------------------

@@ -254,7 +254,7 @@ class PulledSubscription:
     async def drained(self) -> None:
         """Pull no more; wait for the handler that is running."""
         self._closed = True
-        while self._busy and self._task is not asyncio.current_task():  # noqa: ASYNC110 - a handler's end is seldom waited for
+        while self._busy and self._task is not asyncio.current_task():
             await asyncio.sleep(0.005)
 
     async def unsubscribe(self) -> None:

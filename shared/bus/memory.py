@@ -345,7 +345,7 @@ class _KeptSubscription:
 
     async def drain(self) -> None:
         self._closed = True
-        while self._current is not None and self._task is not asyncio.current_task():  # noqa: ASYNC110 - a handler's end is seldom waited for
+        while self._current is not None and self._task is not asyncio.current_task():
             await asyncio.sleep(0.005)
 
     async def unsubscribe(self) -> None:

@@ -346,6 +346,11 @@ class HostTensorStore:
         return len(self._arena.leased) + len(self._shelf)
 
     @property
+    def shm_leased(self) -> int:
+        """Tensors in shared memory that no reader has released yet, as of the last sweep."""
+        return len(self._arena.leased)
+
+    @property
     def shm_bytes(self) -> int:
         """Shared memory held now."""
         return self._arena.total_bytes

@@ -21,8 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from shared.engine.model.loading import load_vae
-from shared.engine.model.tiny_vae import VaeMemory
+from shared.engine.model.loading import load_tiny_vae, load_vae
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.spec import ModelSpec, spec_of
 from shared.engine.stage import Stage
@@ -169,18 +168,20 @@ def taehv_weights(settings: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def replay_taehv(recording: Recording) -> Iterator[float]:
-    """Whole clip and streamed, both directions."""
+    """Whole clip and streamed, both directions, as a module and rearranged for serving."""
     data = recording.tensors
-    vae = load_vae(replace(spec_of("wan-1.3b"), vae="taehv"), taehv_weights(recording.settings))
+    spec, weights = replace(spec_of("wan-1.3b"), vae="taehv"), taehv_weights(recording.settings)
+    whole = load_tiny_vae(spec, weights)
     with torch.inference_mode():
-        yield _error(vae.encode_clip(data["video"]), data["latents"])
-        memory = VaeMemory()
-        parts = [vae.encode(memory, part) for part in data["video"][0].split(4)]
-        yield _error(torch.cat(parts)[None], data["latents"])
-        yield _error(vae.decode_clip(data["decode.latents"]), data["decode.video"])
-        memory = VaeMemory()
-        parts = [vae.decode(memory, part) for part in data["decode.latents"][0].split([2, 1, 1])]
-        yield _error(torch.cat(parts)[None], data["decode.video"])
+        yield _error(whole.encode_clip(data["video"]), data["latents"])
+        yield _error(whole.decode_clip(data["decode.latents"]), data["decode.video"])
+        for vae in (whole, load_vae(spec, weights)):
+            memory = vae.new_memory()
+            parts = [vae.encode(memory, part) for part in data["video"][0].split(4)]
+            yield _error(torch.cat(parts)[None], data["latents"])
+            memory = vae.new_memory()
+            parts = [vae.decode(memory, part) for part in data["decode.latents"][0].split([2, 1, 1])]
+            yield _error(torch.cat(parts)[None], data["decode.video"])
 
 
 def replay(path: Path) -> tuple[str, list[float]]:

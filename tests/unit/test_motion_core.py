@@ -92,14 +92,14 @@ def test_taking_again_changes_the_noise_from_the_next_chunk_on(core: MotionCore)
     assert estimate(core, chunk(1, rmse=0.0)).noise_scale == pytest.approx(0.9 * 0.4 + 0.1 * 0.8)
 
 
-def test_a_stream_that_left_stays_away(core: MotionCore) -> None:
+def test_chunks_of_a_stream_that_left_are_refused_until_it_is_taken_again(core: MotionCore) -> None:
     estimate(core, chunk(0))
     core.leave("s1", 1, drain=False, now=0.0)
     assert core.has_left("s1", 1)
     assert core.estimate(chunk(1), 0.0) is Refusal.LEFT
-    assert core.take("s1", 1, 0.8, SPEC) is Refusal.LEFT, "an assignment that came late"
-    assert core.take("s1", 2, 0.8, SPEC) is None
-    assert not core.has_left("s1", 2)
+    assert core.take("s1", 1, 0.8, SPEC) is None, "another stream of the same name"
+    assert not core.has_left("s1", 1)
+    assert estimate(core, chunk(0))
 
 
 def test_an_older_leave_does_not_end_a_newer_epoch(core: MotionCore) -> None:
@@ -111,9 +111,17 @@ def test_an_older_leave_does_not_end_a_newer_epoch(core: MotionCore) -> None:
 def test_a_draining_stream_goes_on_until_its_chunks_have_ceased(core: MotionCore) -> None:
     core.leave("s1", 1, drain=True, now=100.0)
     estimate(core, chunk(0), now=120.0)
-    assert core.forget_idle(145.0, 30.0) == []
-    assert core.forget_idle(151.0, 30.0) == ["s1"]
+    assert core.forget_idle(145.0, 30.0, 600.0) == []
+    assert core.forget_idle(151.0, 30.0, 600.0) == ["s1"]
     assert core.estimate(chunk(1), 152.0) is Refusal.LEFT
+
+
+def test_a_stream_that_is_idle_for_long_is_forgotten_but_may_come_back(core: MotionCore) -> None:
+    estimate(core, chunk(0), now=10.0)
+    assert core.forget_idle(600.0, 30.0, 600.0) == []
+    assert core.forget_idle(611.0, 30.0, 600.0) == ["s1"]
+    assert core.estimate(chunk(1), 612.0) is Refusal.UNKNOWN_STREAM
+    assert not core.has_left("s1", 1)
 
 
 def test_a_restart_goes_on_exactly_where_the_mirror_was(core: MotionCore) -> None:

@@ -151,7 +151,7 @@ def test_a_lease_ends_by_its_time_limit(make: Make) -> None:
 
 def test_a_full_store_says_so_and_takes_again_what_is_released(make: Make) -> None:
     owner, reader = make(max_bytes=4 << 20), make("reader")
-    refs = [owner.put(picture()) for _ in range(4)]
+    refs = [owner.put(picture()) for _ in range(5)]
     with pytest.raises(TensorStoreFullError, match="limit 4 MiB"):
         owner.put(picture())
     assert owner.counters.full == 1

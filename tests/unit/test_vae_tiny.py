@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.engine.model.loading import load_vae, random_vae_weights
+from shared.engine.model.loading import load_tiny_vae, load_vae, random_vae_weights
 from shared.engine.model.tiny_vae import TinyVae, VaeMemory, to_pixels
+from shared.engine.model.tiny_vae_serving import ServingTinyVae
 from tests.support.engine import NANO, clip
 
 CLOSE = 1e-5
+AnyVae = TinyVae | ServingTinyVae
 
 
-@pytest.fixture(scope="module")
-def vae() -> TinyVae:
+@pytest.fixture(scope="module", params=[load_tiny_vae, load_vae], ids=["module", "serving"])
+def vae(request: pytest.FixtureRequest) -> AnyVae:
     torch.set_num_threads(1)
-    loaded = load_vae(NANO, random_vae_weights(NANO))
-    assert isinstance(loaded, TinyVae)
-    return loaded
+    return request.param(NANO, random_vae_weights(NANO))
 
 
+@pytest.mark.parametrize("load", [load_tiny_vae, load_vae])
 @torch.inference_mode()
 @given(chunks=st.lists(st.integers(1, 3), min_size=1, max_size=4), seed=st.integers(0, 99))
 @settings(max_examples=12, deadline=None)
-def test_streamed_equals_whole(chunks: list[int], seed: int) -> None:
+def test_streamed_equals_whole(load: Callable[..., AnyVae], chunks: list[int], seed: int) -> None:
     torch.set_num_threads(1)
-    model = load_vae(NANO, random_vae_weights(NANO, 1))
+    model = load(NANO, random_vae_weights(NANO, 1))
     frames = 1 + 4 * sum(chunks)
     video = torch.rand(frames, 3, 32, 48, generator=torch.Generator().manual_seed(seed))
     whole = model.encode_clip(video[None])[0]
@@ -47,7 +51,7 @@ def test_streamed_equals_whole(chunks: list[int], seed: int) -> None:
 
 
 @torch.inference_mode()
-def test_two_streams_share_the_weights_and_nothing_else(vae: TinyVae) -> None:
+def test_two_streams_share_the_weights_and_nothing_else(vae: AnyVae) -> None:
     a, b = (clip(seed, 9, 48, 32).permute(0, 3, 1, 2) for seed in (1, 2))
     alone = VaeMemory()
     expected = [vae.encode(alone, a[:5]), vae.encode(alone, a[5:])]
@@ -61,7 +65,7 @@ def test_two_streams_share_the_weights_and_nothing_else(vae: TinyVae) -> None:
 
 
 @torch.inference_mode()
-def test_a_copied_memory_goes_on_by_itself(vae: TinyVae) -> None:
+def test_a_copied_memory_goes_on_by_itself(vae: AnyVae) -> None:
     video = torch.rand(13, 3, 32, 48)
     memory = VaeMemory()
     vae.encode(memory, video[:5])
@@ -72,15 +76,16 @@ def test_a_copied_memory_goes_on_by_itself(vae: TinyVae) -> None:
 
 
 @torch.inference_mode()
-def test_pictures_in_bytes_and_in_floats_are_the_same(vae: TinyVae) -> None:
+def test_pictures_in_bytes_and_in_floats_are_the_same(vae: AnyVae) -> None:
     frames = clip(3, 5, 48, 32).permute(0, 3, 1, 2)
     assert torch.allclose(vae.encode(VaeMemory(), frames), vae.encode(VaeMemory(), frames.float() / 255), atol=CLOSE)
     assert torch.equal(to_pixels(frames.float() / 255), frames)
 
 
-def test_a_clip_of_a_wrong_length_is_refused(vae: TinyVae) -> None:
+def test_a_clip_of_a_wrong_length_is_refused(vae: AnyVae) -> None:
     with pytest.raises(ValueError, match="4n frames"):
         vae.encode_clip(torch.rand(1, 6, 3, 32, 48))
+    assert vae.encode_clip(torch.rand(1, 5, 3, 32, 48)).shape == (1, 2, 16, 4, 6)
     memory = VaeMemory()
     vae.encode(memory, torch.rand(5, 3, 32, 48))
     with pytest.raises(ValueError, match="4n frames"):
@@ -94,3 +99,17 @@ def test_it_can_be_trained_on_whole_clips() -> None:
     assert made.shape == video.shape
     (made - video).square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@torch.inference_mode()
+def test_serving_computes_what_the_module_does() -> None:
+    torch.set_num_threads(1)
+    spec = replace(NANO, vae_widths=(24, 12, 8, 4), vae_encoder_width=6)
+    weights = random_vae_weights(spec, 3)
+    module, serving = load_tiny_vae(spec, weights), load_vae(spec, weights)
+    video, z = torch.rand(13, 3, 32, 48), 2 * torch.randn(4, 16, 4, 6)
+    memories = [module.new_memory() for _ in range(4)]
+    for part in video.split([5, 4, 4]):
+        assert torch.allclose(module.encode(memories[0], part), serving.encode(memories[1], part), atol=CLOSE)
+    for part in z.split([2, 1, 1]):
+        assert torch.allclose(module.decode(memories[2], part), serving.decode(memories[3], part), atol=CLOSE)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.engine.model.dit import Dit
 from shared.engine.model.tiny_vae import TinyVae
+from shared.engine.model.tiny_vae_serving import ServingTinyVae
 from shared.engine.plan.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -55,12 +56,22 @@ def load_vae(
     folder: Path | str | Mapping[str, Tensor],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> TinyVae | WanVae:
-    """The model's autoencoder, from ``vae.safetensors`` (or a state dict). Raises WeightsError, FileNotFoundError."""
+) -> ServingTinyVae | WanVae:
+    """The model's autoencoder for serving, from ``vae.safetensors`` or a state dict. WeightsError, FileNotFoundError."""
     if spec.vae == "wan":
         from shared.engine.model.wan_vae import load_wan_vae
 
         return load_wan_vae(spec, *_reader(folder, VAE_FILE), device=device, dtype=dtype)
+    return ServingTinyVae(load_tiny_vae(spec, folder, device, dtype))
+
+
+def load_tiny_vae(
+    spec: ModelSpec,
+    folder: Path | str | Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> TinyVae:
+    """The tiny autoencoder as a module, for training. Raises WeightsError, FileNotFoundError."""
     with torch.device("meta"):
         model = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels)
     fill(model, *_reader(folder, VAE_FILE), device=device, dtype=dtype)

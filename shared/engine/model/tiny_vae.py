@@ -64,6 +64,16 @@ class MemBlock(nn.Module):
         return fn.relu(self.conv(torch.cat([x, past], 1)) + self.skip(x)), clip[:, -1]
 
 
+def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution as a matrix product: [N, C, h, w] → [N, C', h, w].
+
+    oneDNN splits the sum of a small 1×1 convolution over its threads, so its last bit would depend on the thread count
+    and a stream's pixels on how many workers share the machine.
+    """
+    weight = conv.weight.flatten(1)
+    return torch.matmul(weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
 class TPool(nn.Module):
     """Folds ``stride`` frames into channels, earliest first, then a 1×1 conv."""
 
@@ -74,7 +84,7 @@ class TPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B·T, C, h, w] with T a multiple of the stride → [B·T/stride, C, h, w]."""
-        return self.conv(x.reshape(-1, self.stride * x.shape[1], *x.shape[2:]))
+        return _pointwise(self.conv, x.reshape(-1, self.stride * x.shape[1], *x.shape[2:]))
 
 
 class TGrow(nn.Module):
@@ -87,7 +97,7 @@ class TGrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B·T, C, h, w] → [B·T·stride, C, h, w]."""
-        return self.conv(x).reshape(-1, self.channels, *x.shape[2:])
+        return _pointwise(self.conv, x).reshape(-1, self.channels, *x.shape[2:])
 
 
 class SoftClamp(nn.Module):

@@ -1,0 +1,74 @@
+"""The DiT's training forward on a CPU, about twice as fast as the plain one: compiled blocks and dense attention.
+
+The fused attention's backward is slow on a CPU, most of all over the prompt's few keys; two matrix products and a softmax are
+not. The numbers are those of ``Dit.forward`` up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.engine.model.dit import Block, Dit, _modulate, _per_token
+from shared.engine.model.rope import RopeTable
+
+BlockForward = Callable[..., Tensor]
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B, L, heads, D] over [B, M, heads, D] → [B, L, heads, D]; bias [L, M] float32 is added to the scores."""
+    q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    weights = torch.softmax(scores if bias is None else scores + bias, -1).to(v.dtype)
+    return (weights @ v).transpose(1, 2)
+
+
+def block_forward(
+    block: Block, x: Tensor, e6: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor
+) -> Tensor:
+    """``Block.forward`` with dense attention."""
+    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = _per_token(block.modulation + e6, x)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dense_attention(q, k, v, bias)
+
+    x = torch.addcmul(x, block.self_attn(_modulate(x, shift, scale), (cos, sin), attend), gate)
+    cross = block.cross_attn
+    q = cross.norm_q(cross.q(block.norm3(x))).unflatten(-1, (cross.heads, -1))
+    x = x + cross.o(dense_attention(q, keys, values).flatten(-2))
+    return torch.addcmul(x, block.ffn(_modulate(x, shift_mlp, scale_mlp)), gate_mlp)
+
+
+def compiled_block() -> Any:
+    """:func:`block_forward` compiled for static shapes; one compilation serves all blocks."""
+    return torch.compile(block_forward, dynamic=False)
+
+
+def positions_table(model: Dit, positions: Sequence[int], rows: int, columns: int) -> RopeTable:
+    """RoPE tables of a clip whose frames stand at any positions, [1, L, 1, D/2] each."""
+    parts = [model.rope.table([p], 1, rows, columns) for p in positions]
+    return torch.cat([c for c, _ in parts], 1), torch.cat([s for _, s in parts], 1)
+
+
+def flow_of(
+    model: Dit, latents: Tensor, timesteps: Tensor, text: Tensor, positions: Sequence[int], bias: Tensor | None, block_fn: BlockForward
+) -> Tensor:
+    """The flow of whole clips: latents [B, F, C, h, w], timesteps [B, F], text [B, len, dim] → [B, F, C, h, w] float32."""
+    rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cos, sin = positions_table(model, positions, rows, columns)
+        e, e6 = model.times(timesteps)
+        x = model.patches(latents).to(torch.bfloat16)
+        for block, (k, v) in zip(model.layers(), model.context_kv(text), strict=True):
+            x = block_fn(block, x, e6, cos, sin, bias, k.to(torch.bfloat16), v)
+        return model.flow(x, e, rows, columns)
+
+
+def score_bias(mask: Tensor) -> Tensor:
+    """A mask [L, L] (True = may look) as a bias of the scores."""
+    return torch.zeros(mask.shape).masked_fill(~mask, -1e4)
+
+
