@@ -106,7 +106,8 @@ def sample_prompt(rng: np.random.Generator, style: str) -> str:
     else:
         phrases = PHRASES[style]
         phrase = phrases[rng.integers(len(phrases))]
-        phrase = _slip(rng, phrase) if rng.random() < 0.15 else phrase
+        phrase = _slip(rng, phrase) if rng.random() < 0.25 else phrase
+        phrase = f"{phrase}s" if phrase and rng.random() < 0.1 else phrase
         template = TEMPLATES[rng.integers(len(TEMPLATES))] if phrase else "{}"
         body = template.replace("{s}", subject).replace("{}", phrase)
     if rng.random() < 0.03 and style != NO_STYLE:

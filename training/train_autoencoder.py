@@ -24,6 +24,7 @@ from shared.engine.model.tiny_vae import LEAD, MemBlock, TGrow, TinyVae
 from training.filters import FILTERS, NO_STYLE, stylise
 from training.linear_decoder import start_decoder
 from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, measure
+from training.muon import Muon
 from training.pool import build_pool
 from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, psnr, save_checkpoint, write_text, write_weights
 
@@ -109,6 +110,15 @@ def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Pat
     return code
 
 
+def optimisers(vae: TinyVae, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the decoder's kernels, AdamW for biases and the last layer."""
+    last = cast("nn.Conv2d", vae.decoder[-1]).weight
+    kernels = [p for p in vae.decoder.parameters() if p.ndim > 1 and p is not last]
+    known = {id(p) for p in kernels}
+    others = [p for p in vae.decoder.parameters() if id(p) not in known]
+    return [Muon(kernels, lr, weight_decay=1e-3), torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))]
+
+
 def train(args: argparse.Namespace) -> None:
     """The whole run."""
     torch.set_num_threads(args.threads)
@@ -132,18 +142,20 @@ def train(args: argparse.Namespace) -> None:
     scale = torch.tensor(json.loads((args.run / "latents.json").read_text())["scale"]).view(-1, 1, 1)
     vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
-    optimiser = torch.optim.AdamW(vae.decoder.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.98))
+    optimiser = optimisers(vae, args.lr)
     average = MovingAverage(vae.decoder, 0.995)
     if state:
-        optimiser.load_state_dict(state["optimiser"])
+        for each, saved in zip(optimiser, state["optimiser"], strict=True):
+            each.load_state_dict(saved)
         average.weights, average.steps = state["average"], state["step"]
     curves = Curves(args.run / "autoencoder.csv", resumed=step > 0)
     progress = Progress(args.steps, args.minutes, spent)
     held_out = pool.validation(9)[:, :, :, 32:160, 64:256]
     running = 0.0
     while progress.at(step) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(progress.at(step), args.lr)
+        for each in optimiser:
+            for group in each.param_groups:
+                group["lr"] = learning_rate(progress.at(step), args.lr)
         video = mixed_batch(pool, rng, SHAPES[step % len(SHAPES)])
         with torch.no_grad():
             z = code.encode(video)
@@ -152,10 +164,12 @@ def train(args: argparse.Namespace) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             made = vae.decode_unclamped(z)
         loss = picture_loss(made.float(), video)
-        optimiser.zero_grad(set_to_none=True)
+        for each in optimiser:
+            each.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 0.5)
-        optimiser.step()
+        for each in optimiser:
+            each.step()
         average.update(vae.decoder)
         step += 1
         running = running * 0.97 + 0.03 * loss.item() if step > 1 else loss.item()
@@ -167,7 +181,7 @@ def train(args: argparse.Namespace) -> None:
             )
             write_weights(args.run / "vae.safetensors", vae.state_dict())
             vae.decoder.load_state_dict(raw)
-            saved = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "average": average.weights}
+            saved = {"vae": vae.state_dict(), "optimiser": [each.state_dict() for each in optimiser], "average": average.weights}
             save_checkpoint(checkpoint, saved | {"step": step, "spent": progress.spent_s})
 
 

@@ -170,7 +170,7 @@ def train(args: argparse.Namespace) -> None:
     initialise(model)
     trainer = Trainer(model, vae, prompt_bank(encoder, styles, 150, args.seed), spec)
     optimiser = optimisers(model, args.lr)
-    average = MovingAverage(model, 0.996)
+    average = MovingAverage(model, 0.99)
     checkpoint = args.run / "dit.pt"
     step, spent = 0, 0.0
     if checkpoint.exists():
@@ -191,7 +191,7 @@ def train(args: argparse.Namespace) -> None:
         for each in optimiser:
             for group in each.param_groups:
                 group["lr"] = learning_rate(progress.at(step), args.lr)
-        which = 1 if progress.at(step) > args.large_from and step % 6 == 5 else 0
+        which = 1 if progress.at(step) > args.large_from and step % 12 == 11 else 0
         height, width, batch = SIZES[which]
         pairs = pairs_of.draw(rng, batch, height, width)
         loss, parts = trainer.losses(rng, pairs, with_pixels=which == 0 and step % 3 == 0, with_later=step % 3 == 1)
@@ -221,8 +221,8 @@ def main() -> None:
     parser.add_argument("--publish", type=Path, default=None, help="model folder to write at every report")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
-    parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--large-from", type=float, default=0.4, help="share of the run after which full-size clips join")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--large-from", type=float, default=0.6, help="share of the run after which full-size clips join")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=3)

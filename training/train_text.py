@@ -75,7 +75,7 @@ def _shares(styles: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--seed", type=int, default=5)

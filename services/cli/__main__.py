@@ -6,35 +6,59 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import click
-import typer
 
 from services.cli.errors import CommandError, ExitCode
 from shared.contracts.commands import Fit
 
-app = typer.Typer(
-    help="Live video in, generated video out.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path)
+STAGES = click.option("--stages", default=1, show_default=True, help="Worker processes that share the model's blocks.")
+MODEL = click.option("--model", default="rheo-tiny", show_default=True, help="Which model.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Live video in, generated video out."""
+
+
+@cli.command()
+@click.argument("source", metavar="IN", type=FILE)
+@click.argument("output", metavar="OUT", type=FILE)
+@click.option("--prompt", required=True, help='What the picture becomes, e.g. "a pencil drawing", or "no style".')
+@click.option("--steps", default=2, show_default=True, help="Denoising steps, 1 (faster) to 4 (finer).")
+@click.option("--size", help="WIDTHxHEIGHT, multiples of 16; default: the model's, turned like the source.")
+@click.option("--fps", type=float, help="A constant frame rate; default: the source's own timestamps.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same pixels.")
+@click.option("--noise", type=float, help="0 (faithful) to 1 (free); default: the model's.")
+@STAGES
+@click.option("--realtime", is_flag=True, help="The source plays at its own pace; late is worse than lost.")
+@MODEL
+@click.option(
+    "--fit",
+    type=click.Choice([fit.value for fit in Fit]),
+    default=Fit.CROP.value,
+    show_default=True,
+    help="Crop what sticks out, or pad with black; never stretched.",
 )
-
-
-@app.command("run")
-def run_command(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="the video to restyle")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="the MP4 to write")],
-    prompt: Annotated[str, typer.Option(help='what the picture becomes, e.g. "a pencil drawing"')],
-    steps: Annotated[int, typer.Option(help="denoising steps, 1 (faster) to 4 (finer)")] = 2,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, multiples of 16; default: the model's")] = None,
-    fps: Annotated[float | None, typer.Option(help="constant frame rate; default: the source's timestamps")] = None,
-    seed: Annotated[int, typer.Option(help="same seed, same pixels")] = 0,
-    noise: Annotated[float | None, typer.Option(help="0 (faithful) to 1 (free); default: the model's")] = None,
-    stages: Annotated[int, typer.Option(help="worker processes that share the model's blocks")] = 1,
-    realtime: Annotated[bool, typer.Option("--realtime", help="the source plays at its own pace")] = False,
-    model: Annotated[str, typer.Option(help="which model")] = "rheo-tiny",
-    fit: Annotated[Fit, typer.Option(help="crop what sticks out, or pad with black; never stretched")] = Fit.CROP,
-    batch_log: Annotated[Path | None, typer.Option(help="write every batch as a JSON line to this file")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON line, last, on stdout")] = False,
+@click.option("--batch-log", type=FILE, help="Write every batch as a JSON line to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line, last, on stdout.")
+def run(
+    source: Path,
+    output: Path,
+    prompt: str,
+    steps: int,
+    size: str | None,
+    fps: float | None,
+    seed: int,
+    noise: float | None,
+    stages: int,
+    realtime: bool,
+    model: str,
+    fit: str,
+    batch_log: Path | None,
+    as_json: bool,
 ) -> None:
     """Send a clip through every service: lossless and as fast as the machine goes, or --realtime."""
     from services.cli import run as runner
@@ -53,88 +77,85 @@ def run_command(
         stages=stages,
         realtime=realtime,
         model=model,
-        fit=fit,
+        fit=Fit(fit),
     )
     expected = request.info.frames if fps is None else round(request.info.duration_s * fps)
+    log = batch_log.absolute() if batch_log is not None else None
     try:
         with Progress(expected, quiet=as_json) as progress:
-            result, warnings = asyncio.run(runner.run(request, progress, batch_log))
+            result, warnings = asyncio.run(runner.run(request, progress, log))
     except runner.RunEnded as ended:
         if as_json:
-            print(json.dumps(ended.result), flush=True)
+            click.echo(json.dumps(ended.result))
         raise
     for line in warnings:
-        typer.echo(f"rheocast: warning: {line}", err=True)
+        click.echo(f"rheocast: warning: {line}", err=True)
     if as_json:
-        print(json.dumps(result), flush=True)
+        click.echo(json.dumps(result))
     else:
-        typer.echo(
+        click.echo(
             f"{result['output']}: {result['frames_out']} of {result['frames_in']} frames, {result['fps']} fps, "
             f"latency p50 {result['latency_p50_ms']:.0f} ms, p95 {result['latency_p95_ms']:.0f} ms"
         )
 
 
-@app.command("demo")
-def demo_command(
-    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("out"),
-    prompt: Annotated[str, typer.Option(help="what the picture becomes")] = "a pencil drawing",
-) -> None:
+@cli.command()
+@click.option("--out", type=FOLDER, default=Path("out"), show_default=True, help="Folder for the pictures.")
+@click.option("--prompt", default="a pencil drawing", show_default=True, help="What the picture becomes.")
+def demo(out: Path, prompt: str) -> None:
     """Draw a short clip, restyle it, and say what to try next."""
-    from services.cli.demo import demo
+    from services.cli.demo import demo as show
 
-    demo(out, prompt)
+    show(out, prompt)
 
 
-@app.command("up")
-def up_command(
-    port: Annotated[int, typer.Option(help="the API's port on --host")] = 7860,
-    host: Annotated[str, typer.Option(help="the address to listen on")] = "127.0.0.1",
-    stages: Annotated[int, typer.Option(help="worker processes that share the model's blocks")] = 1,
-    model: Annotated[str, typer.Option(help="which model")] = "rheo-tiny",
-    media: Annotated[Path, typer.Option(help="the folder that streams may read files from and record to")] = Path(
-        "media"
-    ),
-    run_dir: Annotated[
-        Path | None, typer.Option(help="where servers keep data and logs; default: a temporary folder")
-    ] = None,
-) -> None:
+@cli.command()
+@click.option("--port", default=7860, show_default=True, help="The API's port on --host.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@STAGES
+@MODEL
+@click.option("--media", type=FOLDER, default=Path("media"), show_default=True, help="Streams read and record files here.")
+@click.option("--run-dir", type=FOLDER, help="Where servers keep data and logs; default: a temporary folder.")
+def up(host: str, port: int, stages: int, model: str, media: Path, run_dir: Path | None) -> None:
     """Serve the API: start the servers and every service, restart what dies, stop all on Ctrl-C."""
-    from services.cli.up import up
+    from services.cli.up import up as serve
 
     media = media.expanduser().absolute()
     media.mkdir(parents=True, exist_ok=True)
-    asyncio.run(up(host, port, stages, model, media, run_dir.absolute() if run_dir else None))
+    asyncio.run(serve(host, port, stages, model, media, run_dir.absolute() if run_dir else None))
 
 
-@app.command("doctor")
-def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False) -> None:
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def doctor(as_json: bool) -> None:
     """What is installed, which device, which ports, what is missing and how to get it."""
     from services.cli.doctor import report
 
-    raise typer.Exit(report(as_json))
+    raise click.exceptions.Exit(report(as_json))
 
 
 def main() -> None:
     """Entry point: every refusal is one line on stderr."""
     try:
-        code = app(standalone_mode=False)
+        code = cli(standalone_mode=False)
     except CommandError as error:
         _say(error.line)
-        code = int(error.code)
+        code = error.code
     except click.exceptions.Exit as error:
         code = error.exit_code
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         code = ExitCode.INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = ExitCode.OK
     except click.ClickException as error:
-        _say(f"{error.format_message()} (see: rheocast --help)")
-        code = int(ExitCode.REFUSED)
-    except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
+        _say(f"{' '.join(error.format_message().split())} (see: rheocast --help)")
+        code = ExitCode.REFUSED
     sys.exit(int(code or 0))
 
 
 def _say(line: str) -> None:
-    print(f"rheocast: error: {line}", file=sys.stderr, flush=True)
+    click.echo(f"rheocast: error: {line}", err=True)
 
 
 if __name__ == "__main__":

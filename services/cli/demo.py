@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import typer
+import click
 
 from services.cli import demo_clip
 from services.cli.progress import Progress
@@ -38,7 +38,7 @@ def demo(out: Path, prompt: str) -> None:
     with Progress(request.info.frames) as progress:
         result, _ = asyncio.run(run(request, progress))
     demo_clip.beside(source, restyled, pair)
-    typer.echo(
+    click.echo(
         f"""
 {result["frames_out"]} frames became "{prompt}" at {result["fps"]} fps:
   {restyled}

@@ -14,7 +14,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 import psutil
-import typer
+import click
 
 from services.cli.errors import CommandError, ExitCode
 from services.cli.system import SHM_DIR
@@ -157,6 +157,6 @@ def report(as_json: bool) -> int:
     else:
         for finding in found:
             fix = f"   → {finding.fix}" if finding.fix and not finding.ok else ""
-            typer.echo(f"{'ok  ' if finding.ok else 'MISS'}  {finding.what:<18} {finding.detail}{fix}")
-        typer.echo("All is well." if healthy else "Something is missing; the arrows say how to get it.")
+            click.echo(f"{'ok  ' if finding.ok else 'MISS'}  {finding.what:<18} {finding.detail}{fix}")
+        click.echo("All is well." if healthy else "Something is missing; the arrows say how to get it.")
     return ExitCode.OK if healthy else ExitCode.FAILED

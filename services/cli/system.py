@@ -84,7 +84,7 @@ class System:
             await check_server(redis_url, "Redis", "RHEOCAST_REDIS_URL")
         if not nats_url or not redis_url:
             self._servers = EmbeddedServers(self.run_dir, nats=not nats_url, redis=not redis_url)
-            await asyncio.to_thread(self._servers.start)
+            await self._servers.start_async()
         self.nats_url = nats_url or self._embedded().nats_url
         self.redis_url = redis_url or self._embedded().redis_url
         env = {

@@ -6,7 +6,7 @@ import asyncio
 import signal
 from pathlib import Path
 
-import typer
+import click
 
 from services.cli.errors import CommandError, ExitCode
 from services.cli.supervisor import refuse_if_given_up
@@ -37,17 +37,17 @@ async def up(host: str, port: int, stages: int, model: str, media: Path, run_dir
         loop.add_signal_handler(number, stopping.set)
 
     def on_death(name: str, code: int, line: str) -> None:
-        typer.echo(f"{name} ended with {code} ({line}); restarting it", err=True)
+        click.echo(f"{name} ended with {code} ({line}); restarting it", err=True)
 
     system = System(topology, run_dir, on_death)
     try:
         async with system:
-            ready = asyncio.ensure_future(system.wait_ready(lambda text: typer.echo(text, err=True)))
+            ready = asyncio.ensure_future(system.wait_ready(lambda text: click.echo(text, err=True)))
             stop = asyncio.ensure_future(stopping.wait())
             await asyncio.wait({ready, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not stopping.is_set():
                 await ready
-                typer.echo(f"Rheocast is up: http://{host}:{port}/docs   (files: {media}; Ctrl-C stops it)")
+                click.echo(f"Rheocast is up: http://{host}:{port}/docs   (files: {media}; Ctrl-C stops it)")
             ready.cancel()
             while not stopping.is_set():
                 refuse_if_given_up(system.supervisor)
@@ -56,8 +56,7 @@ async def up(host: str, port: int, stages: int, model: str, media: Path, run_dir
                         "the embedded NATS or Redis server ended; start rheocast up again", ExitCode.FAILED
                     )
                 await asyncio.wait({stop}, timeout=0.5)
-            typer.echo("stopping", err=True)
+            click.echo("stopping", err=True)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-    raise CommandError("stopped by a signal", ExitCode.INTERRUPTED) if not stopping.is_set() else typer.Exit(0)

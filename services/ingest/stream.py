@@ -41,7 +41,10 @@ from shared.tensors.port import TensorStore, TensorStoreFullError
 
 log = logging.getLogger(__name__)
 
-LEFT_TELLS = 20  # how often the end of a source that was told to leave is repeated at most
+# A verdict of the last chunk does not say that the end itself was heard: it is repeated so often after that, unless
+# LeaveStream comes first; and at most so often when verdicts stay away.
+CLOSED_TELLS = 12
+LEFT_TELLS = 24
 FULL_RETRY_S = 0.02
 
 
@@ -73,7 +76,7 @@ class IngestStream:
         self._previous: np.ndarray | None = None
         self._error: str | None = None
         self._task: asyncio.Task[None] | None = None
-        self._left_tells = 0
+        self._left_tells = self._closed_tells = 0
         self._leaving = False
         self._flushed = False
 
@@ -134,12 +137,12 @@ class IngestStream:
 
     def leave(self, drain: bool) -> bool:
         """End the source. What is numbered goes on; what is not is dropped. True when there is nothing more to tell."""
-        again, self._leaving = self._leaving, True
+        self._leaving = True
         if not self._intake.ended:
             self._intake.stop()
             self._feed.stop()
         self._wake.set()
-        return again or (not drain and self._intake.all_closed)
+        return not drain and self._intake.all_closed
 
     async def close(self) -> None:
         """End the reader and the tasks."""
@@ -179,8 +182,7 @@ class IngestStream:
             self._done(self)
 
     def _finished(self) -> bool:
-        told = self._left_tells > 0
-        return (self._intake.all_closed and told) or self._left_tells > LEFT_TELLS
+        return self._closed_tells >= CLOSED_TELLS or self._left_tells >= LEFT_TELLS
 
     async def _step(self) -> bool:
         """One piece of work; False when there is none."""
@@ -276,7 +278,8 @@ class IngestStream:
             audio_parts=self._audio.parts if self._audio is not None else 0,
         )
         await self._bus.publish(subjects.stream(self.stream, "chunk"), ended)
-        self._left_tells = self._left_tells + 1 if self._leaving else 1
+        self._left_tells += self._leaving
+        self._closed_tells += self._intake.all_closed
 
     async def _watch(self, now: float) -> None:
         intake = self._intake

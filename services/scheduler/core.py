@@ -24,6 +24,7 @@ from shared.contracts.events import (
 from shared.contracts.refs import TensorRef
 
 NS_PER_MS = 1_000_000
+DISPATCH_LEAD_NS = 6 * NS_PER_MS  # how long before stage 0 is free the next batch leaves: more than the bus takes
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class PipelineCore:
         self.next_seq = 0
         self.streams: dict[str, StreamQueue] = {}
         self.in_flight: dict[int, Flight] = {}
+        self._stage0_free_ns = 0
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
@@ -93,16 +95,23 @@ class PipelineCore:
     # --- the plan ----------------------------------------------------------------------------------------------------
 
     def schedule(self, now_ns: int) -> Decisions:
-        """Fill the pipeline: drop what can no longer make its deadline, then batch by slack up to S+1 in flight."""
+        """Fill the pipeline: drop what can no longer make its deadline, then batch by slack up to S+1 in flight.
+
+        A batch leaves just before stage 0 is predicted to be free, not earlier: what becomes ready meanwhile joins it.
+        """
         decisions = Decisions()
         for queue in self.streams.values():
             self._drop_stale(queue, now_ns, decisions)
-        while len(self.in_flight) <= self.stages:
+        while len(self.in_flight) <= self.stages and now_ns >= self.dispatch_at_ns():
             members = choose(self._candidates(), now_ns, self._remaining_ns, self._bucket, self.max_batch)
             if not members:
                 break
             decisions.batches.append(self._send(members, now_ns, decisions))
         return decisions
+
+    def dispatch_at_ns(self) -> int:
+        """When the next batch may leave: at once for an idle pipeline, else just before stage 0 is free."""
+        return self._stage0_free_ns - DISPATCH_LEAD_NS if self.in_flight else 0
 
     def done(self, done: BatchDone, now_ns: int) -> Decisions:
         """The last stage reported a batch: its credit is back, and blocks with steps left are ready again."""
@@ -112,6 +121,9 @@ class PipelineCore:
         flight = self.in_flight.pop(done.seq, None)
         if flight is None:
             return decisions
+        if self.stages == 1:  # the one stage is free now, but for what is in flight behind
+            behind = sum(self.cost.predict("stage.0", other.units) for other in self.in_flight.values())
+            self._stage0_free_ns = now_ns + int(behind * NS_PER_MS)
         for stage, ms in enumerate(done.stage_ms):
             self.cost.observe(f"stage.{stage}", flight.units, ms)
         outputs = {(result.stream, result.block, result.step): result.output for result in done.results}
@@ -147,6 +159,7 @@ class PipelineCore:
         self.in_flight.clear()
         self.generation += 1
         self.next_seq = 0
+        self._stage0_free_ns = 0
         lost: dict[str, list[ChunkStamp]] = {}
         for work in under_way:
             lost.setdefault(work.stream, []).extend(work.stamps)
@@ -227,9 +240,10 @@ class PipelineCore:
             width=first.width,
             scheduled_ns=now_ns,
         )
-        self.in_flight[self.next_seq] = Flight(
-            tuple(works), now_ns, sum(self._units(work) for work in works), any(work.live for work in works)
-        )
+        units = sum(self._units(work) for work in works)
+        self.in_flight[self.next_seq] = Flight(tuple(works), now_ns, units, any(work.live for work in works))
+        takes_ns = int(self.cost.predict("stage.0", units) * NS_PER_MS)
+        self._stage0_free_ns = max(self._stage0_free_ns, now_ns) + takes_ns
         self.next_seq += 1
         return batch
 

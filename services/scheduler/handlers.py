@@ -60,6 +60,7 @@ class Handlers:
         self._commands: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._publishing = asyncio.Lock()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self.counters: dict[str, int] = {}
 
     # --- from the bus ------------------------------------------------------------------------------------------------
@@ -175,9 +176,22 @@ class Handlers:
         """Schedule on one pipeline now. The lock keeps batches on the wire in their sequence."""
         async with self._publishing:
             await self._act_locked(core.schedule(self._clock.now_ns()))
+        self._wake_for(core)
+
+    def _wake_for(self, core: PipelineCore) -> None:
+        """Schedule again when the next batch may leave, if nothing happens before."""
+        timer = self._timers.pop(core.pipeline, None)
+        if timer is not None:
+            timer.cancel()
+        wait_ns = core.dispatch_at_ns() - self._clock.now_ns()
+        if 0 < wait_ns:
+            loop = asyncio.get_running_loop()
+            self._timers[core.pipeline] = loop.call_later(wait_ns / 1e9, lambda: self._spawn(self.pump_core(core)))
 
     async def close(self) -> None:
         """Cancel what is under way."""
+        for timer in self._timers.values():
+            timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

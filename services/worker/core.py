@@ -1,8 +1,9 @@
 """Which job the device runs next, and in which order batches may run.
 
 Pure and synchronous. Jobs of one role run in the order they came (encode and decode are causal per stream, stages follow
-the pipeline's sequence). Between roles the job with the nearest deadline goes first; without deadlines, or at the same
-one, the job nearest to the picture: it frees a credit.
+the pipeline's sequence). Between roles the job with the nearest deadline goes first; without deadlines the one that came
+first, so that encoding runs ahead as far as the credits allow and the scheduler has something to batch. At the same
+instant the job nearest to the picture wins: it frees a credit.
 """
 
 from __future__ import annotations
@@ -75,10 +76,12 @@ class JobQueue(Generic[T]):
         return sum(len(queue) for queue in self._queues.values())
 
 
-def _urgency(job: Job[T]) -> tuple[int, int, int]:
+def _urgency(job: Job[T]) -> tuple[int, int, int, int]:
     if job.rank is Rank.CONTROL:
-        return (0, 0, 0)
-    return (1, job.deadline_ns or 1 << 62, job.rank)
+        return (0, 0, 0, 0)
+    if job.deadline_ns:
+        return (1, job.deadline_ns, 0, job.rank)
+    return (2, 0, job.queued_ns, job.rank)
 
 
 class SequenceVerdict(StrEnum):

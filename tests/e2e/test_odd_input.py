@@ -26,7 +26,7 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
 CASES: dict[str, tuple[Callable[[Path], object], int]] = {
     "one-frame.mp4": (lambda path: clips.make_clip(path, frames=1, width=96, height=64), 1),
     "three-frames.mp4": (lambda path: clips.make_clip(path, frames=3, width=96, height=64), 3),
-    "odd-size.mkv": (lambda path: clips.make_clip(path, frames=7, width=333, height=187), 7),
+    "odd-size.mkv": (lambda path: clips.make_clip(path, frames=7, width=333, height=187, pix_fmt="yuv444p"), 7),
     "rotated.mp4": (lambda path: clips.make_rotated_clip(path, frames=6), 6),
     "ten-bit.mkv": (lambda path: clips.make_ten_bit_clip(path, frames=6), 6),
     "alpha.mov": (lambda path: clips.make_alpha_clip(path, frames=6), 6),

@@ -22,6 +22,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from shared.engine.model.loading import load_tiny_vae, load_vae
+from shared.engine.model.tiny_vae_serving import ServingTinyVae
+from shared.engine.model.wan_vae import WanVae
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.spec import ModelSpec, spec_of
 from shared.engine.stage import Stage
@@ -175,7 +177,9 @@ def replay_taehv(recording: Recording) -> Iterator[float]:
     with torch.inference_mode():
         yield _error(whole.encode_clip(data["video"]), data["latents"])
         yield _error(whole.decode_clip(data["decode.latents"]), data["decode.video"])
-        for vae in (whole, load_vae(spec, weights)):
+        serving = load_vae(spec, weights)
+        assert isinstance(serving, ServingTinyVae)
+        for vae in (whole, serving):
             memory = vae.new_memory()
             parts = [vae.encode(memory, part) for part in data["video"][0].split(4)]
             yield _error(torch.cat(parts)[None], data["latents"])
@@ -184,10 +188,26 @@ def replay_taehv(recording: Recording) -> Iterator[float]:
             yield _error(torch.cat(parts)[None], data["decode.video"])
 
 
+def replay_wan_vae(recording: Recording) -> Iterator[float]:
+    """Chunks as they stream, and the whole clip in one call; the decoder's input is z·std + mean."""
+    data = recording.tensors
+    vae = load_vae(replace(spec_of("wan-1.3b"), vae="wan"), recording.weights)
+    assert isinstance(vae, WanVae)
+    frames = (data["video"][0].transpose(0, 1) + 1) / 2
+    raw = data["decode.latents"][0] * data["scale.std"][:, None, None, None] + data["scale.mean"][:, None, None, None]
+    for kind, chunks, latents in (("whole", [17], [5]), ("streamed", [5, 4, 4, 4], [2, 1, 1, 1])):
+        memory = vae.new_memory()
+        made = torch.cat([vae.encode(memory, part) for part in frames.split(chunks)])
+        yield _error(made.transpose(0, 1)[None], data[f"latents.{kind}"])
+        memory = vae.new_memory()
+        shown = torch.cat([vae.decode_unclamped(memory, part) for part in raw.transpose(0, 1).split(latents)])
+        yield _error(shown.transpose(0, 1)[None], data[f"video.{kind}"])
+
+
 def replay(path: Path) -> tuple[str, list[float]]:
     """(kind, error per tick) of one file."""
     recording = Recording.read(path)
-    replays = {"dit": replay_dit, "taehv": replay_taehv}
+    replays = {"dit": replay_dit, "taehv": replay_taehv, "wan_vae": replay_wan_vae}
     return recording.kind, list(replays[recording.kind](recording))
 
 

@@ -44,6 +44,12 @@ def test_the_tiny_autoencoder_meets_its_recording_whole_and_streamed() -> None:
     assert max(errors) <= TOLERANCE / 5
 
 
+def test_the_wan_autoencoder_meets_its_recording_whole_and_streamed() -> None:
+    kind, errors = replay(DATA / "wan_vae_streaming.safetensors")
+    assert kind == "wan_vae"
+    assert max(errors) <= TOLERANCE / 5
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", DIT_FILES)

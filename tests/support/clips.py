@@ -63,6 +63,8 @@ def make_clip(
     container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a clip. ``pts`` gives every frame's timestamp in ``time_base``, else they are even. Returns ``path``."""
+    if pix_fmt == "yuv420p" and (width % 2 or height % 2):
+        pix_fmt = "yuv444p"  # halved colour needs even sides
     if audio is True:
         audio = Audio(seconds=frames / fps)
     stamps = list(pts) if pts is not None else [round(i / fps / time_base) for i in range(frames)]

@@ -135,6 +135,26 @@ def test_no_more_than_s_plus_one_batches_are_in_flight() -> None:
         assert [batch.seq for batch in bench.flying] == list(range(stages + 1))
 
 
+def test_a_batch_leaves_just_before_stage_0_is_free_so_that_what_becomes_ready_meanwhile_joins_it() -> None:
+    bench = Bench()
+    for name in "abc":
+        bench.stream(name, steps=1, live=False)
+    for _ in range(5):
+        bench.core.cost.observe("stage.0", 2 * MODEL.tokens(96, 64), 100.0)
+    bench.offer(chunk("a", 0, live=False))
+    bench.schedule()
+    bench.now = 20 * MS
+    bench.offer(chunk("b", 0, live=False))
+    assert bench.schedule().batches == []
+    bench.now = 60 * MS
+    bench.offer(chunk("c", 0, live=False))
+    assert bench.schedule().batches == []
+    bench.now = bench.core.dispatch_at_ns()
+    assert 90 * MS < bench.now < 100 * MS
+    (batch,) = bench.schedule().batches
+    assert sorted(entry.item.stream for entry in batch.entries) == ["b", "c"]
+
+
 def test_streams_of_one_size_share_a_forward_and_other_sizes_do_not() -> None:
     bench = Bench()
     bench.stream("a", live=False)

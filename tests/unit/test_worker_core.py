@@ -20,10 +20,10 @@ def order(*jobs: Job[str]) -> list[str]:
     return picked
 
 
-def test_without_deadlines_the_job_nearest_to_the_picture_goes_first() -> None:
+def test_without_deadlines_jobs_run_as_they_came_and_the_one_nearest_to_the_picture_wins_a_tie() -> None:
     assert order(
-        Job(Rank.ENCODE, 0, 1, "encode"), Job(Rank.STAGE, 0, 2, "stage"), Job(Rank.DECODE, 0, 3, "decode")
-    ) == ["decode", "stage", "encode"]
+        Job(Rank.ENCODE, 0, 1, "encode"), Job(Rank.STAGE, 0, 2, "stage"), Job(Rank.DECODE, 0, 2, "decode")
+    ) == ["encode", "decode", "stage"]
 
 
 def test_the_nearest_deadline_goes_first_and_live_goes_before_lossless() -> None:

@@ -6,13 +6,20 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shared.engine.model.checkpoints import (
+    DIT_FILES,
+    TEXT_FILES,
+    VAE_FILES,
+    WeightsError,
+    open_weights,
+    renamed,
+    wan_name,
+)
 from shared.engine.model.dit import Dit
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.model.tiny_vae_serving import ServingTinyVae
@@ -22,12 +29,6 @@ if TYPE_CHECKING:
     from shared.engine.model.text import TinyTextEncoder
     from shared.engine.model.wan_vae import WanVae
 
-DIT_FILE, VAE_FILE, TEXT_FILE, SPEC_FILE = "dit.safetensors", "vae.safetensors", "text.safetensors", "spec.json"
-
-
-class WeightsError(ValueError):
-    """A model's files lack a tensor, hold one too many, or one of a wrong shape; the message names it and the file."""
-
 
 def load_dit(
     spec: ModelSpec,
@@ -36,7 +37,7 @@ def load_dit(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Dit:
-    """A Dit of these blocks. ``source`` is a model folder, a safetensors file or a state dict in original Wan names.
+    """A Dit of these blocks. ``source`` is a model folder (ours, original Wan or diffusers), a file or a state dict.
 
     Reads only the tensors of these blocks. Raises WeightsError, or FileNotFoundError where there is no such file.
     """
@@ -47,7 +48,13 @@ def load_dit(
     elsewhere = [f"blocks.{i}." for i in range(spec.layers) if i not in blocks]
     elsewhere += [] if model.is_first else ["patch_embedding."]
     elsewhere += [] if model.is_last else ["head."]
-    fill(model, *_reader(source, DIT_FILE), elsewhere=tuple(elsewhere), device=device, dtype=dtype)
+    fill(
+        model,
+        *renamed(open_weights(source, DIT_FILES), wan_name),
+        elsewhere=tuple(elsewhere),
+        device=device,
+        dtype=dtype,
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -61,7 +68,7 @@ def load_vae(
     if spec.vae == "wan":
         from shared.engine.model.wan_vae import load_wan_vae
 
-        return load_wan_vae(spec, *_reader(folder, VAE_FILE), device=device, dtype=dtype)
+        return load_wan_vae(spec, *open_weights(folder, VAE_FILES), device=device, dtype=dtype)
     return ServingTinyVae(load_tiny_vae(spec, folder, device, dtype))
 
 
@@ -74,18 +81,22 @@ def load_tiny_vae(
     """The tiny autoencoder as a module, for training. Raises WeightsError, FileNotFoundError."""
     with torch.device("meta"):
         model = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels)
-    fill(model, *_reader(folder, VAE_FILE), device=device, dtype=dtype)
+    fill(model, *open_weights(folder, VAE_FILES), device=device, dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
 def load_text_encoder(spec: ModelSpec, folder: Path | str) -> TinyTextEncoder:
-    """The embedded model's text encoder, from ``text.safetensors``; it turns a prompt into [text_len, text_dim]."""
+    """The embedded model's text encoder: ``encode(prompt)`` gives [text_len, text_dim]. WeightsError, FileNotFoundError."""
     from shared.engine.model.text import TinyTextEncoder
 
-    encoder = TinyTextEncoder.from_state(load_file(Path(folder) / TEXT_FILE))
+    names, read = open_weights(folder, TEXT_FILES)
+    try:
+        encoder = TinyTextEncoder.from_state({name: read(name) for name in names})
+    except (KeyError, RuntimeError) as error:
+        raise WeightsError(f"{folder} holds no such text encoder: {error}") from None
     if (encoder.text_len, encoder.text_dim) != (spec.text_len, spec.text_dim):
         raise WeightsError(
-            f"{TEXT_FILE} gives [{encoder.text_len}, {encoder.text_dim}], "
+            f"the text encoder in {folder} gives [{encoder.text_len}, {encoder.text_dim}], "
             f"the model needs [{spec.text_len}, {spec.text_dim}]"
         )
     return encoder
@@ -139,21 +150,6 @@ def _some(names: list[str]) -> str:
     listed = ", ".join(names[:4])
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return f"{listed}{more}: tensor{'s' if len(names) > 1 else ''}"
-
-
-def _reader(source: Path | str | Mapping[str, Tensor], file: str) -> tuple[list[str], Callable[[str], Tensor]]:
-    """(tensor names, read one by name)."""
-    if isinstance(source, Mapping):
-        return list(source), source.__getitem__
-    path = Path(source)
-    path = path / file if path.is_dir() else path
-    if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        handle: Any = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is no safetensors file: {error}") from None
-    return list(handle.keys()), handle.get_tensor
 
 
 def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

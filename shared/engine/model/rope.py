@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 RopeTable = tuple[Tensor, Tensor]
-"""(cos, sin), float32, broadcastable to [B, L, heads, D/2]."""
+"""(cos, ∓sin), float32, broadcastable to [B, L, heads, D]: every pair has (cos, cos) and (−sin, sin)."""
 
 
 def rotate(x: Tensor, table: RopeTable) -> Tensor:
     """x [B, L, heads, D] turned by the table; computed in float32, returned in x's dtype."""
     cos, sin = table
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
+    wide = x.float()
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)
 
 
 class Rope:
@@ -37,11 +38,11 @@ class Rope:
     ) -> RopeTable:
         """Tables of B clips of ``frames`` frames of rows × columns tokens; clip b's first frame stands at starts[b].
 
-        Returns (cos, sin), each [B, frames·rows·columns, 1, D/2].
+        Each part of the result is [B, frames·rows·columns, 1, D].
         """
         positions = torch.tensor(starts, dtype=torch.float64)[:, None] + torch.arange(frames, dtype=torch.float64)
         angle = positions[..., None] * self._time
-        turn = torch.stack((angle.cos(), angle.sin())).float().to(device, non_blocking=True)
+        turn = torch.stack(_pairs(angle)).to(device, non_blocking=True)
         batch = len(starts)
         tables: list[Tensor] = []
         for time, space in zip(turn, self._space(rows, columns, device), strict=True):
@@ -56,20 +57,28 @@ class Rope:
         return tables[0], tables[1]
 
     def shift(self, frames: int, device: torch.device | str = "cpu") -> RopeTable:
-        """The table, [D/2] each, that moves an already turned key by ``frames`` frames (may be negative)."""
+        """The table, [D] each, that moves an already turned key by ``frames`` frames (may be negative)."""
         still = torch.zeros(2 * self._side.numel(), dtype=torch.float64)
         angle = torch.cat([self._time * float(frames), still])
-        return angle.cos().float().to(device), angle.sin().float().to(device)
+        cos, sin = _pairs(angle)
+        return cos.to(device), sin.to(device)
 
     def _space(self, rows: int, columns: int, device: torch.device | str) -> RopeTable:
-        """(cos, sin) [rows·columns, 2·⌊c/3⌋] of one latent frame's tokens."""
+        """The table of one latent frame's tokens: [rows·columns, 4·⌊c/3⌋] each."""
         key = (rows, columns, str(device))
         if key not in self._spatial:
             down = torch.arange(rows, dtype=torch.float64)[:, None, None] * self._side
             right = torch.arange(columns, dtype=torch.float64)[None, :, None] * self._side
             angle = torch.cat([down.expand(-1, columns, -1), right.expand(rows, -1, -1)], -1).flatten(0, 1)
-            self._spatial[key] = (angle.cos().float().to(device), angle.sin().float().to(device))
+            cos, sin = _pairs(angle)
+            self._spatial[key] = (cos.to(device), sin.to(device))
         return self._spatial[key]
+
+
+def _pairs(angle: Tensor) -> RopeTable:
+    """Angles [..., n] → (cos, ∓sin) [..., 2n] float32."""
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
 
 
 def _frequencies(pairs: int, theta: float) -> Tensor:

@@ -171,7 +171,21 @@ class ModelSpec:
         return cls.from_dict(cast("dict[str, Any]", values))
 
 
-_WAN_SMALL = ModelSpec(name="wan-1.3b", dim=1536, ffn_dim=8960, layers=30, heads=12, vae="wan")
+# Mean and deviation of the Wan 2.1 autoencoder's latents, per channel.
+_WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
+_WAN_MEAN += (0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
+_WAN_DEVIATION = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
+_WAN_DEVIATION += (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+_WAN_SMALL = ModelSpec(
+    name="wan-1.3b",
+    dim=1536,
+    ffn_dim=8960,
+    layers=30,
+    heads=12,
+    vae="wan",
+    latent_scale=_WAN_DEVIATION,
+    latent_shift=_WAN_MEAN,
+)
 _TINY = ModelSpec(
     name="rheo-tiny",
     dim=256,
@@ -195,7 +209,8 @@ PRESETS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
         _WAN_SMALL,
-        replace(_WAN_SMALL, name="wan-1.3b-fast", ring=5, sinks=2, vae="taehv"),
+        # The tiny autoencoder works on the latents as the DiT makes them.
+        replace(_WAN_SMALL, name="wan-1.3b-fast", ring=5, sinks=2, vae="taehv", latent_scale=(), latent_shift=()),
         replace(_WAN_SMALL, name="wan-14b", dim=5120, ffn_dim=13824, layers=40, heads=40),
         _TINY,
         # Small enough for a unit test to run many forwards of it.

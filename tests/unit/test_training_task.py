@@ -1,0 +1,134 @@
+"""The training task is what serving does: its mask is the rolling cache, its forward the DiT's, its encoder the module's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shared.engine.model.dit import Dit
+from shared.engine.model.loading import random_dit_weights
+from shared.engine.model.tiny_vae import LEAD, TinyVae
+from shared.engine.plan.items import Item
+from shared.engine.plan.spec import spec_of
+from shared.engine.plan.stream_plan import StreamPlan
+from shared.engine.random import KeyedNoise
+from shared.engine.stage import Stage
+from training.fast_dit import block_forward, flow_of, score_bias
+from training.linear_decoder import start_decoder
+from training.linear_encoder import fit, measure
+from training.muon import orthogonalise
+from training.procedural import make_clip
+from training.runs import Progress, learning_rate
+from training.streaming_task import FIRST, draw_task, frame_positions, look_back, sigmas
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def test_the_mask_is_the_rolling_cache():
+    seen = look_back(9, 1, 6, 3)
+    rows = [[k for k in range(9) if seen[q, k]] for q in range(9)]
+    assert rows[0] == rows[1] == [0, 1]
+    assert rows[2] == [0, 1, 2]
+    assert rows[5] == [0, 1, 2, 3, 4, 5]
+    assert rows[6] == [0, 1, 2, 4, 5, 6]
+    assert rows[8] == [0, 1, 2, 6, 7, 8]
+
+
+def test_a_masked_clip_gives_what_the_served_stream_gives():
+    """The proof that training sees what serving does: one step, 8 latent frames, first as a clip, then streamed."""
+    spec = spec_of("nano")
+    weights = random_dit_weights(spec, range(spec.layers), seed=1)
+    model = Dit(spec)
+    model.load_state_dict(weights)
+    text = torch.randn(spec.text_len, spec.text_dim, generator=torch.Generator().manual_seed(2))
+    source = torch.randn(8, 16, 4, 6, generator=torch.Generator().manual_seed(3))
+    stage = Stage.load(_fixed_sinks(spec), weights)
+    stage.open("a", 4, 6)
+    stage.set_prompt("a", 1, text)
+    plan = StreamPlan.for_model("a", 0, spec)
+    streamed, entered = [], []
+    for start, frames in [(0, FIRST), *((f, 1) for f in range(FIRST, 8))]:
+        item = plan.enter(frames, 0.5, (400,), seed=5, prompt_version=1)
+        streamed.append(stage.run([item], source[None, start : start + frames])[0])
+        plan.done(item)
+        entered.append(_entry(item, source[start : start + frames]))
+    times = torch.full((1, 8), 400.0)
+    noisy = torch.cat(entered)[None]
+    with torch.no_grad():
+        flow = model(noisy, times, text[None], mask=look_back(8, 6, spec.ring, spec.sinks))
+    clip = noisy - sigmas(times, spec) * flow
+    assert torch.allclose(torch.cat(streamed), clip[0], atol=2e-4)
+
+
+def _fixed_sinks(spec):
+    from dataclasses import replace
+
+    return replace(spec, sink_threshold=None)
+
+
+def _entry(item: Item, latents: torch.Tensor) -> torch.Tensor:
+    noise = KeyedNoise().draw([item], 0, (16, 4, 6))[0]
+    return noise * item.noise_scale + latents * (1 - item.noise_scale)
+
+
+def test_the_fast_forward_is_the_models_own():
+    spec = spec_of("nano")
+    model = Dit(spec)
+    model.load_state_dict(random_dit_weights(spec, range(spec.layers), seed=4))
+    generator = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(2, 8, 16, 4, 6, generator=generator), torch.randn(2, spec.text_len, spec.text_dim, generator=generator)
+    times, mask = torch.full((2, 8), 300.0), look_back(8, 6, spec.ring, spec.sinks)
+    with torch.no_grad():
+        fast = flow_of(model, latents, times, text, list(range(8)), score_bias(mask), block_forward)
+        plain = model(latents, times, text, mask=mask)
+    assert (fast - plain).square().mean().sqrt() < 0.03 * plain.square().mean().sqrt()
+
+
+def test_tasks_stay_within_what_the_plan_allows():
+    rng = np.random.default_rng(0)
+    spec = spec_of("nano")
+    for _ in range(200):
+        task = draw_task(rng, spec)
+        assert 1 <= task.steps <= len(spec.steps)
+        assert list(task.later) == sorted(set(task.later), reverse=True)
+        assert task.step < task.steps
+    assert all(draw_task(rng, spec, fewest=2).steps >= 2 for _ in range(30))
+    for _ in range(50):
+        places = frame_positions(rng, 8, spec.rope_refresh_at)
+        assert places[:3] == [0, 1, 2]
+        assert all(b > a for a, b in zip(places, places[1:], strict=False))
+        assert places[-1] < spec.rope_refresh_at
+
+
+def test_the_fitted_encoder_is_one_linear_map_and_the_decoder_starts_as_its_inverse():
+    torch.manual_seed(0)
+    vae = TinyVae((96, 48, 16, 16), 16)
+    video = torch.stack([torch.from_numpy(make_clip(seed, 13, 64, 64)) for seed in range(8)]).float() / 255
+    whole = torch.cat([video[:, :1].expand(-1, LEAD, -1, -1, -1), video], 1)
+    code = fit(vae, whole)
+    latents = code.encode(video)
+    with torch.no_grad():
+        assert torch.allclose(vae.encode_clip(video), latents, atol=0.02)
+    assert torch.allclose(measure(vae).matrix, code.matrix)
+    start_decoder(vae, whole, latents)
+    with torch.no_grad():
+        error = (vae.decode_clip(latents) - video).square().mean()
+    assert error < 0.35 * (video - video.mean((1, 3, 4), keepdim=True)).square().mean()
+
+
+def test_muon_makes_all_directions_equally_long():
+    matrix = torch.randn(24, 60, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.logspace(-1, 1, 60))
+    lengths = torch.linalg.svdvals(orthogonalise(matrix))
+    assert lengths.min() > 0.5
+    assert lengths.max() < 1.4
+
+
+def test_the_learning_rate_rises_and_falls_and_a_resumed_run_goes_on():
+    assert learning_rate(0.0, 1.0) < learning_rate(0.03, 1.0)
+    assert learning_rate(1.0, 1.0) < 0.05
+    assert Progress(100, 0).at(25) == 0.25
+    assert Progress(100, 1, spent_s=45).at(0) >= 0.75
