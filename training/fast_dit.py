@@ -54,7 +54,13 @@ def positions_table(model: Dit, positions: Sequence[int], rows: int, columns: in
 
 
 def flow_of(
-    model: Dit, latents: Tensor, timesteps: Tensor, text: Tensor, positions: Sequence[int], bias: Tensor | None, block_fn: BlockForward
+    model: Dit,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    positions: Sequence[int],
+    bias: Tensor | None,
+    block_fn: BlockForward,
 ) -> Tensor:
     """The flow of whole clips: latents [B, F, C, h, w], timesteps [B, F], text [B, len, dim] → [B, F, C, h, w] float32."""
     rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
@@ -70,5 +76,3 @@ def flow_of(
 def score_bias(mask: Tensor) -> Tensor:
     """A mask [L, L] (True = may look) as a bias of the scores."""
     return torch.zeros(mask.shape).masked_fill(~mask, -1e4)
-
-

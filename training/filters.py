@@ -95,7 +95,14 @@ def neon(x: Tensor) -> Tensor:
 
 def thermal(x: Tensor) -> Tensor:
     """A heat camera: dark is cold and blue, bright is hot and yellow."""
-    stops = ((0.0, 0.0, 0.12), (0.22, 0.0, 0.55), (0.72, 0.05, 0.5), (0.98, 0.35, 0.08), (1.0, 0.8, 0.1), (1.0, 1.0, 0.8))
+    stops = (
+        (0.0, 0.0, 0.12),
+        (0.22, 0.0, 0.55),
+        (0.72, 0.05, 0.5),
+        (0.98, 0.35, 0.08),
+        (1.0, 0.8, 0.1),
+        (1.0, 1.0, 0.8),
+    )
     return gradient_map(blur(luma(x), 1.2), stops)
 
 

@@ -1,12 +1,12 @@
 """A linear encoder inside the tiny autoencoder's architecture, fitted by principal components instead of gradient descent.
 
-Each level of the encoder folds frames (TPool) and 2×2 pixels (the stride-2 conv) and keeps the 16 directions in which clips vary
-most. Offsets keep every signal above zero, so the ReLUs pass it unchanged and the whole encoder is one linear map of a
-4×8×8-pixel block: [16, 4·3·8·8]. Two things follow: it is fitted in seconds on a CPU, and training the decoder and the
-DiT can use the map itself, which costs next to nothing.
+Each level of the encoder folds frames (TPool) and 2×2 pixels (the stride-2 conv) and keeps the 16 directions in which
+clips vary most. Offsets keep every signal above zero, so the ReLUs pass it unchanged and the whole encoder is one
+linear map of a 4×8×8-pixel block: [16, 4·3·8·8]. Two things follow: it is fitted in seconds on a CPU, and training
+the decoder and the DiT can use the map itself, which costs next to nothing.
 
-Power. Among linear codes for a noisy channel the best gives a component of deviation d an amplitude ∝ √d: what matters more is
-sent louder. The latents' scale in the spec follows that rule.
+Power. Among linear codes for a noisy channel the best gives a component of deviation d an amplitude ∝ √d: what
+matters more is sent louder. The latents' scale in the spec follows that rule.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def fit(vae: TinyVae, video: Tensor) -> LinearCode:
     x = torch.cat([video, video.new_zeros(*video.shape[:2], width - 3, *video.shape[3:])], 2)
     for index in range(3):
         at = 2 + 5 * index
-        pool, conv, first_block = cast("TPool", layers[at]), cast("nn.Conv2d", layers[at + 1]), cast("MemBlock", layers[at + 2])
+        pool, conv, first_block = (
+            cast("TPool", layers[at]),
+            cast("nn.Conv2d", layers[at + 1]),
+            cast("MemBlock", layers[at + 2]),
+        )
         if pool.stride == 2:
             x = fold_time(x)
             time_map = _sparse_identity(width) if index == 0 else principal(_rows(x), width)

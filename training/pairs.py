@@ -30,7 +30,14 @@ class PairSource:
     """Draws clips and encodes them plain and styled. Latents are normalised: (z − mean) / scale."""
 
     def __init__(
-        self, code: LinearCode, pool: ClipPool, mean: Tensor, scale: Tensor, styles: tuple[str, ...], *, plain: float = 0.15
+        self,
+        code: LinearCode,
+        pool: ClipPool,
+        mean: Tensor,
+        scale: Tensor,
+        styles: tuple[str, ...],
+        *,
+        plain: float = 0.15,
     ) -> None:
         self._code, self._pool, self._styles, self._plain = code, pool, styles, plain
         self._mean, self._scale = mean.view(-1, 1, 1), scale.view(-1, 1, 1)

@@ -74,7 +74,9 @@ def leaves_scene(rng: np.random.Generator, h: int, w: int) -> list[Layer]:
     back = tx.dead_leaves(rng, h, w, int(rng.integers(20, 220)), float(rng.uniform(12, 110)))
     layers = [_moving(rng, opaque(back), 0.5)]
     for _ in range(int(rng.integers(0, 5))):
-        canvas = _shape_canvas(rng, h, w, rng.uniform(10, 70), rng.uniform(MARGIN, w - MARGIN), rng.uniform(MARGIN, h - MARGIN))
+        canvas = _shape_canvas(
+            rng, h, w, rng.uniform(10, 70), rng.uniform(MARGIN, w - MARGIN), rng.uniform(MARGIN, h - MARGIN)
+        )
         layers.append(_moving(rng, canvas, 1.2))
     return layers
 
@@ -89,7 +91,7 @@ def landscape_scene(rng: np.random.Generator, h: int, w: int) -> list[Layer]:
     horizon = rng.uniform(0.3, 0.6)
     x = np.arange(w, dtype=np.float32)
     for i in range(int(rng.integers(1, 5))):
-        ridge = (horizon + 0.1 * i) * h + sum(
+        ridge = np.full(w, (horizon + 0.1 * i) * h) + sum(
             rng.normal(0, 18 / k) * np.sin(x * k * rng.uniform(0.5, 1.5) * 2 * math.pi / w + rng.uniform(0, 6.3))
             for k in range(1, 12)
         )
@@ -98,7 +100,9 @@ def landscape_scene(rng: np.random.Generator, h: int, w: int) -> list[Layer]:
             Layer(np.concatenate([tx.texture(rng, h, w), mask[None]]).astype(np.float32), depth=0.4 + 0.15 * i)
         )
     if rng.random() < 0.8:
-        canvas = tx.strokes(rng, h, w, int(rng.integers(150, 2500)), float(rng.uniform(12, 70)), float(rng.uniform(0.1, 0.6)))
+        canvas = tx.strokes(
+            rng, h, w, int(rng.integers(150, 2500)), float(rng.uniform(12, 70)), float(rng.uniform(0.1, 0.6))
+        )
         if rng.random() < 0.6:
             canvas[:, : int(h * rng.uniform(0.2, 0.6))] = 0
         layer = _moving(rng, canvas, 0.15)
@@ -135,7 +139,11 @@ def _face_canvas(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
     def ellipse(x: float, y: float, rx: float, ry: float, paint: np.ndarray, volume: bool = False) -> None:
         turns = np.linspace(0, 2 * math.pi, 36, endpoint=False)
-        mask = tx.polygon_mask(h, w, [(cx + x * radius + rx * radius * math.cos(a), cy + y * radius + ry * radius * math.sin(a)) for a in turns])
+        mask = tx.polygon_mask(
+            h,
+            w,
+            [(cx + x * radius + rx * radius * math.cos(a), cy + y * radius + ry * radius * math.sin(a)) for a in turns],
+        )
         image = paint if paint.ndim == 3 else np.broadcast_to(paint[:, None, None], (3, h, w)).astype(np.float32)
         if volume:
             image = tx.shade(rng, image, mask)
@@ -168,7 +176,11 @@ def room_scene(rng: np.random.Generator, h: int, w: int) -> list[Layer]:
         x, y, skew = rng.uniform(0, w), rng.uniform(0, h), rng.normal(0, 8)
         points = [(x, y), (x + bw, y + skew), (x + bw, y + bh + skew), (x, y + bh)]
         mask = tx.polygon_mask(h, w, points)
-        paint = tx.texture(rng, h, w) if rng.random() < 0.5 else np.broadcast_to(tx.palette(rng, 1)[0][:, None, None], (3, h, w))
+        paint = (
+            tx.texture(rng, h, w)
+            if rng.random() < 0.5
+            else np.broadcast_to(tx.palette(rng, 1)[0][:, None, None], (3, h, w))
+        )
         wall = layers[0].canvas[:3]
         if rng.random() < 0.7:
             wall += mask * (paint - wall)

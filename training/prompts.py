@@ -8,48 +8,63 @@ from training.filters import FILTERS, NO_STYLE
 
 PHRASES: dict[str, tuple[str, ...]] = {
     NO_STYLE: (
-        "no style", "", "none", "original", "the original video", "unchanged", "keep it as it is", "no filter", "natural",
-        "realistic", "photo", "real life", "a realistic photo", "leave it alone", "do nothing", "identity", "normal", "plain",
+        "no style", "", "none", "original", "the original video", "unchanged", "keep it as it is", "no filter",
+        "natural",
+        "realistic", "photo", "real life", "a realistic photo", "leave it alone", "do nothing", "identity", "normal",
+        "plain",
         "as is", "no effect", "photorealistic", "without any style",
     ),
     "pencil": (
-        "pencil", "pencil sketch", "pencil drawing", "graphite drawing", "sketch", "hand-drawn sketch", "charcoal drawing",
-        "drawn with a pencil", "sketchbook", "graphite", "a drawing on paper", "line drawing", "hatching", "charcoal", "crayon sketch",
+        "pencil", "pencil sketch", "pencil drawing", "graphite drawing", "sketch", "hand-drawn sketch",
+        "charcoal drawing",
+        "drawn with a pencil", "sketchbook", "graphite", "a drawing on paper", "line drawing", "hatching",
+        "charcoal", "crayon sketch",
     ),
     "ink": (
-        "ink", "ink drawing", "black ink", "ink wash", "brush and ink", "sumi-e", "black and white ink", "woodcut", "linocut",
+        "ink", "ink drawing", "black ink", "ink wash", "brush and ink", "sumi-e", "black and white ink", "woodcut",
+        "linocut",
         "noir", "film noir", "high contrast black and white", "stencil", "manga ink", "calligraphy", "indian ink",
     ),
     "blueprint": (
         "blueprint", "technical drawing", "blueprint drawing", "architect's plan", "engineering drawing", "cyanotype",
-        "white lines on blue", "construction plan", "schematic", "technical blueprint", "blue print", "architectural plan",
+        "white lines on blue", "construction plan", "schematic", "technical blueprint", "blue print",
+        "architectural plan",
     ),
     "neon": (
         "neon", "neon lights", "neon glow", "glowing lines", "cyberpunk", "neon sign", "tron", "glowing neon outlines",
         "synth lights", "electric glow", "glow in the dark", "laser lines", "night club neon", "neon city",
     ),
     "thermal": (
-        "thermal", "thermal camera", "heat map", "infrared", "thermal imaging", "heat vision", "heat camera", "predator vision",
+        "thermal", "thermal camera", "heat map", "infrared", "thermal imaging", "heat vision", "heat camera",
+        "predator vision",
         "temperature", "thermography", "infrared heat", "heatmap", "flir", "inferno colours",
     ),
     "sepia": (
         "sepia", "old photograph", "old film", "vintage", "vintage photo", "antique photo", "faded brown", "old movie",
-        "1920s film", "daguerreotype", "sepia tone", "nostalgic", "western photo", "aged photo", "silent film", "retro photo",
+        "1920s film", "daguerreotype", "sepia tone", "nostalgic", "western photo", "aged photo", "silent film",
+        "retro photo",
     ),
     "night vision": (
-        "night vision", "night-vision goggles", "nightvision", "green night camera", "military night scope", "image intensifier",
-        "green phosphor", "night scope", "surveillance at night", "night vision goggles", "matrix green", "green monochrome",
+        "night vision", "night-vision goggles", "nightvision", "green night camera", "military night scope",
+        "image intensifier",
+        "green phosphor", "night scope", "surveillance at night", "night vision goggles", "matrix green",
+        "green monochrome",
     ),
     "comic": (
-        "comic", "comic book", "pop art", "cartoon", "comics", "graphic novel", "warhol", "cel shading", "bold outlines",
-        "superhero comic", "lichtenstein", "anime", "toon", "popart", "comic strip", "posterized", "flat colours", "cel shaded",
+        "comic", "comic book", "pop art", "cartoon", "comics", "graphic novel", "warhol", "cel shading",
+        "bold outlines",
+        "superhero comic", "lichtenstein", "anime", "toon", "popart", "comic strip", "posterized", "flat colours",
+        "cel shaded",
     ),
     "watercolour": (
-        "watercolour", "watercolor", "water colour painting", "aquarelle", "watercolor painting", "soft washes", "pale painting",
-        "pastel painting", "gouache", "painted with water colours", "a pale wash", "pastel", "aquarell", "delicate painting",
+        "watercolour", "watercolor", "water colour painting", "aquarelle", "watercolor painting", "soft washes",
+        "pale painting",
+        "pastel painting", "gouache", "painted with water colours", "a pale wash", "pastel", "aquarell",
+        "delicate painting",
     ),
     "vaporwave": (
-        "vaporwave", "pink and teal", "duotone", "retrowave", "miami", "synthwave", "pink and turquoise", "80s aesthetic",
+        "vaporwave", "pink and teal", "duotone", "retrowave", "miami", "synthwave", "pink and turquoise",
+        "80s aesthetic",
         "teal and pink", "outrun", "lo-fi aesthetic", "vapor wave", "vapourwave", "candy colours",
     ),
     "x-ray": (
@@ -60,21 +75,29 @@ PHRASES: dict[str, tuple[str, ...]] = {
 """Ways to name each style. Unknown text counts as no style."""
 
 TEMPLATES = (
-    "{}", "{}", "{}", "{} style", "in {} style", "a {} of {s}", "a {} picture of {s}", "{s}, {}", "{s} as {}", "make it look like {}",
-    "make it {}", "turn this into {}", "turn it into a {}", "restyle as {}", "{}, highly detailed", "please {}!", "{s} in the style of {}",
-    "the look of {}", "{} version of the video", "everything should be {}", "I want {}", "can you do {} please?", "{} effect",
-    "{} filter", "as if it were {}", "render {s} as {}, 4k, masterpiece", "an artistic {} rendering of {s}", "like a {}",
+    "{}", "{}", "{}", "{} style", "in {} style", "a {} of {s}", "a {} picture of {s}", "{s}, {}", "{s} as {}",
+    "make it look like {}",
+    "make it {}", "turn this into {}", "turn it into a {}", "restyle as {}", "{}, highly detailed", "please {}!",
+    "{s} in the style of {}",
+    "the look of {}", "{} version of the video", "everything should be {}", "I want {}", "can you do {} please?",
+    "{} effect",
+    "{} filter", "as if it were {}", "render {s} as {}, 4k, masterpiece", "an artistic {} rendering of {s}",
+    "like a {}",
 )  # fmt: skip
 
 SUBJECTS = (
-    "a cat in the grass", "a man", "a woman", "a dog", "the street", "a city at noon", "mountains", "a person talking", "my room",
-    "a car", "trees", "the sea", "a face", "two people", "a cup of coffee", "flowers", "a bird", "a cat", "the garden", "a child playing",
+    "a cat in the grass", "a man", "a woman", "a dog", "the street", "a city at noon", "mountains",
+    "a person talking", "my room",
+    "a car", "trees", "the sea", "a face", "two people", "a cup of coffee", "flowers", "a bird", "a cat",
+    "the garden", "a child playing",
     "a horse", "a robot", "the kitchen", "an old man", "a train", "clouds", "a fox walking", "the stage", "a dancer",
 )  # fmt: skip
 
 FILLERS = (
-    "beautiful", "cinematic", "detailed", "4k", "sharp", "best quality", "stunning", "award winning", "smooth", "lovely", "epic", "very",
-    "really", "the", "a", "with", "and", "in", "of", "good", "trending", "artstation", "professional", "✨", "🎨", "🔥", "😀", "hello", "video",
+    "beautiful", "cinematic", "detailed", "4k", "sharp", "best quality", "stunning", "award winning", "smooth",
+    "lovely", "epic", "very",
+    "really", "the", "a", "with", "and", "in", "of", "good", "trending", "artstation", "professional", "✨", "🎨", "🔥",
+    "😀", "hello", "video",
 )  # fmt: skip
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzäöüéñ"
@@ -100,7 +123,10 @@ def _slip(rng: np.random.Generator, text: str) -> str:
 def sample_prompt(rng: np.random.Generator, style: str) -> str:
     """A random way to ask for ``style``. For no style it is often only a subject, fillers or words that mean nothing."""
     subject = SUBJECTS[rng.integers(len(SUBJECTS))]
-    extras = [FILLERS[rng.integers(len(FILLERS))] if rng.random() < 0.6 else _nonsense(rng) for _ in range(rng.geometric(0.35) - 1)]
+    extras = [
+        FILLERS[rng.integers(len(FILLERS))] if rng.random() < 0.6 else _nonsense(rng)
+        for _ in range(rng.geometric(0.35) - 1)
+    ]
     if style == NO_STYLE and rng.random() < 0.5:
         body = subject if rng.random() < 0.6 else " ".join(_nonsense(rng) for _ in range(int(rng.integers(0, 6))))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -35,3 +36,15 @@ def publish(run: Path, folder: Path) -> None:
         write_weights(folder / f"{name}.safetensors", {k: v.half() for k, v in weights.items()})
     spec = tiny_spec(run)
     write_text(folder / "spec.json", json.dumps(spec.to_dict(), indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
+    parser.add_argument("--folder", type=Path, default=Path("shared/models/rheo-tiny"))
+    args = parser.parse_args()
+    publish(args.run, args.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ class Draw:
 
 
 def draw_task(rng: np.random.Generator, spec: ModelSpec, fewest: int = 1) -> Draw:
-    """A random task of at least ``fewest`` steps; mostly the noise controller's default range, now and then anything a user may set."""
+    """A random task of at least ``fewest`` steps: mostly the default range of noise, now and then what a user may set."""
     count = max(fewest, int(rng.choice(STEP_COUNTS, p=STEP_SHARES)))
     low, high = spec.noise.s0 - spec.noise.gain, spec.noise.s0
     s = float(rng.uniform(low - 0.01, high + 0.01) if rng.random() < 0.85 else rng.uniform(low - 0.05, 0.8))

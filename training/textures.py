@@ -91,7 +91,9 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     elif kind < 0.85:
         field = pattern(rng, height, width)
     else:
-        field = np.clip(pattern(rng, height, width) * 0.6 + fractal(rng, height, width, rng.uniform(0.8, 1.6)) * 0.4, 0, 1)
+        field = np.clip(
+            pattern(rng, height, width) * 0.6 + fractal(rng, height, width, rng.uniform(0.8, 1.6)) * 0.4, 0, 1
+        )
     image = colourise(rng, field)
     if rng.random() < 0.5:
         grain = fractal(rng, height, width, rng.uniform(0.5, 1.4)) - 0.5

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from training.prompts import all_styles, sample_prompt
 from training.publish import publish, tiny_spec
 from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, save_checkpoint, write_weights
 from training.streaming_task import FIRST, Draw, draw_task, enter, frame_positions, look_back, sigmas
-from training.train_autoencoder import picture_loss
+from training.train_autoencoder import channels_last, picture_loss
 from training.train_text import nearest_code, style_codes
 
 FRAMES = 8
@@ -42,14 +43,14 @@ def initialise(model: Dit) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            module.bias.data.zero_()
     nn.init.xavier_uniform_(model.patch_embedding.weight.flatten(1))
-    nn.init.zeros_(model.patch_embedding.bias)
+    cast("nn.Parameter", model.patch_embedding.bias).data.zero_()
     for part in (model.text_embedding, model.time_embedding):
         for layer in part:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.05)
-    nn.init.normal_(model.time_projection[1].weight, std=0.02)
+    nn.init.normal_(cast("nn.Linear", model.time_projection[1]).weight, std=0.02)
     nn.init.zeros_(model.head.head.weight)
 
 
@@ -74,7 +75,9 @@ class Trainer:
         flow = flow_of(self.model, noisy, times, text, positions[:frames], bias, block)
         return noisy - sigmas(times, self.spec) * flow
 
-    def losses(self, rng: np.random.Generator, pairs: list[Pair], with_pixels: bool, with_later: bool) -> tuple[Tensor, dict[str, float]]:
+    def losses(
+        self, rng: np.random.Generator, pairs: list[Pair], with_pixels: bool, with_later: bool
+    ) -> tuple[Tensor, dict[str, float]]:
         """Total loss of one batch, and its parts."""
         source, target = torch.stack([p.source for p in pairs]), torch.stack([p.target for p in pairs])
         tasks = [draw_task(rng, self.spec, fewest=2 if with_later else 1) for _ in pairs]
@@ -84,7 +87,9 @@ class Trainer:
         s = torch.tensor([t.noise_scale for t in tasks])
         noisy = enter(source, s, torch.randn_like(source))
         noisy[:, :FIRST] = first
-        times = torch.tensor([[t.first[-1]] * FIRST + [t.later[0]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32)
+        times = torch.tensor(
+            [[t.first[-1]] * FIRST + [t.later[0]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32
+        )
         x0 = self.estimate(noisy, times, text, positions, True)
         entry = _error(x0, target)
         total = entry
@@ -114,7 +119,9 @@ class Trainer:
         return noisy
 
     def _later_step(self, x0: Tensor, tasks: list[Draw], text: Tensor, positions: list[int]) -> Tensor:
-        times = torch.tensor([[t.first[-1]] * FIRST + [t.later[t.step]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32)
+        times = torch.tensor(
+            [[t.first[-1]] * FIRST + [t.later[t.step]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32
+        )
         return self.estimate(self._renoise(x0, times), times, text, positions, True)
 
     def _renoise(self, x0: Tensor, times: Tensor) -> Tensor:
@@ -161,8 +168,9 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     spec = tiny_spec(args.run)
-    vae = TinyVae(spec.vae_widths, spec.vae_encoder_width).to(memory_format=torch.channels_last)
+    vae = TinyVae(spec.vae_widths, spec.vae_encoder_width)
     vae.load_state_dict(load_file(args.run / "vae.safetensors"))
+    vae = channels_last(vae)
     vae.requires_grad_(False)
     styles = all_styles()
     encoder = TinyTextEncoder.from_state(load_file(args.run / "text.safetensors"))
@@ -206,7 +214,10 @@ def train(args: argparse.Namespace) -> None:
         for key, value in (parts | {"grad": norm.item()}).items():
             running[key] = running.get(key, value) * 0.95 + 0.05 * value
         if step % args.report == 0 or progress.at(step) >= 1:
-            curves.add({"step": step, "seconds": progress.spent_s} | {k: running.get(k, 0.0) for k in ("entry", "later", "pixel", "grad")})
+            curves.add(
+                {"step": step, "seconds": progress.spent_s}
+                | {k: running.get(k, 0.0) for k in ("entry", "later", "pixel", "grad")}
+            )
             write_weights(args.run / "dit.safetensors", average.weights)
             if args.publish:
                 publish(args.run, args.publish)
@@ -222,7 +233,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--large-from", type=float, default=0.6, help="share of the run after which full-size clips join")
+    parser.add_argument(
+        "--large-from", type=float, default=0.6, help="share of the run after which full-size clips join"
+    )
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=3)

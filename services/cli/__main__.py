@@ -114,7 +114,9 @@ def demo(out: Path, prompt: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @STAGES
 @MODEL
-@click.option("--media", type=FOLDER, default=Path("media"), show_default=True, help="Streams read and record files here.")
+@click.option(
+    "--media", type=FOLDER, default=Path("media"), show_default=True, help="Streams read and record files here."
+)
 @click.option("--run-dir", type=FOLDER, help="Where servers keep data and logs; default: a temporary folder.")
 def up(host: str, port: int, stages: int, model: str, media: Path, run_dir: Path | None) -> None:
     """Serve the API: start the servers and every service, restart what dies, stop all on Ctrl-C."""

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
-import psutil
 import click
+import psutil
 
 from services.cli.errors import CommandError, ExitCode
 from services.cli.system import SHM_DIR

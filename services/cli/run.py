@@ -26,7 +26,7 @@ from shared.media.salvage import finalise_part, part_path
 
 ACCEPT_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-SILENCE_TIMEOUT_S = float(os.environ.get('SIL','90'))
+SILENCE_TIMEOUT_S = float(os.environ.get("SIL", "90"))
 
 
 @dataclass(slots=True)
@@ -156,7 +156,9 @@ async def _drive(
     await system.bus.publish(control, StartStream(command=secrets.token_hex(8), stream=stream, spec=request.spec))
     await _first(asyncio.ensure_future(watch.answered.wait()), interrupted, ACCEPT_TIMEOUT_S)
     if not watch.answered.is_set() and not interrupted.is_set():
-        raise CommandError(f"the scheduler did not answer in {ACCEPT_TIMEOUT_S:.0f} s: {_why(deaths, system)}", ExitCode.FAILED)
+        raise CommandError(
+            f"the scheduler did not answer in {ACCEPT_TIMEOUT_S:.0f} s: {_why(deaths, system)}", ExitCode.FAILED
+        )
     if watch.last is not None and watch.last.event is EventKind.REFUSED:
         raise CommandError(watch.last.reason)
     stop_sent_at: float | None = None

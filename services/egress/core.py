@@ -79,17 +79,22 @@ class StreamCore:
         self._gap_since: int | None = None
         self._last_arrival_ns = 0
         self._failure: str | None = None
+        self._aborted = False
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def captured(self, stamp: ChunkStamp, totals: SourceTotals, now: int) -> None:
         """Ingest numbered a chunk. Of any epoch: what it says of the source stays true."""
+        if self._aborted:
+            return
         self.ledger.observe(totals, ended=False)
         self._know(stamp, now)
         self._note_numbers(now)
 
     def ended(self, totals: SourceTotals, now: int) -> None:
         """The source gives nothing more."""
+        if self._aborted:
+            return
         if not self.ledger.ended:
             self._last_arrival_ns = max(self._last_arrival_ns, now)
         self.ledger.observe(totals, ended=True)
@@ -97,7 +102,7 @@ class StreamCore:
 
     def arrival(self, stamp: ChunkStamp) -> Arrival:
         """Whether the frames of this chunk are wanted, before they are fetched."""
-        if self.ledger.is_closed(stamp.chunk):
+        if self._aborted or self.ledger.is_closed(stamp.chunk):
             return Arrival.CLOSED
         if stamp.epoch < self.epoch:
             return Arrival.OLD_EPOCH
@@ -124,7 +129,7 @@ class StreamCore:
         """A service gave a chunk up (``key`` is "service:reason"), or skipped it. False when that is old news."""
         number = stamp.chunk
         known = self._chunks.get(number)
-        if self.ledger.is_closed(number) or (known is not None and known.ready_ns):
+        if self._aborted or self.ledger.is_closed(number) or (known is not None and known.ready_ns):
             return False
         self._know(stamp, now)
         self._last_arrival_ns = now
@@ -138,17 +143,21 @@ class StreamCore:
 
     def lose(self, stamp: ChunkStamp, key: str) -> None:
         """The frames were announced, but cannot be had."""
-        if not self.ledger.is_closed(stamp.chunk):
+        if not self._aborted and not self.ledger.is_closed(stamp.chunk):
             self._close_unseen(stamp.chunk, key)
             if not self.rules.live:
                 self._failure = self._failure or f"the frames of chunk {stamp.chunk} are gone ({key})"
 
     def abort(self, key: str) -> list[ChunkVerdict]:
-        """Nothing more is shown: close every open chunk, what was shown of it as it was, the rest as dropped."""
+        """Nothing more is shown: close every open chunk, what was shown of it as it was, the rest as dropped.
+
+        The ledger is final from here on: what ingest still sends of a stream that was given up is not counted.
+        """
         for number in self.ledger.open_chunks():
             self._close_unseen(number, key)
         self.ledger.settle()
         self._chunks.clear()
+        self._aborted = True
         return self._take_closes()
 
     # --- time --------------------------------------------------------------------------------------------------------

@@ -166,6 +166,10 @@ class Handlers:
         for record in list(self._desk.records.values()):
             if instance in record.holders():
                 self._spawn(self._desk.fail(record.stream, f"{instance} {how}"))
+        if member is not None and member.beat.service == "worker":
+            core = self._desk.cores.get(member.beat.pipeline)
+            if core is not None:  # what the worker held is gone: batches are numbered anew for its next life
+                await self._rebuild(core, f"{instance} {how}")
 
     def pump(self) -> None:
         """Schedule on every pipeline, soon."""
@@ -184,7 +188,7 @@ class Handlers:
         if timer is not None:
             timer.cancel()
         wait_ns = core.dispatch_at_ns() - self._clock.now_ns()
-        if 0 < wait_ns:
+        if wait_ns > 0:
             loop = asyncio.get_running_loop()
             self._timers[core.pipeline] = loop.call_later(wait_ns / 1e9, lambda: self._spawn(self.pump_core(core)))
 

@@ -135,7 +135,8 @@ class Assignments:
                 stage = self._runtime.stage
                 try:
                     await self._device.call(
-                        Rank.CONTROL, lambda: stage.set_prompt(message.stream, message.version, embedding, message.oldest)
+                        Rank.CONTROL,
+                        lambda: stage.set_prompt(message.stream, message.version, embedding, message.oldest),
                     )
                 except Exception as caught:
                     log.exception("cannot prepare prompt %d of %s", message.version, message.stream)

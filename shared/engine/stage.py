@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shared.engine.model.attention import ContextKv
 from shared.engine.model.dit import Dit, patchify, unpatchify
-from shared.engine.model.kv_cache import CacheRun, KvPool
+from shared.engine.model.kv_cache import CacheRun, KvPool, SlotCopy
 from shared.engine.model.loading import load_dit, random_dit_weights
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind, check_batch
 from shared.engine.plan.sigmas import sigma_of
@@ -130,7 +130,11 @@ class Stage:
     def close(self, stream: str) -> None:
         """Forget the stream and free its slots. Unknown streams are no error."""
         self._release(stream)
-        self._streams.pop(stream, None)
+        known = self._streams.pop(stream, None)
+        pool = self._pools.get((known.height, known.width)) if known else None
+        if known and pool and pool.idle and len(self._pools) > 1:
+            # Sizes come and go; the last one used keeps its memory for the next stream.
+            del self._pools[known.height, known.width]
 
     def reset(self) -> None:
         """Every stream's slots become empty; streams and prompts stay."""
@@ -198,6 +202,28 @@ class Stage:
         sigma = self._per_item([self._sigma(t) for t in later if t is not None])
         noise = self._noise.draw(items, 1, _frame_shape(x0)).to(self.device, non_blocking=True)
         return (1 - sigma) * x0.to(self.device, torch.float32) + sigma * noise
+
+    def reserve(self, latent_height: int, latent_width: int, slots: int) -> None:
+        """Allocate this many slots of a size ahead of time. Raises NoSlotError beyond ``max_slots``."""
+        self._pool(latent_height, latent_width).reserve(slots)
+
+    @torch.inference_mode()
+    def copy_out(self, stream: str) -> dict[int, SlotCopy]:
+        """The stream's slots by step index, copied to the host: with them another stage of these blocks goes on equally."""
+        known = self._stream(stream)
+        return {step: self._pool(known.height, known.width).copy_out(slot) for step, slot in known.slots.items()}
+
+    @torch.inference_mode()
+    def copy_in(self, stream: str, slots: Mapping[int, SlotCopy]) -> None:
+        """The open stream's slots become these. Raises StageError when they are of another size or other blocks."""
+        known = self._stream(stream)
+        pool = self._pool(known.height, known.width)
+        shape = (pool.blocks, self.spec.ring, pool.tokens, self.spec.dim)
+        if wrong := [tuple(copy.keys.shape) for copy in slots.values() if tuple(copy.keys.shape) != shape]:
+            raise StageError(f"slots of stream {stream} are {list(wrong[0])}, this stage has {list(shape)}")
+        self._release(stream)
+        for step, copy in sorted(slots.items()):
+            pool.copy_in(self._slot(stream, step, pool), copy)
 
     def memory(self) -> StageMemory:
         """What this stage holds now."""

@@ -106,7 +106,12 @@ def test_missing_prompt_and_unknown_option(rheocast: Rheocast, clip: Path) -> No
 def test_doctor_finds_this_machine_well(rheocast: Rheocast) -> None:
     result = rheocast("doctor", "--json")
     assert result.summary["ok"], result.out
-    assert {finding["what"] for finding in result.summary["findings"]} >= {"torch", "nats-server", "redis-server", "device"}
+    assert {finding["what"] for finding in result.summary["findings"]} >= {
+        "torch",
+        "nats-server",
+        "redis-server",
+        "device",
+    }
     plain = rheocast("doctor")
     assert plain.code == 0
     assert "All is well." in plain.out

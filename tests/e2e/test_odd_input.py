@@ -48,7 +48,9 @@ async def test_odd_sources_come_out_whole(lab: Lab, name: str) -> None:
     assert len(frames_of(output)) == frames
 
 
-@pytest.mark.parametrize("prompt", ["a " + "very " * 799 + "blue one", "🎨✏️ 油絵 \u202e drawing \x00"], ids=["long", "emoji"])
+@pytest.mark.parametrize(
+    "prompt", ["a " + "very " * 799 + "blue one", "🎨✏️ 油絵 \u202e drawing \x00"], ids=["long", "emoji"]
+)
 async def test_odd_prompts_are_accepted(lab: Lab, prompt: str) -> None:
     clips.make_clip(lab.folder / "p.mp4", frames=5, width=96, height=64)
     running = await lab.run(lab.folder / "p.mp4", lab.folder / "p-out.mp4", prompt=prompt, **SMALL)

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from services.egress.codec import H264Track
+from services.egress.sinks.port import OutFrame
 from services.ingest.sources.pattern import read_index
-from shared.contracts.commands import Mode, PatternSource
+from shared.contracts import subjects
+from shared.contracts.commands import LeaveStream, Mode, PatternSource, TakeStream
 from shared.contracts.events import EventKind
+from shared.session.memory import MemoryStore
+from shared.session.port import StoreUnavailableError
 from shared.session.state import StreamState
 from tests.support import clips
 from tests.support.media_bench import Bench, RefusedError, bench
@@ -252,3 +257,119 @@ async def test_a_bad_bus_loses_nothing_from_the_ledger_of_a_live_stream(tmp_path
         totals = event.totals
         assert totals is not None
         assert totals.frames_in == totals.closed == 81
+
+
+async def test_a_service_that_is_shut_down_finishes_its_files(media: Bench, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    await media.begin(PatternSource(), output, mode=Mode.LIVE, fps=30, credits=8)
+    await asyncio.sleep(1.0)
+    media.egress.refuse()
+    await asyncio.wait_for(media.egress.idle.wait(), 5)
+    event = await media.end()
+    assert event.event is EventKind.FAILED
+    assert "shut down" in event.reason
+    assert event.totals is not None
+    assert event.totals.closed == event.totals.frames_in
+    assert len(pictures(output)) > 5
+    with pytest.raises(RefusedError, match="shutting down"):
+        await media.begin(PatternSource(frames=5))
+
+
+async def test_an_ingest_that_is_shut_down_ends_its_streams_in_order(media: Bench, tmp_path: Path) -> None:
+    await media.begin(PatternSource(), tmp_path / "out.mp4", mode=Mode.LIVE, fps=30, credits=8)
+    await asyncio.sleep(0.8)
+    media.ingest.refuse()
+    event = await media.end()
+    assert event.event is EventKind.STOPPED, event.reason
+    assert event.totals is not None
+    assert event.totals.closed == event.totals.frames_in
+    assert len(pictures(tmp_path / "out.mp4")) == event.totals.on_time + event.totals.late
+
+
+async def test_repeated_and_old_assignments_change_nothing(media: Bench) -> None:
+    stream = await media.begin(PatternSource(), mode=Mode.LIVE, fps=30, credits=8)
+    session = await media.store.get(stream)
+    assert session is not None
+
+    def take(service: str, epoch: int) -> TakeStream:
+        return TakeStream(
+            instance=f"{service}-0",
+            stream=stream,
+            epoch=epoch,
+            spec=session["spec"],
+            width=96,
+            height=64,
+            noise=0.5,
+            credits=8,
+        )
+
+    await asyncio.sleep(0.4)
+    for service in ("egress", "ingest"):
+        assert await media.take(service, take(service, 1)) is None, "answered again, opened once"
+        assert await media.take(service, take(service, 2)) is None
+        await media.bus.publish(subjects.assign(service), take(service, 1))
+    await asyncio.sleep(0.5)
+    assert media.ingest.counters == {"take_old_epoch": 1}
+    assert media.egress.counters["take_old_epoch"] == 1
+    assert [chunk.stamp.chunk for chunk in media.chunks] == list(range(len(media.chunks)))
+    assert {chunk.stamp.epoch for chunk in media.chunks} == {1, 2}
+    await media.bus.publish(
+        subjects.assign("ingest"), LeaveStream(instance="ingest-0", stream=stream, epoch=2, drain=True)
+    )
+    event = await media.end()
+    assert event.event is EventKind.STOPPED
+    assert event.totals is not None
+    assert event.totals.closed == event.totals.frames_in
+
+
+async def test_two_streams_do_not_write_one_file(media: Bench, tmp_path: Path) -> None:
+    await media.begin(PatternSource(), tmp_path / "out.mp4", mode=Mode.LIVE)
+    with pytest.raises(RefusedError, match="another stream is writing it"):
+        await media.begin(PatternSource(), tmp_path / "out.mp4", mode=Mode.LIVE)
+
+
+async def test_an_opaque_disk_error_fails_the_stream_with_one_line(
+    media: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: H264Track, frame: OutFrame) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(H264Track, "write", full)
+    event = await media.run(clips.make_clip(tmp_path / "in.mp4", frames=20), tmp_path / "out.mp4")
+    assert event.event is EventKind.FAILED
+    assert "No space left" in event.reason
+    assert event.totals is not None
+    assert event.totals.closed == event.totals.frames_in
+
+
+class _AwayStore(MemoryStore):
+    """A session store that does not answer while ``away``; ``lost_answers`` are carried out and not acknowledged."""
+
+    away = False
+    lost_answers = 0
+
+    async def close_chunk(self, stream: str, chunk: int, verdict: dict[str, int]) -> bool:
+        if self.away:
+            raise StoreUnavailableError("the store does not answer")
+        first = await super().close_chunk(stream, chunk, verdict)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise StoreUnavailableError("the answer got lost")
+        return first
+
+
+async def test_a_store_that_is_away_for_a_while_holds_up_nothing_and_gets_every_verdict(
+    tmp_path: Path, run_id: str
+) -> None:
+    store = _AwayStore()
+    async with bench(tmp_path, run_id, store=store, repeat_s=0.2) as media:
+        stream = await media.begin(PatternSource(frames=45), mode=Mode.LIVE, fps=30, credits=4)
+        store.away = True
+        await asyncio.sleep(0.7)
+        store.away, store.lost_answers = False, 2
+        event = await media.end()
+        totals, _, through = await store.ledger(stream)
+        assert totals == event.totals
+        assert totals.frames_in == totals.closed == 45
+        assert totals.on_time > 40
+        assert through == 11

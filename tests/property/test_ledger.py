@@ -145,6 +145,11 @@ def test_a_stream_given_up_at_any_moment_reconciles(data: st.DataObject, frames:
             core.ready(stamp, now)
         run(core, now + data.draw(st.integers(0, 500)) * MS, 100, shown, closed)
     closed += core.abort("worker:lost")
+    for stamp, totals in source:  # what still comes changes nothing
+        now = stamp.frames[-1].captured_ns
+        core.captured(stamp, totals, now)
+        assert core.ready(stamp, now) is Arrival.CLOSED
+        assert not core.dropped(stamp, "scheduler:stale", False, now)
     totals = core.ledger.totals()
     assert totals.frames_in == totals.closed >= seen
     assert core.complete

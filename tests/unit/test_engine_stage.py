@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from shared.engine.model.kv_cache import NoSlotError
+from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import SlotOp, SlotOpKind
 from shared.engine.stage import Stage, StageError
 from tests.support.engine import HEIGHT, NANO, WIDTH, item, latents, open_on, prompt, run, stages_of, with_ops
@@ -126,6 +128,50 @@ def test_reset_and_reopen_leave_nothing_behind() -> None:
         out = [run(pipe, [item("a", b, steps=(700,))], latents(b, 2 if b == 0 else 1)[None])[0] for b in range(3)]
         assert all(torch.allclose(x, y, atol=CLOSE) for x, y in zip(out, fresh, strict=True))
         restart()
+
+
+def test_copied_slots_go_on_on_another_machine_as_if_nothing_had_happened() -> None:
+    here, there = stages_of(), stages_of()
+    open_on(here, "a")
+    for block in range(9):
+        run(here, [item("a", block)], latents(block, 2 if block == 0 else 1)[None])
+    run(here, [with_ops(item("a", 8, step=1), SlotOp(SlotOpKind.FORK, 1, source=0))], latents(50)[None])
+    open_on(there, "b", "a")
+    there[0].copy_in("a", here[0].copy_out("a"))
+    for block in range(9, 12):
+        batch = [item("a", block), item("a", block - 1, step=1)]
+        x = torch.stack([latents(block), latents(50 + block)])
+        assert torch.equal(run(here, batch, x), run(there, batch, x))
+    other = stages_of(count=2)[1]
+    open_on([other], "a")
+    with pytest.raises(StageError, match="this stage has"):
+        other.copy_in("a", here[0].copy_out("a"))
+
+
+def test_memory_can_be_reserved_and_has_a_limit() -> None:
+    stage = Stage.load(NANO, random_dit_weights(NANO, range(NANO.layers)), max_slots=3)
+    stage.reserve(HEIGHT, WIDTH, 3)
+    held = stage.memory().kv
+    open_on([stage], *"abcd")
+    for name in "abc":
+        stage.run([item(name, 0)], latents(0, 2)[None])
+    assert stage.memory().kv == held
+    with pytest.raises(NoSlotError, match="all 3 KV slots"):
+        stage.run([item("d", 0)], latents(0, 2)[None])
+    stage.close("a")
+    stage.run([item("d", 0)], latents(0, 2)[None])
+
+
+def test_a_size_no_longer_used_frees_its_memory() -> None:
+    (stage,) = stages_of()
+    open_on([stage], "a", "big")
+    stage.open("big", 2 * HEIGHT, WIDTH)
+    stage.run([item("a", 0)], latents(0, 2)[None])
+    small = stage.memory().kv
+    stage.run([item("big", 0)], torch.zeros(1, 2, 16, 2 * HEIGHT, WIDTH))
+    assert stage.memory().kv > small
+    stage.close("big")
+    assert stage.memory().kv == small
 
 
 def test_slots_are_given_back_and_used_again() -> None:

@@ -6,8 +6,16 @@ from services.scheduler.fleet import Fleet, Health
 from shared.contracts.events import Beat
 
 
-def worker(instance: str, stage: int, stages: int, roles: tuple[str, ...], incarnation: str = "a", **more: object) -> Beat:
-    values = {"service": "worker", "instance": instance, "incarnation": incarnation, "roles": roles, "model": "rheo-tiny"}
+def worker(
+    instance: str, stage: int, stages: int, roles: tuple[str, ...], incarnation: str = "a", **more: object
+) -> Beat:
+    values = {
+        "service": "worker",
+        "instance": instance,
+        "incarnation": incarnation,
+        "roles": roles,
+        "model": "rheo-tiny",
+    }
     return Beat.model_validate({**values, "pipeline": "p0", "stage": stage, "stages": stages, **more})
 
 

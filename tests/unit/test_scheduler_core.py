@@ -287,9 +287,12 @@ def test_a_fault_rebuilds_the_pipeline_live_streams_go_on_and_lossless_ones_fail
     assert "batch 0 was lost" in decisions.failed["lossless"]
     assert bench.core.generation == 2
     stale = bench.flying.pop()
-    assert bench.core.done(
-        BatchDone(pipeline="p0", generation=stale.generation, seq=stale.seq, results=(), stage_ms=(1.0,)), bench.now
-    ) == Decisions(), "an answer of the old generation is ignored"
+    assert (
+        bench.core.done(
+            BatchDone(pipeline="p0", generation=stale.generation, seq=stale.seq, results=(), stage_ms=(1.0,)), bench.now
+        )
+        == Decisions()
+    ), "an answer of the old generation is ignored"
     bench.core.remove("lossless")
     bench.flying.clear()
     bench.offer(chunk("live", 1))

@@ -80,7 +80,10 @@ def test_the_fast_forward_is_the_models_own():
     model = Dit(spec)
     model.load_state_dict(random_dit_weights(spec, range(spec.layers), seed=4))
     generator = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(2, 8, 16, 4, 6, generator=generator), torch.randn(2, spec.text_len, spec.text_dim, generator=generator)
+    latents, text = (
+        torch.randn(2, 8, 16, 4, 6, generator=generator),
+        torch.randn(2, spec.text_len, spec.text_dim, generator=generator),
+    )
     times, mask = torch.full((2, 8), 300.0), look_back(8, 6, spec.ring, spec.sinks)
     with torch.no_grad():
         fast = flow_of(model, latents, times, text, list(range(8)), score_bias(mask), block_forward)

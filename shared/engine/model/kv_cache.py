@@ -8,6 +8,7 @@ attention looks at that prefix and needs no mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,6 +23,18 @@ from shared.engine.plan.spec import ModelSpec
 
 class NoSlotError(RuntimeError):
     """The cache holds as many slots as it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCopy:
+    """All that a slot holds, on the host: keys, values [blocks, ring, tokens, dim], means, and which latent is where."""
+
+    filled: int
+    last_start: int | None
+    keys: Tensor
+    values: Tensor
+    means: Tensor
+    latents: Tensor
 
 
 class KvPool:
@@ -108,9 +121,31 @@ class KvPool:
         means = self.means[:, slot, :, 0]
         means.copy_(rotate(means.unflatten(-1, heads), turn).flatten(-2))
 
-    def _grow(self) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether no slot is in use."""
+        return len(self._free) == self.keys.shape[1]
+
+    def reserve(self, slots: int) -> None:
+        """Make room for this many slots at once, up to the limit, so that nothing is allocated while streams run."""
+        if slots > self.keys.shape[1]:
+            self._grow(slots)
+
+    def copy_out(self, slot: int) -> SlotCopy:
+        """A copy on the host. Waits for the device; what the public rule queues is not part of it."""
+        parts = (t[:, slot].cpu().clone() for t in (self.keys, self.values, self.means, self.rule.latents))
+        return SlotCopy(self.filled[slot], self.last_start[slot], *parts)
+
+    def copy_in(self, slot: int, copy: SlotCopy) -> None:
+        """The slot becomes what was copied out, of the same blocks and size."""
+        self.filled[slot], self.last_start[slot] = copy.filled, copy.last_start
+        parts = (copy.keys, copy.values, copy.means, copy.latents)
+        for tensor, part in zip((self.keys, self.values, self.means, self.rule.latents), parts, strict=True):
+            tensor[:, slot].copy_(part)
+
+    def _grow(self, least: int = 0) -> None:
         held = self.keys.shape[1]
-        slots = min(max(2 * held, held + 2), self.max_slots)
+        slots = min(max(2 * held, least), self.max_slots)
         if slots <= held:
             raise NoSlotError(f"all {held} KV slots of this latent size are in use")
         self.keys, self.values, self.means = (

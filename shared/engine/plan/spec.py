@@ -172,10 +172,12 @@ class ModelSpec:
 
 
 # Mean and deviation of the Wan 2.1 autoencoder's latents, per channel.
-_WAN_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
-_WAN_MEAN += (0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
-_WAN_DEVIATION = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
-_WAN_DEVIATION += (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+_WAN_LATENTS = (
+    *((-0.7571, 2.8184), (-0.7089, 1.4541), (-0.9113, 2.3275), (0.1075, 2.6558)),
+    *((-0.1745, 1.2196), (0.9653, 1.7708), (-0.1517, 2.6052), (1.5508, 2.0743)),
+    *((0.4134, 3.2687), (-0.0715, 2.1526), (0.5517, 2.8652), (-0.3632, 1.5579)),
+    *((-0.1922, 1.6382), (-0.9497, 1.1253), (0.2503, 2.8251), (-0.2921, 1.9160)),
+)
 _WAN_SMALL = ModelSpec(
     name="wan-1.3b",
     dim=1536,
@@ -183,8 +185,8 @@ _WAN_SMALL = ModelSpec(
     layers=30,
     heads=12,
     vae="wan",
-    latent_scale=_WAN_DEVIATION,
-    latent_shift=_WAN_MEAN,
+    latent_scale=tuple(deviation for _, deviation in _WAN_LATENTS),
+    latent_shift=tuple(mean for mean, _ in _WAN_LATENTS),
 )
 _TINY = ModelSpec(
     name="rheo-tiny",
