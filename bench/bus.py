@@ -101,7 +101,7 @@ def row(took: list[float]) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     table: list[dict[str, float]] = []

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.quality import PROMPTS, chunks_of
@@ -49,11 +50,12 @@ class Row:
 
 def ways(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, ModelSpec, Stage]]:
     """Name, spec and stage of each way."""
-    yield "default", spec, Stage.load(spec, folder)
-    yield "public", replace(spec, rerotate=False), Stage.load(spec, folder, public_rule=True)
-    yield "no re-rotation", replace(spec, rerotate=False), Stage.load(spec, folder)
+    weights = load_file(folder / "dit.safetensors")
+    yield "default", spec, Stage.load(spec, weights)
+    yield "public", replace(spec, rerotate=False), Stage.load(spec, weights, public_rule=True)
+    yield "no re-rotation", replace(spec, rerotate=False), Stage.load(spec, weights)
     fixed = replace(spec, sink_threshold=None)
-    yield "fixed sinks", fixed, Stage.load(fixed, folder)
+    yield "fixed sinks", fixed, Stage.load(fixed, weights)
 
 
 def clip_of(seed: int, frames: int, height: int, width: int) -> Tensor:

@@ -86,7 +86,7 @@ def engine_fps(steps: int, width: int, height: int) -> float:
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the clip")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", action="store_true")

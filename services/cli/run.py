@@ -35,6 +35,7 @@ class Watch:
 
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    accepted: bool = False
     last: StreamEvent | None = None
     closed: ChunkClosed | None = None
     heard_at: float = field(default_factory=time.monotonic)
@@ -46,13 +47,19 @@ class Watch:
         self.heard_at = time.monotonic()
         if event.event in (EventKind.ACCEPTED, EventKind.REFUSED):
             self.last = event
+            self.accepted = event.event is EventKind.ACCEPTED
             self.answered.set()
         elif event.event is EventKind.WARNING:
             self.warnings.append(event.reason)
-        elif event.event in (EventKind.STOPPED, EventKind.FAILED):
-            self.last = event
-            self.answered.set()
-            self.ended.set()
+        elif event.event in (EventKind.STOPPED, EventKind.FAILED) and event.service == "egress":
+            if self.last is None or self.accepted:
+                self.last = event
+            # A stream that is refused is closed by egress first: the scheduler's reason follows at once.
+            asyncio.get_running_loop().call_later(0.0 if self.accepted else REFUSAL_GRACE_S, self._end)
+
+    def _end(self) -> None:
+        self.answered.set()
+        self.ended.set()
 
     async def on_closed(self, received: Received) -> None:
         """Verdicts."""

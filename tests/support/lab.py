@@ -40,23 +40,32 @@ class Running:
     output: Path | None
     events: list[StreamEvent] = field(default_factory=list)
     closed: ChunkClosed | None = None
+    final: StreamEvent | None = None
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def on_event(self, received: Received) -> None:
         event: StreamEvent = received.message
         self.events.append(event)
-        if event.event in (EventKind.ACCEPTED, EventKind.REFUSED, EventKind.FAILED):
+        if event.event in (EventKind.ACCEPTED, EventKind.REFUSED):
             self.answered.set()
-        if event.event in (EventKind.STOPPED, EventKind.FAILED, EventKind.REFUSED):
+        if event.event is EventKind.REFUSED:
+            self.ended.set()
+        elif event.event in (EventKind.STOPPED, EventKind.FAILED) and event.service == "egress" and self.accepted:
+            self.final = event
             self.ended.set()
 
     async def on_closed(self, received: Received) -> None:
         self.closed = received.message
 
     @property
+    def accepted(self) -> bool:
+        return bool(self.of(EventKind.ACCEPTED))
+
+    @property
     def last(self) -> StreamEvent:
-        return self.events[-1]
+        """How it ended: egress' closing event, else the newest one."""
+        return self.final or self.events[-1]
 
     def of(self, kind: EventKind) -> list[StreamEvent]:
         return [event for event in self.events if event.event is kind]
