@@ -8,7 +8,9 @@
 * ``fixed sinks``: default, but the first frames stay for good.
 
 Clips are procedural, with a hard cut in the middle and long enough to pass a RoPE refresh. For every style: dB to the
-true filter's picture over all frames, in the second after the cut, and in the two seconds after the refresh.
+true filter's picture over all frames, in the second after the cut, and in the two seconds after the refresh. ``jump`` is
+what the refresh itself does: the root mean square difference, in levels of 255, between these two seconds and the same
+two seconds of a stream that never refreshes. RoPE is relative, so a perfect refresh changes nothing.
 """
 
 from __future__ import annotations
@@ -40,12 +42,13 @@ FIRST_SEED = 3_000_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way's result, in dB."""
+    """One way's result: dB, and ``jump`` in levels of 255."""
 
     way: str
     all_frames: float
     after_cut: float
     after_refresh: float
+    jump: float
 
 
 def ways(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, ModelSpec, Stage]]:
@@ -77,6 +80,11 @@ def restyle(stepper: Stepper, clip: Tensor, embedding: Tensor, steps: int) -> Te
     return torch.cat(parts)
 
 
+def decibels(errors: Tensor) -> float:
+    """PSNR of the mean of squared errors of colours in [0, 1]."""
+    return -10 * math.log10(float(errors.mean()))
+
+
 def measure(spec: ModelSpec, folder: Path, args: argparse.Namespace) -> list[Row]:
     """Every way over all clips and styles."""
     frames = int(args.seconds * args.fps) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
@@ -90,14 +98,17 @@ def measure(spec: ModelSpec, folder: Path, args: argparse.Namespace) -> list[Row
     for name, own, stage in ways(spec, folder):
         stepper = Stepper(own, [stage], Autoencoder(vae, own, torch.device("cpu"), torch.float32))
         errors: list[Tensor] = []
+        made = clips[0]
         for clip in clips:
             for style in args.styles:
                 truth = stylise(style, clip.permute(0, 3, 1, 2).float() / 255).permute(0, 2, 3, 1)
                 made = restyle(stepper, clip, text.encode(PROMPTS[style]), args.steps)
                 errors.append((made.float() / 255 - truth).square().mean((1, 2, 3)))
-        error = torch.stack(errors).mean(0)
-        windows = (error, error[cut : cut + args.fps], error[refresh : refresh + 2 * args.fps])
-        rows.append(Row(name, *(-10 * math.log10(float(window.mean())) for window in windows)))
+        error, after = torch.stack(errors).mean(0), slice(refresh, refresh + 2 * args.fps)
+        never = Stepper(replace(own, rope_refresh_at=0), [stage], stepper.autoencoder)
+        other = restyle(never, clips[-1], text.encode(PROMPTS[args.styles[-1]]), args.steps)
+        jump = float((made[after].float() - other[after].float()).square().mean().sqrt())
+        rows.append(Row(name, decibels(error), decibels(error[cut : cut + args.fps]), decibels(error[after]), jump))
     return rows
 
 
@@ -121,9 +132,11 @@ def main() -> None:
     if args.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    print(f"{'way':<16}{'all frames':>12}{'after cut':>12}{'after refresh':>15}   (dB)")
+    print(f"{'way':<16}{'all frames':>12}{'after cut':>12}{'after refresh':>15} dB{'jump':>8}")
     for row in rows:
-        print(f"{row.way:<16}{row.all_frames:>12.2f}{row.after_cut:>12.2f}{row.after_refresh:>15.2f}")
+        print(
+            f"{row.way:<16}{row.all_frames:>12.2f}{row.after_cut:>12.2f}{row.after_refresh:>15.2f}   {row.jump:>8.3f}"
+        )
 
 
 if __name__ == "__main__":

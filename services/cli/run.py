@@ -26,7 +26,7 @@ from shared.media.salvage import finalise_part, part_path
 
 ACCEPT_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-SILENCE_TIMEOUT_S = float(os.environ.get("SIL", "90"))
+SILENCE_TIMEOUT_S = 90.0
 
 
 @dataclass(slots=True)

@@ -69,9 +69,9 @@ def display_size(width: int, height: int, sample_aspect: Fraction | None, transp
 
 
 def _check_file(file: Path) -> None:
-    if file.is_dir():
-        raise MediaError(f"{file}: is a folder; name a video file in it")
     try:
+        if file.is_dir():  # on Python 3.11 it raises for a folder that may not be entered
+            raise MediaError(f"{file}: is a folder; name a video file in it")
         size = file.stat().st_size
     except FileNotFoundError:
         raise MediaError(f"{file}: no such file; check the path") from None

@@ -176,7 +176,7 @@ async def test_a_full_mailbox_drops_by_its_policy_and_counts(
 ) -> None:
     sender, reader = await connect(), await connect()
     if isinstance(reader, LossyBus):
-        pytest.skip("the wrapper empties the inner mailbox as fast as it fills")
+        reader = reader.bus  # the wrapper itself empties the mailbox as fast as it fills
     gate, got = asyncio.Event(), Collector()
 
     async def slow(received: Received) -> None:

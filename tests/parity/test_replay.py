@@ -51,7 +51,6 @@ def test_the_wan_autoencoder_meets_its_recording_whole_and_streamed() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", DIT_FILES)
 def test_every_tick_is_met_on_the_gpu(name: str) -> None:
     recording = Recording.read(DATA / f"{name}.safetensors")
