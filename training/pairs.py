@@ -37,7 +37,7 @@ class PairSource:
         scale: Tensor,
         styles: tuple[str, ...],
         *,
-        plain: float = 0.15,
+        plain: float = 0.2,
     ) -> None:
         self._code, self._pool, self._styles, self._plain = code, pool, styles, plain
         self._mean, self._scale = mean.view(-1, 1, 1), scale.view(-1, 1, 1)

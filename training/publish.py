@@ -19,7 +19,7 @@ def tiny_spec(run: Path) -> ModelSpec:
     stats = json.loads((run / "latents.json").read_text())
     return replace(
         spec_of("rheo-tiny"),
-        steps=(400, 250, 150, 100),
+        steps=(400, 150, 100, 50),
         noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4),
         vae_widths=WIDTHS,
         vae_encoder_width=ENCODER_WIDTH,

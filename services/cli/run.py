@@ -27,6 +27,7 @@ from shared.media.salvage import finalise_part, part_path
 ACCEPT_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 SILENCE_TIMEOUT_S = 90.0
+REFUSAL_GRACE_S = 3.0
 
 
 @dataclass(slots=True)

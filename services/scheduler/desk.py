@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable
 
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
-from services.scheduler.records import Answers, Phase, StreamRecord
+from services.scheduler.messenger import Messenger, RefusedError
+from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import StreamQueue, StreamSettings
 from shared.bus.port import Bus, BusError
 from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import (
-    LeaveStream,
     Mode,
     PreparePrompt,
     StartStream,
     StreamPatch,
     StreamSpec,
-    TakeStream,
     TextEncode,
     UpdateStream,
 )
-from shared.contracts.events import EventKind, LedgerTotals, StreamEvent, StreamStats
+from shared.contracts.events import EventKind, StreamEvent
 from shared.engine.plan.prompts import digest
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import UnknownModelError
@@ -35,14 +33,6 @@ from shared.session.port import SessionStore
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
 log = logging.getLogger(__name__)
-
-LOSSLESS_CREDITS = 6
-ASSUMED_FPS = 30.0
-RETRY_S = 3.0
-
-
-class RefusedError(Exception):
-    """A command that cannot be carried out; the message is the one line to tell."""
 
 
 class StreamDesk:
@@ -57,7 +47,9 @@ class StreamDesk:
         self._clock = clock
         self._fleet = fleet
         self._pump = pump
-        self.answers = Answers()
+        self._messenger = Messenger(settings, bus, clock)
+        self.answers = self._messenger.answers
+        self.tell = self._messenger.tell
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
@@ -129,13 +121,13 @@ class StreamDesk:
         await self._store.create(stream, spec)
         await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
         await asyncio.gather(
-            *(self._take("worker", record, worker) for worker in record.workers),
-            self._take("motion", record, record.motion, wait=False),
-            self._take("egress", record, record.egress),
+            *(self._messenger.take("worker", record, worker) for worker in record.workers),
+            self._messenger.take("motion", record, record.motion, wait=False),
+            self._messenger.take("egress", record, record.egress),
         )
         version = await self._prepare(record, spec.prompt)
         self._enqueue(record, pipeline, version)
-        await self._take("ingest", record, record.ingest)
+        await self._messenger.take("ingest", record, record.ingest)
         if record.phase is not Phase.OPENING:
             return
         record.move(Phase.RUNNING)
@@ -185,7 +177,7 @@ class StreamDesk:
         if patch.noise is not None:
             record.noise = patch.noise
             await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
-            await self._take("motion", record, record.motion, wait=False)
+            await self._messenger.take("motion", record, record.motion, wait=False)
         queue = self.cores[record.pipeline].streams.get(record.stream)
         if queue is None:
             return
@@ -241,7 +233,7 @@ class StreamDesk:
             digest=record.prompts.digest_of(version),
             oldest=oldest,
         )
-        await self._ask("worker", message, f"{instance} did not prepare the prompt in time", key)
+        await self._messenger.ask("worker", message, f"{instance} did not prepare the prompt in time", key)
         record.prompts.stage_ready(version, stage)
 
     # --- stop and fail -----------------------------------------------------------------------------------------------
@@ -257,10 +249,10 @@ class StreamDesk:
         if record.phase is not Phase.STOPPING:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
-        await self._leave("ingest", record, record.ingest, drain, None)
+        await self._messenger.leave("ingest", record, record.ingest, drain, None)
         if not drain:
             await self._clock.sleep(0.3)  # let the source's totals reach egress first
-            await self._leave("egress", record, record.egress, drain, None)
+            await self._messenger.leave("egress", record, record.egress, drain, None)
 
     async def fail(self, stream: str, reason: str) -> None:
         """End a stream that lost something it cannot do without. Egress closes the ledger and tells failed."""
@@ -273,10 +265,10 @@ class StreamDesk:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
         self._dequeue(record)
-        await self._leave("ingest", record, record.ingest, False, reason)
+        await self._messenger.leave("ingest", record, record.ingest, False, reason)
         await self._clock.sleep(0.3)
         await self._wait_alive(record.egress)
-        await self._leave("egress", record, record.egress, False, reason)
+        await self._messenger.leave("egress", record, record.egress, False, reason)
 
     async def adopt_lost(self, stream: str, session: dict[str, object]) -> None:
         """A stream that another leader left behind: its queues are gone, so end it, with its ledger closed."""
@@ -324,51 +316,12 @@ class StreamDesk:
             core.remove(record.stream)
 
     async def _let_go(self, record: StreamRecord, drain: bool, failure: str | None, egress: bool) -> None:
-        await self._leave("ingest", record, record.ingest, drain, failure)
+        await self._messenger.leave("ingest", record, record.ingest, drain, failure)
         for worker in record.workers:
-            await self._leave("worker", record, worker, drain, failure)
-        await self._leave("motion", record, record.motion, drain, failure)
+            await self._messenger.leave("worker", record, worker, drain, failure)
+        await self._messenger.leave("motion", record, record.motion, drain, failure)
         if egress:
-            await self._leave("egress", record, record.egress, drain, failure)
-
-    # --- messages ----------------------------------------------------------------------------------------------------
-
-    async def _take(self, service: str, record: StreamRecord, instance: str, wait: bool = True) -> None:
-        message = TakeStream(
-            instance=instance,
-            stream=record.stream,
-            epoch=record.epoch,
-            spec=record.spec,
-            width=record.width,
-            height=record.height,
-            noise=record.noise,
-            credits=credits_for(record),
-            pipeline=record.pipeline,
-        )
-        if not wait:
-            await self._bus.publish(subjects.assign(service), message)
-            return
-        key = ("taken", instance, record.stream, str(record.epoch))
-        await self._ask(service, message, f"{instance} did not answer in time", key)
-
-    async def _ask(
-        self, service: str, message: TakeStream | PreparePrompt, complaint: str, key: tuple[str, ...]
-    ) -> None:
-        """Publish an assignment until it is answered: the answer comes on core NATS and may be lost."""
-        answer = self.answers.expect(*key)
-        until = self._clock.monotonic() + self._settings.answer_timeout_s
-        while not answer.done() and self._clock.monotonic() < until:
-            await self._bus.publish(subjects.assign(service), message)
-            await asyncio.wait({answer}, timeout=RETRY_S)
-        self.answers.forget(*key)
-        if not answer.done():
-            raise RefusedError(complaint)
-        if (error := answer.result()) is not None:
-            raise RefusedError(error)
-
-    async def _leave(self, service: str, record: StreamRecord, instance: str, drain: bool, failure: str | None) -> None:
-        message = LeaveStream(instance=instance, stream=record.stream, epoch=record.epoch, drain=drain, failure=failure)
-        await self._bus.publish(subjects.assign(service), message)
+            await self._messenger.leave("egress", record, record.egress, drain, failure)
 
     async def _wait_alive(self, instance: str, timeout_s: float = 15.0) -> None:
         until = self._clock.monotonic() + timeout_s
@@ -381,40 +334,3 @@ class StreamDesk:
                 await self._store.move(stream, state)
             except (IllegalMoveError, LookupError) as error:
                 log.debug("stream %s: %s", stream, error)
-
-    async def tell(
-        self,
-        stream: str,
-        kind: EventKind,
-        *,
-        reason: str = "",
-        command: str = "",
-        version: int = 0,
-        chunk: int = -1,
-        pts: int = -1,
-        totals: LedgerTotals | None = None,
-        stats: StreamStats | None = None,
-    ) -> None:
-        """Publish a lifecycle event."""
-        event = StreamEvent(
-            stream=stream,
-            event=kind,
-            service="scheduler",
-            at_ns=self._clock.now_ns(),
-            reason=reason,
-            command=command,
-            version=version,
-            chunk=chunk,
-            pts=pts,
-            totals=totals,
-            stats=stats,
-        )
-        await self._bus.publish(subjects.stream(stream, "event"), event)
-
-
-def credits_for(record: StreamRecord) -> int:
-    """W: chunks between ingest and egress. Live: what fits into the deadline, and one being captured."""
-    if record.spec.mode is Mode.LOSSLESS:
-        return LOSSLESS_CREDITS
-    chunk_s = 4.0 / (record.spec.fps or ASSUMED_FPS)
-    return max(2, math.ceil(record.spec.deadline_ms / 1000.0 / chunk_s) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,10 +105,10 @@ def test_a_file_without_tensors_is_named(tmp_path: Path) -> None:
 def test_the_streaming_wan_autoencoder_computes_what_diffusers_does_on_the_whole_clip() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    theirs = AutoencoderKLWan(
+    theirs: Any = AutoencoderKLWan(
         base_dim=8, z_dim=16, dim_mult=[1, 2, 4], num_res_blocks=2, temperal_downsample=[True, True]
     )
-    theirs = theirs.eval().requires_grad_(False)
+    theirs.eval().requires_grad_(False)
     weights: dict[str, Tensor] = theirs.state_dict()
     ours = load_vae(spec_of("wan-1.3b"), weights)
     assert isinstance(ours, WanVae)

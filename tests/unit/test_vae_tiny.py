@@ -107,6 +107,7 @@ def test_serving_computes_what_the_module_does() -> None:
     spec = replace(NANO, vae_widths=(24, 12, 8, 4), vae_encoder_width=6)
     weights = random_vae_weights(spec, 3)
     module, serving = load_tiny_vae(spec, weights), load_vae(spec, weights)
+    assert isinstance(serving, ServingTinyVae)
     video, z = torch.rand(13, 3, 32, 48), 2 * torch.randn(4, 16, 4, 6)
     memories = [module.new_memory() for _ in range(4)]
     for part in video.split([5, 4, 4]):

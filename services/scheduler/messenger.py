@@ -1,0 +1,106 @@
+"""What the scheduler says to others: assignments, repeated until they are answered, and lifecycle events."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from services.scheduler.records import Answers, StreamRecord
+from services.scheduler.settings import Settings
+from shared.bus.port import Bus
+from shared.clock import Clock
+from shared.contracts import subjects
+from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, TakeStream
+from shared.contracts.events import EventKind, LedgerTotals, StreamEvent, StreamStats
+
+LOSSLESS_CREDITS = 6
+ASSUMED_FPS = 30.0
+RETRY_S = 3.0
+
+
+class RefusedError(Exception):
+    """A command that cannot be carried out; the message is the one line to tell."""
+
+
+class Messenger:
+    """Assignments and events of one scheduler."""
+
+    def __init__(self, settings: Settings, bus: Bus, clock: Clock) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._clock = clock
+        self.answers = Answers()
+
+    async def take(self, service: str, record: StreamRecord, instance: str, wait: bool = True) -> None:
+        message = TakeStream(
+            instance=instance,
+            stream=record.stream,
+            epoch=record.epoch,
+            spec=record.spec,
+            width=record.width,
+            height=record.height,
+            noise=record.noise,
+            credits=credits_for(record),
+            pipeline=record.pipeline,
+        )
+        if not wait:
+            await self._bus.publish(subjects.assign(service), message)
+            return
+        key = ("taken", instance, record.stream, str(record.epoch))
+        await self.ask(service, message, f"{instance} did not answer in time", key)
+
+    async def ask(
+        self, service: str, message: TakeStream | PreparePrompt, complaint: str, key: tuple[str, ...]
+    ) -> None:
+        """Publish an assignment until it is answered: the answer comes on core NATS and may be lost."""
+        answer = self.answers.expect(*key)
+        until = self._clock.monotonic() + self._settings.answer_timeout_s
+        while not answer.done() and self._clock.monotonic() < until:
+            await self._bus.publish(subjects.assign(service), message)
+            await asyncio.wait({answer}, timeout=RETRY_S)
+        self.answers.forget(*key)
+        if not answer.done():
+            raise RefusedError(complaint)
+        if (error := answer.result()) is not None:
+            raise RefusedError(error)
+
+    async def leave(self, service: str, record: StreamRecord, instance: str, drain: bool, failure: str | None) -> None:
+        message = LeaveStream(instance=instance, stream=record.stream, epoch=record.epoch, drain=drain, failure=failure)
+        await self._bus.publish(subjects.assign(service), message)
+
+    async def tell(
+        self,
+        stream: str,
+        kind: EventKind,
+        *,
+        reason: str = "",
+        command: str = "",
+        version: int = 0,
+        chunk: int = -1,
+        pts: int = -1,
+        totals: LedgerTotals | None = None,
+        stats: StreamStats | None = None,
+    ) -> None:
+        """Publish a lifecycle event."""
+        event = StreamEvent(
+            stream=stream,
+            event=kind,
+            service="scheduler",
+            at_ns=self._clock.now_ns(),
+            reason=reason,
+            command=command,
+            version=version,
+            chunk=chunk,
+            pts=pts,
+            totals=totals,
+            stats=stats,
+        )
+        await self._bus.publish(subjects.stream(stream, "event"), event)
+
+
+def credits_for(record: StreamRecord) -> int:
+    """W: chunks between ingest and egress. Live: what fits into the deadline, and one being captured."""
+    if record.spec.mode is Mode.LOSSLESS:
+        return LOSSLESS_CREDITS
+    chunk_s = 4.0 / (record.spec.fps or ASSUMED_FPS)
+    return max(2, math.ceil(record.spec.deadline_ms / 1000.0 / chunk_s) + 1)
