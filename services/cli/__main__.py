@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 
 from services.cli.errors import CommandError, ExitCode
+from shared.bus.port import BusError
 from shared.contracts.commands import Fit
+from shared.session.port import StoreError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path)
@@ -150,6 +152,9 @@ def main() -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = ExitCode.OK
+    except (BusError, StoreError, OSError) as error:
+        _say(f"{' '.join(str(error).split())} (rheocast doctor says what this machine has)")
+        code = ExitCode.FAILED
     except click.ClickException as error:
         _say(f"{' '.join(error.format_message().split())} (see: rheocast --help)")
         code = ExitCode.REFUSED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
 import time
@@ -20,9 +19,10 @@ from services.cli.topology import Topology
 from services.cli.validate import RunRequest
 from shared.bus.port import Received
 from shared.contracts import subjects
-from shared.contracts.commands import Mode, StartStream, StopStream
+from shared.contracts.commands import StartStream, StopStream
 from shared.contracts.events import ChunkClosed, EventKind, LedgerTotals, StreamEvent, StreamStats
-from shared.media.salvage import finalise_part, part_path
+from shared.media.probe import MediaError, probe
+from shared.media.salvage import discard, earlier_pieces, finalise_part, part_path
 
 ACCEPT_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -32,8 +32,9 @@ REFUSAL_GRACE_S = 3.0
 
 @dataclass(slots=True)
 class Watch:
-    """What the command line has heard of its stream."""
+    """What the command line has heard of its stream. ``command`` is the id of its start command."""
 
+    command: str = ""
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     accepted: bool = False
@@ -47,9 +48,12 @@ class Watch:
         event: StreamEvent = received.message
         self.heard_at = time.monotonic()
         if event.event in (EventKind.ACCEPTED, EventKind.REFUSED):
-            self.last = event
-            self.accepted = event.event is EventKind.ACCEPTED
-            self.answered.set()
+            if event.command == self.command:
+                self.last = event
+                self.accepted = event.event is EventKind.ACCEPTED
+                self.answered.set()
+                if not self.accepted:
+                    self.ended.set()
         elif event.event is EventKind.WARNING:
             self.warnings.append(event.reason)
         elif event.event in (EventKind.STOPPED, EventKind.FAILED) and event.service == "egress":
@@ -102,7 +106,7 @@ async def run(
         batch_log=batch_log,
         extra_env=extra_env or {},
     )
-    interrupted = asyncio.Event()
+    interrupted, started = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted.set)
@@ -115,23 +119,30 @@ async def run(
     system = System(topology, on_death=on_death)
     try:
         async with system:
-            return await _unless(interrupted, _drive(request, system, progress, interrupted, deaths))
+            return await _unless(interrupted, _drive(request, system, progress, interrupted, started, deaths))
     except asyncio.CancelledError:
         raise CommandError("interrupted before the first frame; nothing was written", ExitCode.INTERRUPTED) from None
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-        _salvage(request.output)
+        if started.is_set():
+            _salvage(request.output, progress)
 
 
-def _salvage(output: Path) -> None:
-    """A part file is left only when egress could not finish it: make it the output, or remove it if it holds nothing."""
+def _salvage(output: Path, progress: Progress) -> None:
+    """A part file is left only when egress could not finish it: make it the output. It is removed only if empty."""
     part = part_path(output)
-    if part.exists():
-        with suppress(Exception):
-            finalise_part(part, output)
-        with suppress(OSError):
-            os.unlink(part)
+    if not part.exists() and not earlier_pieces(part):
+        return
+    try:
+        finalise_part(part, output)
+    except (MediaError, OSError) as error:
+        try:
+            probe(part)
+        except MediaError:
+            discard(part)  # it holds no picture
+        else:
+            progress.note(f"{part} could not be finished ({error}); it is playable as it is")
 
 
 async def _unless(interrupted: asyncio.Event, work: Any) -> Any:
@@ -149,7 +160,12 @@ async def _unless(interrupted: asyncio.Event, work: Any) -> Any:
 
 
 async def _drive(
-    request: RunRequest, system: System, progress: Progress, interrupted: asyncio.Event, deaths: list[str]
+    request: RunRequest,
+    system: System,
+    progress: Progress,
+    interrupted: asyncio.Event,
+    started: asyncio.Event,
+    deaths: list[str],
 ) -> tuple[dict[str, Any], list[str]]:
     ready = asyncio.ensure_future(system.wait_ready(progress.note))
     await _first(ready, interrupted)
@@ -157,18 +173,17 @@ async def _drive(
         ready.cancel()
         raise CommandError("interrupted before the first frame; nothing was written", ExitCode.INTERRUPTED)
     await ready
-    stream, watch = f"run-{secrets.token_hex(4)}", Watch()
+    stream, watch = f"run-{secrets.token_hex(4)}", Watch(command=secrets.token_hex(8))
     await system.bus.subscribe(subjects.stream(stream, "event"), watch.on_event)
     await system.bus.subscribe(subjects.stream(stream, "closed"), watch.on_closed)
     control = subjects.stream(stream, "control")
-    await system.bus.publish(control, StartStream(command=secrets.token_hex(8), stream=stream, spec=request.spec))
+    started.set()
+    await system.bus.publish(control, StartStream(command=watch.command, stream=stream, spec=request.spec))
     await _first(asyncio.ensure_future(watch.answered.wait()), interrupted, ACCEPT_TIMEOUT_S)
     if not watch.answered.is_set() and not interrupted.is_set():
         raise CommandError(
             f"the scheduler did not answer in {ACCEPT_TIMEOUT_S:.0f} s: {_why(deaths, system)}", ExitCode.FAILED
         )
-    if watch.last is not None and watch.last.event is EventKind.REFUSED:
-        raise CommandError(watch.last.reason)
     stop_sent_at: float | None = None
     while not watch.ended.is_set():
         if interrupted.is_set() and stop_sent_at is None:
@@ -192,6 +207,10 @@ async def _drive(
 
 def _result(request: RunRequest, watch: Watch, interrupted: bool) -> tuple[dict[str, Any], list[str]]:
     event = watch.last
+    if event is not None and event.event is EventKind.REFUSED:
+        if interrupted:
+            raise CommandError("interrupted before the first frame; nothing was written", ExitCode.INTERRUPTED)
+        raise CommandError(event.reason)
     if event is None or event.totals is None or event.stats is None:
         raise CommandError("the stream ended without its ledger", ExitCode.FAILED)
     result = summary(request, event.totals, event.stats, request.output)
@@ -221,8 +240,3 @@ async def _first(task: asyncio.Future[Any], interrupted: asyncio.Event, timeout_
     stop = asyncio.ensure_future(interrupted.wait())
     await asyncio.wait({task, stop}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
-
-
-def mode_name(mode: Mode) -> str:
-    """For the headline."""
-    return "as it plays" if mode is Mode.LIVE else "as fast as the machine goes"

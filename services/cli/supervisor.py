@@ -108,6 +108,10 @@ class Supervisor:
     async def stop(self, deadline_s: float = 10.0) -> None:
         """SIGTERM to all, then SIGKILL to what is left at the deadline. Idempotent; always reaches the end."""
         self._stopping = True
+        for watcher in self._watchers:  # first, so that none starts a child again while the others are being ended
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self._watchers.clear()
         waiting: list[Child] = []
         for child in self.children.values():
             if child.process is None or child.process.returncode is not None:
@@ -128,10 +132,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     child.process.kill()
                 await child.process.wait()
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        self._watchers.clear()
+            child.move(ChildState.EXITED)
 
     async def _spawn(self, child: Child) -> None:
         with child.log_path.open("ab") as log:
@@ -150,10 +151,6 @@ class Supervisor:
     async def _watch(self, child: Child) -> None:
         while child.process is not None:
             code = await child.process.wait()
-            if self._stopping:
-                if child.state is not ChildState.EXITED:
-                    child.move(ChildState.EXITED)
-                return
             if self._on_death is not None:
                 self._on_death(child.spec.name, code, self.last_line(child.spec.name))
             now = time.monotonic()

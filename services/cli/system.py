@@ -20,10 +20,13 @@ from shared.bus.nats import NatsBus
 from shared.bus.port import BusUnavailableError, Received
 from shared.contracts import subjects
 from shared.contracts.events import Beat
-from shared.embedded import EmbeddedServers
-from shared.tensors.shm import sweep_run
+from shared.embedded import EmbeddedServers, ServerBinaryMissingError, ServerFailedError
+from shared.session.port import StoreUnavailableError
+from shared.session.redis import RedisStore
+from shared.tensors.shm import sweep_dead, sweep_run
 
 READY_TIMEOUT_S = 120.0
+BEAT_INTERVAL_S = 0.8  # a little more than a service's own
 SHM_DIR = Path("/dev/shm")  # noqa: S108 - the kernel's shared-memory file system, not a temporary folder
 
 
@@ -77,6 +80,7 @@ class System:
         await self.stop()
 
     async def _start(self) -> None:
+        sweep_dead(SHM_DIR)  # what a run that was killed outright may have left
         nats_url, redis_url = os.environ.get("RHEOCAST_NATS_URL"), os.environ.get("RHEOCAST_REDIS_URL")
         if nats_url:
             await check_server(nats_url, "NATS", "RHEOCAST_NATS_URL")
@@ -84,7 +88,10 @@ class System:
             await check_server(redis_url, "Redis", "RHEOCAST_REDIS_URL")
         if not nats_url or not redis_url:
             self._servers = EmbeddedServers(self.run_dir, nats=not nats_url, redis=not redis_url)
-            await self._servers.start_async()
+            try:
+                await self._servers.start_async()
+            except (ServerBinaryMissingError, ServerFailedError) as error:
+                raise CommandError(str(error)) from None
         self.nats_url = nats_url or self._embedded().nats_url
         self.redis_url = redis_url or self._embedded().redis_url
         env = {
@@ -96,10 +103,24 @@ class System:
         self._supervisor = Supervisor(processes(self.topology), env, self.run_dir / "logs", self._on_death)
         try:
             self._bus = await NatsBus.connect(self.nats_url, name=f"cli-{self.run_id}")
+            await (await RedisStore.connect(self.redis_url)).close()
         except BusUnavailableError as error:
-            raise CommandError(str(error)) from None
+            raise CommandError(f"{error}; or unset RHEOCAST_NATS_URL to use the built-in one") from None
+        except StoreUnavailableError as error:
+            raise CommandError(f"{error}; or unset RHEOCAST_REDIS_URL to use the built-in one") from None
         await self._bus.subscribe(subjects.beat(subjects.ANY), self._on_beat)
+        if nats_url:
+            await self._refuse_company()
         await self._supervisor.start()
+
+    async def _refuse_company(self) -> None:
+        """Instances and the leader's lease have fixed names: two systems on one NATS would take each other's work."""
+        await asyncio.sleep(BEAT_INTERVAL_S)
+        if self._beats:
+            raise CommandError(
+                f"another Rheocast ({', '.join(sorted(self._beats))}) runs on {self.nats_url}; "
+                "use its API, or unset RHEOCAST_NATS_URL to start one of your own"
+            )
 
     def _embedded(self) -> EmbeddedServers:
         if self._servers is None:

@@ -17,6 +17,7 @@ from shared.contracts.commands import FileSource, Fit, Mode, Mp4Sink, StreamSpec
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import ModelSpec, UnknownModelError
 from shared.media.probe import MediaError, MediaInfo, probe
+from shared.media.salvage import part_path
 
 OUTPUT_SUFFIXES = (".mp4", ".m4v")
 
@@ -70,8 +71,9 @@ def check_output(source: Path, output: Path) -> None:
         raise CommandError(f"{output}: is a folder; name a file in it, e.g. {output / 'out.mp4'}")
     if not output.parent.is_dir():
         raise CommandError(f"{output}: its folder does not exist; create it with: mkdir -p {output.parent}")
-    if source.exists() and output.exists() and source.samefile(output):
-        raise CommandError(f"{output}: the output would overwrite the input; choose another name")
+    for written in (output, part_path(output)):
+        if source.exists() and written.exists() and source.samefile(written):
+            raise CommandError(f"{output}: the output would overwrite the input; choose another name")
     probe_path = output.parent / f".{output.name}.{os.getpid()}.writable"
     try:
         probe_path.touch(exist_ok=False)
@@ -142,8 +144,11 @@ def _first_complaint(error: ValidationError) -> str:
 
 async def check_server(url: str, name: str, variable: str) -> None:
     """A TCP connection to the server a variable names. Refused with the variable to change."""
-    parts = urlsplit(url if "//" in url else f"//{url}")
-    host, port = parts.hostname or "127.0.0.1", parts.port or (6379 if name == "Redis" else 4222)
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        host, port = parts.hostname or "127.0.0.1", parts.port or (6379 if name == "Redis" else 4222)
+    except ValueError as error:
+        raise CommandError(f"{variable}={url} is no address ({error}); write it like 127.0.0.1:4222") from None
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 3.0)
     except (OSError, TimeoutError):

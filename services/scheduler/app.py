@@ -14,6 +14,7 @@ from services.scheduler.handlers import Handlers
 from services.scheduler.settings import Settings
 from shared.contracts import subjects
 from shared.lifecycle import Context, run_service
+from shared.session.port import StoreError
 from shared.session.state import TERMINAL_STATES
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,13 @@ class Scheduler:
         self._settings = settings
         self._fleet = Fleet(settings.beat_timeout_s)
         self._term = 0
+        self._leading = False
         self._tasks: list[asyncio.Task[None]] = []
         self._log_file: TextIO | None = None
         if settings.batch_log is not None:
             settings.batch_log.parent.mkdir(parents=True, exist_ok=True)
             self._log_file = settings.batch_log.open("a", encoding="utf-8")
-        self._desk = StreamDesk(settings, context.bus, context.store, context.clock, self._fleet, self._pump)
+        self._desk = StreamDesk(settings, context.bus, context.store, context.clock, self._fleet)
         self._desk.make_core = self._make_core
         self._handlers = Handlers(
             settings,
@@ -46,9 +48,7 @@ class Scheduler:
             context.telemetry.tracer,
             self._log_file,
         )
-
-    def _pump(self) -> None:
-        self._handlers.pump()
+        self._desk.wire(self._handlers.pump, self._handlers.release)
 
     def _make_core(self, pipeline: Pipeline) -> PipelineCore:
         return PipelineCore(pipeline.name, pipeline.stages, self._term, CostModel(), self._settings.max_batch)
@@ -61,12 +61,18 @@ class Scheduler:
 
     def beat_fields(self) -> dict[str, object]:
         """Ready means leading: a standby must not be counted as the scheduler."""
-        return {"ready": self._term > 0, "streams": tuple(self._desk.records)}
+        return {"ready": self._leading, "streams": tuple(self._desk.records)}
 
     async def _lead(self) -> None:
+        try:
+            await self._lead_until_lost()
+        except Exception as error:
+            log.exception("leading ended")
+            self._context.fail(f"cannot lead: {error}")
+
+    async def _lead_until_lost(self) -> None:
         settings, store, holder = self._settings, self._context.store, self._context.instance
-        while (term := await store.acquire(LEASE, holder, settings.lease_ttl_s)) is None:
-            await self._context.clock.sleep(settings.lease_ttl_s / 6)
+        term = await self._acquire()
         log.info("leading in term %d", term)
         bus, handlers = self._context.bus, self._handlers
         await bus.subscribe(subjects.pipeline_done(subjects.ANY), handlers.on_done, size=1024)
@@ -78,10 +84,29 @@ class Scheduler:
         await self._take_over()
         await bus.subscribe(subjects.stream(subjects.ANY, "control"), handlers.on_control, durable="scheduler")
         self._tasks.append(asyncio.create_task(self._tick(), name="tick"))
-        while await store.renew(LEASE, holder, term, settings.lease_ttl_s):
-            await self._context.clock.sleep(settings.lease_ttl_s / 3)
-        log.error("the lease of term %d is lost: another scheduler leads; ending", term)
-        self._context.stop.set()
+        self._leading = True
+        clock = self._context.clock
+        renewed = clock.monotonic()
+        while clock.monotonic() - renewed < settings.lease_ttl_s:
+            await clock.sleep(settings.lease_ttl_s / 3)
+            try:
+                if not await store.renew(LEASE, holder, term, settings.lease_ttl_s):
+                    break
+                renewed = clock.monotonic()
+            except StoreError as error:
+                log.warning("the lease was not renewed: %s", error)
+        self._context.fail(f"the lease of term {term} is lost: another scheduler may lead")
+
+    async def _acquire(self) -> int:
+        settings = self._settings
+        while True:
+            try:
+                term = await self._context.store.acquire(LEASE, self._context.instance, settings.lease_ttl_s)
+                if term is not None:
+                    return term
+            except StoreError as error:
+                log.warning("the lease cannot be asked for: %s", error)
+            await self._context.clock.sleep(settings.lease_ttl_s / 6)
 
     async def _take_over(self) -> None:
         """Streams that a former leader left under way have lost their queues: end them, ledgers closed."""

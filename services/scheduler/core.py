@@ -76,9 +76,10 @@ class PipelineCore:
             raise ValueError(f"stream {queue.stream} is already on pipeline {self.pipeline}")
         self.streams[queue.stream] = queue
 
-    def remove(self, stream: str) -> None:
-        """A stream leaves; batches that stage 0 admitted run whole (rule 6), their results are ignored."""
-        self.streams.pop(stream, None)
+    def remove(self, stream: str) -> list[TensorRef]:
+        """A stream leaves; batches that stage 0 admitted run whole (rule 6). Returns the inputs nobody will read."""
+        queue = self.streams.pop(stream, None)
+        return [] if queue is None else queue.inputs()
 
     def offer(self, chunk: MotionEstimated, now_ns: int) -> tuple[Offer | None, Decisions]:
         """A chunk is ready. The offer is None when its stream is not here."""
@@ -164,7 +165,9 @@ class PipelineCore:
         for work in under_way:
             lost.setdefault(work.stream, []).extend(work.stamps)
         for stream, queue in self.streams.items():
-            lost.setdefault(stream, []).extend(queue.lose_slots())
+            for work in queue.lose_slots():
+                lost.setdefault(stream, []).extend(work.stamps)
+                decisions.released.extend(work.inputs)
         for stream, stamps in lost.items():
             queue = self.streams.get(stream)
             if queue is None:
@@ -205,7 +208,7 @@ class PipelineCore:
         left = queue.settings.steps if work.item is None else work.item.steps - work.item.step
         units = self._units(work)
         forward = self._forward_ms(units * items)
-        decode = self.cost.predict("decode", units)
+        decode = self.cost.predict("decode", len(work.stamps))
         return int((forward * left + decode) * NS_PER_MS)
 
     def _drop_stale(self, queue: StreamQueue, now_ns: int, decisions: Decisions) -> None:

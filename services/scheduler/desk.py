@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
@@ -25,11 +26,12 @@ from shared.contracts.commands import (
     UpdateStream,
 )
 from shared.contracts.events import EventKind, StreamEvent
+from shared.contracts.refs import TensorRef
 from shared.engine.plan.prompts import digest
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import UnknownModelError
 from shared.engine.plan.stream_plan import StreamPlan
-from shared.session.port import SessionStore
+from shared.session.port import SessionStore, StreamExistsError
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
 log = logging.getLogger(__name__)
@@ -38,15 +40,14 @@ log = logging.getLogger(__name__)
 class StreamDesk:
     """Starts, changes and ends streams. One per scheduler; ``pump`` asks the service to schedule now."""
 
-    def __init__(
-        self, settings: Settings, bus: Bus, store: SessionStore, clock: Clock, fleet: Fleet, pump: Callable[[], None]
-    ) -> None:
+    def __init__(self, settings: Settings, bus: Bus, store: SessionStore, clock: Clock, fleet: Fleet) -> None:
         self._settings = settings
         self._bus = bus
         self._store = store
         self._clock = clock
         self._fleet = fleet
-        self._pump = pump
+        self._pump: Callable[[], None] = lambda: None
+        self._release: Callable[[list[TensorRef]], None] = lambda _: None
         self._messenger = Messenger(settings, bus, clock)
         self.answers = self._messenger.answers
         self.tell = self._messenger.tell
@@ -54,29 +55,34 @@ class StreamDesk:
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
 
+    def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
+        """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
+        self._pump, self._release = pump, release
+
     # --- start -------------------------------------------------------------------------------------------------------
 
     async def start(self, command: StartStream) -> None:
         """Place a new stream, prepare everything behind it, then open its source. Answers accepted or refused."""
         stream = command.stream
-        if stream in self.records or await self._store.get(stream) is not None:
-            await self.tell(
-                stream, EventKind.REFUSED, reason=f"stream {stream} exists already", command=command.command
-            )
-            return
         try:
+            if stream in self.records:
+                raise RefusedError(f"stream {stream} exists already")
             record, pipeline = self._place(command)
+            self.records[stream] = record  # the id is taken from here on, before anything is awaited
         except RefusedError as error:
             await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
             return
-        self.records[stream] = record
         try:
             await self._open(record, pipeline, command)
-        except RefusedError as error:
-            log.info("stream %s refused: %s", stream, error)
-            await self._let_go(record, drain=False, failure=str(error), egress=True)
-            await self._ended(record, StreamState.FAILED)
+        except StreamExistsError as error:
+            self.records.pop(stream, None)  # it is another leader's: nothing of it is touched
             await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
+        except Exception as error:
+            reason = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
+            log.info("stream %s refused: %s", stream, reason, exc_info=not isinstance(error, RefusedError))
+            await self._let_go(record, drain=False, failure=reason, egress=True)
+            await self._ended(record, StreamState.FAILED)
+            await self.tell(stream, EventKind.REFUSED, reason=reason, command=command.command)
 
     def _place(self, command: StartStream) -> tuple[StreamRecord, Pipeline]:
         spec = command.spec
@@ -120,16 +126,17 @@ class StreamDesk:
         stream, spec = record.stream, record.spec
         await self._store.create(stream, spec)
         await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
-        await asyncio.gather(
+        await _all(
             *(self._messenger.take("worker", record, worker) for worker in record.workers),
             self._messenger.take("motion", record, record.motion, wait=False),
             self._messenger.take("egress", record, record.egress),
         )
+        _still_opening(record)
         version = await self._prepare(record, spec.prompt)
+        _still_opening(record)
         self._enqueue(record, pipeline, version)
         await self._messenger.take("ingest", record, record.ingest)
-        if record.phase is not Phase.OPENING:
-            return
+        _still_opening(record)
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
         await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version)
@@ -168,6 +175,10 @@ class StreamDesk:
             reason = f"stream {command.stream} is not running"
             await self.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)
             return
+        async with record.changing:  # one change at a time: each starts from what the one before left
+            await self._change(record, command)
+
+    async def _change(self, record: StreamRecord, command: UpdateStream) -> None:
         patch: StreamPatch = command.patch
         try:
             version = await self._prepare(record, patch.prompt) if patch.prompt is not None else None
@@ -180,11 +191,16 @@ class StreamDesk:
             await self._messenger.take("motion", record, record.motion, wait=False)
         queue = self.cores[record.pipeline].streams.get(record.stream)
         if queue is None:
+            reason = f"stream {record.stream} has ended meanwhile"
+            await self.tell(record.stream, EventKind.REFUSED, reason=reason, command=command.command)
             return
-        now = queue.settings
         await self.tell(
-            record.stream, EventKind.ACCEPTED, command=command.command, version=version or now.prompt_version
+            record.stream,
+            EventKind.ACCEPTED,
+            command=command.command,
+            version=version or queue.settings.prompt_version,
         )
+        now = queue.settings
         queue.change(
             command.command,
             StreamSettings(
@@ -213,7 +229,7 @@ class StreamDesk:
         version = record.prompts.prepare(encoded.digest, len(record.workers))
         await self._store.put(record.stream, Owner.SCHEDULER, {"prompt": prompt, "prompt_version": version})
         stages = range(len(record.workers))
-        await asyncio.gather(*(self._prepare_stage(record, stage, version) for stage in stages))
+        await _all(*(self._prepare_stage(record, stage, version) for stage in stages))
         record.prompts.require(version)
         return version
 
@@ -246,11 +262,15 @@ class StreamDesk:
             return
         if command:
             await self.tell(stream, EventKind.ACCEPTED, command=command)
+        if record.phase is Phase.OPENING:
+            record.move(Phase.STOPPING)  # what is opening it sees that, and lets everything go
+            return
         if record.phase is not Phase.STOPPING:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
         await self._messenger.leave("ingest", record, record.ingest, drain, None)
         if not drain:
+            self._dequeue(record)
             await self._clock.sleep(0.3)  # let the source's totals reach egress first
             await self._messenger.leave("egress", record, record.egress, drain, None)
 
@@ -261,6 +281,9 @@ class StreamDesk:
             return
         log.warning("stream %s fails: %s", stream, reason)
         record.failure = reason
+        if record.phase is Phase.OPENING:
+            record.move(Phase.STOPPING)
+            return
         if record.phase is not Phase.STOPPING:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
@@ -298,11 +321,14 @@ class StreamDesk:
         record = self.records.get(event.stream)
         if record is None or record.phase is Phase.ENDED:
             return
+        self._dequeue(record)
         await self._let_go(record, drain=False, failure=None, egress=False)
         await self._ended(record, StreamState.FAILED if event.event is EventKind.FAILED else StreamState.STOPPED)
 
     async def _ended(self, record: StreamRecord, state: StreamState) -> None:
         self._dequeue(record)
+        if record.phase is Phase.ENDED:
+            return
         record.move(Phase.ENDED)
         if record.failure is not None or state is StreamState.FAILED:
             await self._move(record.stream, StreamState.STOPPING, StreamState.FAILED)
@@ -313,7 +339,7 @@ class StreamDesk:
     def _dequeue(self, record: StreamRecord) -> None:
         core = self.cores.get(record.pipeline)
         if core is not None:
-            core.remove(record.stream)
+            self._release(core.remove(record.stream))
 
     async def _let_go(self, record: StreamRecord, drain: bool, failure: str | None, egress: bool) -> None:
         await self._messenger.leave("ingest", record, record.ingest, drain, failure)
@@ -334,3 +360,21 @@ class StreamDesk:
                 await self._store.move(stream, state)
             except (IllegalMoveError, LookupError) as error:
                 log.debug("stream %s: %s", stream, error)
+
+
+def _still_opening(record: StreamRecord) -> None:
+    """Raises RefusedError when the stream was stopped, or lost a service, while it was being opened."""
+    if record.phase is not Phase.OPENING:
+        raise RefusedError(record.failure or "stopped before it started")
+
+
+async def _all(*works: Coroutine[Any, Any, None]) -> None:
+    """All of them; when one fails the others are cancelled, and its error is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -28,6 +28,7 @@ from shared.contracts.events import (
     StreamEvent,
     StreamTaken,
 )
+from shared.contracts.refs import TensorRef
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
 
@@ -59,7 +60,7 @@ class Handlers:
         self._batch_log = batch_log
         self._commands: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._publishing = asyncio.Lock()
+        self._publishing: dict[str, asyncio.Lock] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.counters: dict[str, int] = {}
 
@@ -133,6 +134,9 @@ class Handlers:
     async def on_beat(self, received: Received) -> None:
         """A heartbeat. An instance that came back empty has lost its streams."""
         beat: Beat = received.message
+        core = self._desk.cores.get(beat.pipeline)
+        if core is not None and "decode" in beat.role_ms:
+            core.cost.observe("decode", 1.0, beat.role_ms["decode"])
         if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
             await self.lost(beat.instance, "was restarted")
 
@@ -177,9 +181,14 @@ class Handlers:
             self._spawn(self.pump_core(core))
 
     async def pump_core(self, core: PipelineCore) -> None:
-        """Schedule on one pipeline now. The lock keeps batches on the wire in their sequence."""
-        async with self._publishing:
-            await self._act_locked(core.schedule(self._clock.now_ns()))
+        """Schedule on one pipeline now. Its lock keeps batches on the wire in their sequence."""
+        async with self._publishing.setdefault(core.pipeline, asyncio.Lock()):
+            decisions = core.schedule(self._clock.now_ns())
+            for batch in decisions.batches:
+                await self._bus.publish(subjects.pipeline_stage(batch.pipeline, 0), batch)
+                self._trace(batch)
+                self._log(batch)
+        await self._act(decisions)
         self._wake_for(core)
 
     def _wake_for(self, core: PipelineCore) -> None:
@@ -206,35 +215,38 @@ class Handlers:
         log.warning("pipeline %s is rebuilt: %s", core.pipeline, reason)
         self._count("pipeline_faults")
         await self._act(core.fault(reason))
-        for stream, queue in core.streams.items():
+        for stream, queue in list(core.streams.items()):
             if queue.live:
                 await self._desk.tell(stream, EventKind.WARNING, reason=f"the pipeline was rebuilt: {reason}")
 
     async def _act(self, decisions: Decisions) -> None:
-        async with self._publishing:
-            await self._act_locked(decisions)
-
-    async def _act_locked(self, decisions: Decisions) -> None:
-        for batch in decisions.batches:
-            await self._bus.publish(subjects.pipeline_stage(batch.pipeline, 0), batch)
-            self._trace(batch)
-            self._log(batch)
+        """Everything decided but the batches. What waits for an answer must not hold up the next decision."""
         for drop in decisions.drops:
             await self._bus.publish(subjects.stream(drop.stamp.stream, "frames"), drop)
             self._count(f"dropped_{drop.reason}")
-        for ref in decisions.released:
-            await self._tensors.release_anywhere(ref)
+        self.release(decisions.released)
         for applied in decisions.applied:
-            await self._desk.tell(
-                applied.stream,
-                EventKind.APPLIED,
-                command=applied.command,
-                version=applied.version,
-                chunk=applied.chunk,
-                pts=applied.pts,
+            self._spawn(
+                self._desk.tell(
+                    applied.stream,
+                    EventKind.APPLIED,
+                    command=applied.command,
+                    version=applied.version,
+                    chunk=applied.chunk,
+                    pts=applied.pts,
+                )
             )
         for stream, reason in decisions.failed.items():
             self._spawn(self._desk.fail(stream, reason))
+
+    def release(self, refs: list[TensorRef]) -> None:
+        """Give back tensors that nobody will read."""
+        if refs:
+            self._spawn(self._release_all(refs))
+
+    async def _release_all(self, refs: list[TensorRef]) -> None:
+        for ref in refs:
+            await self._tensors.release_anywhere(ref)
 
     def _trace(self, batch: StageBatch) -> None:
         for entry in batch.entries:

@@ -45,6 +45,7 @@ class StreamRecord:
     phase: Phase = Phase.OPENING
     failure: str | None = None
     prompts: PromptLedger = field(default_factory=PromptLedger)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def move(self, to: Phase) -> None:
         """Raises ValueError naming the move when it is not legal."""

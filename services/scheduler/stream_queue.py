@@ -168,9 +168,14 @@ class StreamQueue:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
 
-    def lose_slots(self) -> list[ChunkStamp]:
-        """The pipeline was rebuilt: blocks under way are lost, the next one is a first block again."""
-        lost = [stamp for work in self.later.values() for stamp in work.stamps]
+    def lose_slots(self) -> list[Work]:
+        """The pipeline was rebuilt: blocks waiting for a later step are lost, the next one is a first block again."""
+        lost = list(self.later.values())
         self.later.clear()
         self.plan.reset()
         return lost
+
+    def inputs(self) -> list[TensorRef]:
+        """What waits here, as references."""
+        later = [ref for work in self.later.values() for ref in work.inputs]
+        return later + [chunk.latents for chunk in self.waiting]

@@ -13,6 +13,7 @@ from services.worker.device_thread import DeviceThread
 from services.worker.handlers import Handlers
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
+from shared.bus.port import BusError
 from shared.lifecycle import Context, run_service
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ class Worker:
     async def _watch_gaps(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            await self._handlers.watch_gaps()
+            try:
+                await self._handlers.watch_gaps()
+            except BusError as error:
+                log.warning("a fault could not be told: %s", error)
 
     async def drain(self, deadline_s: float) -> None:
         """Finish the jobs that are queued, within the deadline."""

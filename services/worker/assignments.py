@@ -86,6 +86,7 @@ class Assignments:
                 await self._place(take)
             except Exception as caught:
                 log.exception("cannot take stream %s", take.stream)
+                await self._undo(take.stream)
                 error = f"{self._context.instance} cannot hold the stream: {one_line(caught)}"
         answer = StreamTaken(
             service="worker", instance=self._context.instance, stream=take.stream, epoch=take.epoch, error=error
@@ -104,6 +105,11 @@ class Assignments:
                 subject = subjects.stream(take.stream, leaf)
                 placed.subscriptions.append(await self._bus.subscribe(subject, handler, size=size))
 
+    async def _undo(self, stream: str) -> None:
+        placed = self.streams.pop(stream, None)
+        if placed is not None:
+            await _unsubscribe(placed)
+
     async def _leave(self, stream: str, epoch: int) -> None:
         placed = self.streams.get(stream)
         if placed is None or placed.take.epoch > epoch:
@@ -114,9 +120,13 @@ class Assignments:
         asyncio.get_running_loop().call_later(CLOSE_DELAY_S, self._close_later, stream)
 
     def _close_later(self, stream: str) -> None:
+        def close() -> None:
+            if stream not in self.streams:
+                self._runtime.close(stream)
+
         if stream not in self.streams:
-            try:
-                self._device.submit(Rank.CONTROL, lambda: self._runtime.close(stream), lambda _: None)
+            try:  # with the stage's rank: behind every batch that was admitted before
+                self._device.submit(Rank.STAGE, close, lambda _: None)
             except QueueFullError:
                 log.warning("stream %s keeps its state: the device has too much to do", stream)
 

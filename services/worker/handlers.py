@@ -39,6 +39,8 @@ from shared.tensors.port import TensorError
 
 log = logging.getLogger(__name__)
 
+FAULT_REPEAT_S = 0.5
+
 
 class Handlers:
     """One worker's messages."""
@@ -53,7 +55,7 @@ class Handlers:
         self._settings = runtime.settings
         self._outbox = Outbox()
         self._sequencer = BatchSequencer()
-        self._fault_told: tuple[int, int] | None = None
+        self._fault_told_at = 0.0
         self.assignments = Assignments(context, runtime, device, self.on_chunk, self.on_denoised)
         self.counters: dict[str, int] = {}
         self.role_ms: dict[str, float] = {}
@@ -98,7 +100,11 @@ class Handlers:
                 self._outbox.put(lambda: self._dropped_by(outcome, stamp))
                 return
             self._record("encode", (stamp,), outcome)
-            ref = self._latents_ref(outcome.value.latents, placed.ttl_s, local=self._is_stage(0))
+            try:
+                ref = self._latents_ref(outcome.value.latents, placed.ttl_s, local=self._is_stage(0))
+            except TensorError as error:
+                self._outbox.put(lambda reason=f"no_room: {error}": self._drop(stamp, reason))
+                return
             encoded = LatentsEncoded(
                 stamp=stamp,
                 latents=ref,
@@ -129,10 +135,11 @@ class Handlers:
         """A gap that does not fill is a pipeline fault (rule 1)."""
         sequencer = self._sequencer
         if sequencer.gap_age_ns(time.time_ns()) > self._settings.gap_timeout_s * 1e9:
-            gap = (sequencer.generation, sequencer.expected)
-            if self._fault_told != gap:
-                self._fault_told = gap
-                await self._tell_fault(*gap, f"batch {sequencer.expected} never came to stage {self._settings.stage}")
+            now = time.monotonic()
+            if now - self._fault_told_at >= FAULT_REPEAT_S:  # told again until a new generation comes: it may be lost
+                self._fault_told_at = now
+                reason = f"batch {sequencer.expected} never came to stage {self._settings.stage}"
+                await self._tell_fault(sequencer.generation, sequencer.expected, reason)
 
     async def _run_batch(self, batch: StageBatch) -> None:
         role = self._runtime.stage
@@ -157,7 +164,7 @@ class Handlers:
                 return
             stamps = tuple(stamp for entry in batch.entries for stamp in entry.stamps)
             self._record("stage", stamps, outcome)
-            self._outbox.put(lambda: self._pass_on(batch, outcome.value, outcome))
+            self._outbox.put(lambda: self._try_pass_on(batch, outcome))
 
         deadlines = [entry.stamps[0].frames[0].deadline_ns for entry in batch.entries if entry.stamps[0].live]
         try:
@@ -168,6 +175,12 @@ class Handlers:
     async def _item_input(self, entry: BatchEntry, device: torch.device) -> torch.Tensor:
         parts = [await receive(self._tensors, ref, device) for ref in entry.inputs]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    async def _try_pass_on(self, batch: StageBatch, outcome: Outcome) -> None:
+        try:
+            await self._pass_on(batch, outcome.value, outcome)
+        except TensorError as error:
+            await self._fault(batch, f"the results of batch {batch.seq} found no room: {error}")
 
     async def _pass_on(self, batch: StageBatch, output: StageOutput, outcome: Outcome) -> None:
         stage_ms = (*batch.compute_ms, outcome.compute_ms)

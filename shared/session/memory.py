@@ -10,6 +10,7 @@ from shared.clock import Clock, SystemClock
 from shared.contracts.commands import StreamSpec
 from shared.contracts.events import LedgerTotals
 from shared.session.port import (
+    ENDED_TTL_S,
     NoSuchStreamError,
     StreamExistsError,
     decode_session,
@@ -41,17 +42,30 @@ class _Lease:
 
 
 class MemoryStore:
-    """See ``SessionStore``. ``clock`` drives leases and expiry."""
+    """See ``SessionStore``. ``clock`` drives leases and expiry; ``ended_ttl_s`` is how long ended streams are kept."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, ended_ttl_s: float = ENDED_TTL_S) -> None:
         self._clock: Clock = clock or SystemClock()
+        self._ended_ttl_s = ended_ttl_s
         self._sessions: dict[str, dict[str, bytes]] = {}
         self._ledgers: dict[str, _Ledger] = {}
+        self._forget_at: dict[str, float] = {}
         self._embeddings: dict[str, tuple[float, str, tuple[int, ...], bytes]] = {}
         self._leases: dict[str, _Lease] = {}
         self._terms: dict[str, int] = {}
 
+    def _forget_ended(self) -> None:
+        now = self._clock.monotonic()
+        for stream in [stream for stream, at in self._forget_at.items() if at <= now]:
+            self._forget(stream)
+
+    def _forget(self, stream: str) -> None:
+        self._sessions.pop(stream, None)
+        self._ledgers.pop(stream, None)
+        self._forget_at.pop(stream, None)
+
     def _session(self, stream: str) -> dict[str, bytes]:
+        self._forget_ended()
         session = self._sessions.get(stream)
         if session is None:
             raise NoSuchStreamError(f"stream {stream} is not known")
@@ -61,9 +75,10 @@ class MemoryStore:
         return StreamState(unpack(self._session(stream)["state"]))
 
     async def create(self, stream: str, spec: StreamSpec) -> None:
+        self._forget_ended()
         if stream in self._sessions and self._state(stream) not in TERMINAL_STATES:
             raise StreamExistsError(f"stream {stream} is under way")
-        self._ledgers.pop(stream, None)
+        self._forget(stream)
         self._sessions[stream] = {"spec": pack(spec.model_dump()), "state": pack(StreamState.STARTING.value)}
 
     async def put(self, stream: str, owner: Owner, fields: Mapping[str, Any]) -> None:
@@ -72,21 +87,24 @@ class MemoryStore:
         self._session(stream).update(packed)
 
     async def get(self, stream: str) -> dict[str, Any] | None:
+        self._forget_ended()
         session = self._sessions.get(stream)
         return None if session is None else decode_session(session)
 
     async def streams(self) -> list[str]:
+        self._forget_ended()
         return sorted(self._sessions)
 
     async def move(self, stream: str, to: StreamState) -> StreamState:
         current = self._state(stream)
         check_move(stream, current, to)
         self._session(stream)["state"] = pack(to.value)
+        if to in TERMINAL_STATES:
+            self._forget_at[stream] = self._clock.monotonic() + self._ended_ttl_s
         return current
 
     async def delete(self, stream: str) -> None:
-        self._sessions.pop(stream, None)
-        self._ledgers.pop(stream, None)
+        self._forget(stream)
 
     async def put_embedding(self, digest: str, dtype: str, shape: Sequence[int], data: bytes) -> None:
         now = self._clock.monotonic()
@@ -127,9 +145,15 @@ class MemoryStore:
         if lease is not None and (lease.holder, lease.term) == (holder, term):
             del self._leases[name]
 
+    def _ledger_to_write(self, stream: str) -> _Ledger:
+        self._forget_ended()
+        if stream not in self._sessions:
+            self._forget_at[stream] = self._clock.monotonic() + self._ended_ttl_s
+        return self._ledgers.setdefault(stream, _Ledger())
+
     async def close_chunk(self, stream: str, chunk: int, verdict: dict[str, int]) -> bool:
         counts = verdict_counts(verdict)
-        ledger = self._ledgers.setdefault(stream, _Ledger())
+        ledger = self._ledger_to_write(stream)
         if chunk < ledger.through or chunk in ledger.above:
             return False
         ledger.above.add(chunk)
@@ -142,6 +166,7 @@ class MemoryStore:
         return True
 
     async def ledger(self, stream: str) -> tuple[LedgerTotals, int, int]:
+        self._forget_ended()
         ledger = self._ledgers.get(stream, _Ledger())
         counts = dict(ledger.counts)
         for name, frames in ledger.source_drops.items():
@@ -150,7 +175,7 @@ class MemoryStore:
 
     async def put_ledger_frames_in(self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None) -> None:
         drops = verdict_counts(dropped or {})
-        ledger = self._ledgers.setdefault(stream, _Ledger())
+        ledger = self._ledger_to_write(stream)
         ledger.frames_in = max(ledger.frames_in, frames_in)
         for name, frames in drops.items():
             ledger.source_drops[name] = max(ledger.source_drops.get(name, 0), frames)

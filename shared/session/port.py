@@ -12,6 +12,8 @@ from shared.contracts.events import LedgerTotals
 from shared.session.state import Owner, StreamState
 
 VERDICTS = ("on_time", "late", "skipped")
+ENDED_TTL_S = 3600.0
+"""How long a stream that ended can still be read: its session, its ledger and its place in the list."""
 
 
 class StoreError(RuntimeError):
@@ -74,7 +76,11 @@ def totals_of(counts: Mapping[str, int], frames_in: int) -> LedgerTotals:
 
 
 class SessionStore(Protocol):
-    """State that outlives a process. Every method may raise StoreUnavailableError."""
+    """State that outlives a process. Every method may raise StoreUnavailableError.
+
+    A session that moved to stopped or failed is forgotten after the store's ``ended_ttl_s``, ledger and all; what is
+    written to it meanwhile does not prolong its time. A ledger that has no session lasts that long after its last write.
+    """
 
     async def create(self, stream: str, spec: StreamSpec) -> None:
         """Begin a session in state starting. One that ended is replaced, ledger included; else StreamExistsError."""
@@ -89,11 +95,14 @@ class SessionStore(Protocol):
         ...
 
     async def streams(self) -> list[str]:
-        """The ids of all sessions, sorted."""
+        """The ids of all sessions, sorted; ended ones until they are forgotten."""
         ...
 
     async def move(self, stream: str, to: StreamState) -> StreamState:
-        """Change the state, atomically, and return the one before. Raises IllegalMoveError, NoSuchStreamError."""
+        """Change the state, atomically, and return the one before. Raises IllegalMoveError, NoSuchStreamError.
+
+        A terminal state starts the time after which the session is forgotten.
+        """
         ...
 
     async def delete(self, stream: str) -> None:

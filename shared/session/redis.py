@@ -1,7 +1,8 @@
 """The session store in Redis. What must not be torn apart is one Lua script, which Redis runs as one transaction.
 
-Keys, all under ``prefix``: ``streams`` (set of ids), ``stream:<id>`` (hash), ``ledger:<id>`` (hash: closed, through,
-frames_in, ``n:<verdict>``, ``s:<ingest's drops>``), ``ledger:<id>:above`` (set of closed chunks over the watermark),
+Keys, all under ``prefix``: ``index`` (ids by the time they are forgotten, UNIX ms, +inf while under way), ``stream:<id>``
+(hash), ``ledger:<id>`` (hash: closed, through, frames_in, ``n:<verdict>``, ``s:<ingest's drops>``), ``ledger:<id>:above``
+(set of closed chunks over the watermark),
 ``embedding:<digest>`` (hash), ``lease:<name>`` (hash), ``term:<name>`` (counter).
 """
 
@@ -21,6 +22,7 @@ from redis.backoff import ConstantBackoff
 from shared.contracts.commands import StreamSpec
 from shared.contracts.events import LedgerTotals
 from shared.session.port import (
+    ENDED_TTL_S,
     NoSuchStreamError,
     StoreUnavailableError,
     StreamExistsError,
@@ -47,7 +49,7 @@ MAX_CONNECTIONS = 16
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# KEYS: stream, streams, ledger, above. ARGV: id, spec, starting, then the states that may be replaced.
+# KEYS: stream, index, ledger, above. ARGV: id, spec, starting, then the states that may be replaced.
 _CREATE = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state then
@@ -57,7 +59,7 @@ if state then
 end
 redis.call('DEL', KEYS[1], KEYS[3], KEYS[4])
 redis.call('HSET', KEYS[1], 'spec', ARGV[2], 'state', ARGV[3])
-redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('ZADD', KEYS[2], '+inf', ARGV[1])
 return 1
 """
 
@@ -68,18 +70,42 @@ redis.call('HSET', KEYS[1], unpack(ARGV))
 return 1
 """
 
-# KEYS: stream. ARGV: to, then the states it may follow. Returns {moved, state before}.
-_MOVE = """
+# The server's time in ms: the index and the keys must agree on it.
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+# KEYS: stream, index, ledger, above. ARGV: id, to, ms to keep it (0: for good), then the states it may follow.
+# Returns {moved, state before}.
+_MOVE = (
+    _NOW
+    + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {0, ''} end
-for i = 2, #ARGV do
+for i = 4, #ARGV do
   if ARGV[i] == state then
-    redis.call('HSET', KEYS[1], 'state', ARGV[1])
+    redis.call('HSET', KEYS[1], 'state', ARGV[2])
+    if ARGV[3] ~= '0' then
+      local over = string.format('%d', now + ARGV[3])
+      for _, key in ipairs({KEYS[1], KEYS[3], KEYS[4]}) do redis.call('PEXPIREAT', key, over) end
+      redis.call('ZADD', KEYS[2], over, ARGV[1])
+    end
     return {1, state}
   end
 end
 return {0, state}
 """
+)
+
+# KEYS: index.
+_STREAMS = (
+    _NOW
+    + """
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. string.format('%d', now))
+return redis.call('ZRANGE', KEYS[1], 0, -1)
+"""
+)
 
 # KEYS: lease, term. ARGV: holder, ttl in ms.
 _ACQUIRE = """
@@ -99,27 +125,41 @@ if ARGV[3] == '0' then redis.call('DEL', KEYS[1]) else redis.call('PEXPIRE', KEY
 return 1
 """
 
-# KEYS: ledger, above. ARGV: chunk, then verdict, frames, …
-_CLOSE_CHUNK = """
-local chunk = tonumber(ARGV[1])
-local through = tonumber(redis.call('HGET', KEYS[1], 'through') or '0')
-if chunk < through or redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 1 then return 0 end
-redis.call('SADD', KEYS[2], ARGV[1])
-redis.call('HINCRBY', KEYS[1], 'closed', 1)
-for i = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], 'n:' .. ARGV[i], ARGV[i + 1]) end
-while redis.call('SREM', KEYS[2], string.format('%d', through)) == 1 do through = through + 1 end
-redis.call('HSET', KEYS[1], 'through', string.format('%d', through))
-return 1
-"""
-
-# KEYS: ledger. ARGV: field, number, …: each is raised to the number, never lowered.
-_RAISE = """
-for i = 1, #ARGV, 2 do
-  local old = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1')
-  if tonumber(ARGV[i + 1]) > old then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+# KEYS: stream, ledger, above. ARGV: ms to keep a ledger that has no session. One that has goes when the session goes.
+_KEEP_LEDGER = """
+local left = redis.call('PTTL', KEYS[1])
+if left ~= -1 then
+  if left == -2 then left = tonumber(ARGV[1]) end
+  for i = 2, 3 do redis.call('PEXPIRE', KEYS[i], math.max(left, 1)) end
 end
 return 1
 """
+
+# KEYS: stream, ledger, above. ARGV: ms, chunk, then verdict, frames, …
+_CLOSE_CHUNK = (
+    """
+local chunk = tonumber(ARGV[2])
+local through = tonumber(redis.call('HGET', KEYS[2], 'through') or '0')
+if chunk < through or redis.call('SISMEMBER', KEYS[3], ARGV[2]) == 1 then return 0 end
+redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('HINCRBY', KEYS[2], 'closed', 1)
+for i = 3, #ARGV, 2 do redis.call('HINCRBY', KEYS[2], 'n:' .. ARGV[i], ARGV[i + 1]) end
+while redis.call('SREM', KEYS[3], string.format('%d', through)) == 1 do through = through + 1 end
+redis.call('HSET', KEYS[2], 'through', string.format('%d', through))
+"""
+    + _KEEP_LEDGER
+)
+
+# KEYS: stream, ledger, above. ARGV: ms, field, number, …: each is raised to the number, never lowered.
+_RAISE = (
+    """
+for i = 2, #ARGV, 2 do
+  local old = tonumber(redis.call('HGET', KEYS[2], ARGV[i]) or '-1')
+  if tonumber(ARGV[i + 1]) > old then redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+end
+"""
+    + _KEEP_LEDGER
+)
 
 
 def _reached(method: Callable[P, CoroutineType[Any, Any, R]]) -> Callable[P, CoroutineType[Any, Any, R]]:
@@ -137,21 +177,23 @@ def _reached(method: Callable[P, CoroutineType[Any, Any, R]]) -> Callable[P, Cor
 
 
 class RedisStore:
-    """See ``SessionStore``. Connect with ``await RedisStore.connect(url)``."""
+    """See ``SessionStore``. Connect with ``await RedisStore.connect(url)``; ended streams are kept ``ended_ttl_s``."""
 
-    def __init__(self, client: Redis, prefix: str = "rheo:") -> None:
+    def __init__(self, client: Redis, prefix: str = "rheo:", ended_ttl_s: float = ENDED_TTL_S) -> None:
         self._redis = client
         self._prefix = prefix
+        self._ended_ms = _ms(ended_ttl_s)
         self._create = client.register_script(_CREATE)
         self._put = client.register_script(_PUT)
         self._move = client.register_script(_MOVE)
+        self._streams = client.register_script(_STREAMS)
         self._acquire = client.register_script(_ACQUIRE)
         self._renew = client.register_script(_RENEW)
         self._close_chunk = client.register_script(_CLOSE_CHUNK)
         self._raise = client.register_script(_RAISE)
 
     @classmethod
-    async def connect(cls, url: str, prefix: str = "rheo:") -> Self:
+    async def connect(cls, url: str, prefix: str = "rheo:", ended_ttl_s: float = ENDED_TTL_S) -> Self:
         """A store whose server answered. Raises StoreUnavailableError within 3 s."""
         try:
             # Blocking: with all connections in use a command waits for one instead of failing.
@@ -176,17 +218,22 @@ class RedisStore:
             raise StoreUnavailableError(
                 f"no Redis server at {url} ({reason}): start redis-server there, or set RHEOCAST_REDIS_URL"
             ) from error
-        return cls(client, prefix)
+        return cls(client, prefix, ended_ttl_s)
 
     def _key(self, *parts: str) -> str:
         return self._prefix + ":".join(parts)
 
+    def _ledger_keys(self, stream: str) -> list[str]:
+        return [self._key("ledger", stream), self._key("ledger", stream, "above")]
+
+    def _stream_keys(self, stream: str) -> list[str]:
+        return [self._key("stream", stream), self._key("index"), *self._ledger_keys(stream)]
+
     @_reached
     async def create(self, stream: str, spec: StreamSpec) -> None:
-        keys = [self._key("stream", stream), self._key("streams"), *self._ledger_keys(stream)]
         over = [pack(state.value) for state in TERMINAL_STATES]
         args = [stream, pack(spec.model_dump()), pack(StreamState.STARTING.value), *over]
-        if not await self._create(keys=keys, args=args):
+        if not await self._create(keys=self._stream_keys(stream), args=args):
             raise StreamExistsError(f"stream {stream} is under way")
 
     @_reached
@@ -203,13 +250,14 @@ class RedisStore:
 
     @_reached
     async def streams(self) -> list[str]:
-        members: set[bytes] = await self._redis.smembers(self._key("streams"))  # type: ignore[misc]
+        members: list[bytes] = await self._streams(keys=[self._key("index")])
         return sorted(member.decode() for member in members)
 
     @_reached
     async def move(self, stream: str, to: StreamState) -> StreamState:
-        args = [pack(to.value), *(pack(state.value) for state in states_before(to))]
-        moved, before = await self._move(keys=[self._key("stream", stream)], args=args)
+        keep_ms = self._ended_ms if to in TERMINAL_STATES else 0
+        args = [stream, pack(to.value), keep_ms, *(pack(state.value) for state in states_before(to))]
+        moved, before = await self._move(keys=self._stream_keys(stream), args=args)
         if not before:
             raise NoSuchStreamError(f"stream {stream} is not known")
         current = StreamState(unpack(before))
@@ -221,7 +269,7 @@ class RedisStore:
     async def delete(self, stream: str) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(self._key("stream", stream), *self._ledger_keys(stream))
-            pipe.srem(self._key("streams"), stream)
+            pipe.zrem(self._key("index"), stream)
             await pipe.execute()
 
     @_reached
@@ -256,15 +304,13 @@ class RedisStore:
     async def release(self, name: str, holder: str, term: int) -> None:
         await self._renew(keys=[self._key("lease", name)], args=[holder, term, 0])
 
-    def _ledger_keys(self, stream: str) -> list[str]:
-        return [self._key("ledger", stream), self._key("ledger", stream, "above")]
-
     @_reached
     async def close_chunk(self, stream: str, chunk: int, verdict: dict[str, int]) -> bool:
-        args: list[str | int] = [chunk]
+        args: list[str | int] = [self._ended_ms, chunk]
         for name, frames in verdict_counts(verdict).items():
             args += [name, frames]
-        return bool(await self._close_chunk(keys=self._ledger_keys(stream), args=args))
+        keys = [self._key("stream", stream), *self._ledger_keys(stream)]
+        return bool(await self._close_chunk(keys=keys, args=args))
 
     @_reached
     async def ledger(self, stream: str) -> tuple[LedgerTotals, int, int]:
@@ -281,10 +327,10 @@ class RedisStore:
 
     @_reached
     async def put_ledger_frames_in(self, stream: str, frames_in: int, dropped: Mapping[str, int] | None = None) -> None:
-        args: list[str | int] = ["frames_in", frames_in]
+        args: list[str | int] = [self._ended_ms, "frames_in", frames_in]
         for name, frames in verdict_counts(dropped or {}).items():
             args += [f"s:{name}", frames]
-        await self._raise(keys=[self._key("ledger", stream)], args=args)
+        await self._raise(keys=[self._key("stream", stream), *self._ledger_keys(stream)], args=args)
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

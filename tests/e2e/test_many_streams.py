@@ -15,7 +15,7 @@ from tests.support.lab import Lab, Running, difference, frames_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
-FRAMES = 37
+FRAMES = 61
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=[1, 2], ids=["one stage", "two stages"])

@@ -66,7 +66,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     if root:  # root may read everything: look at it as somebody else
         os.seteuid(NOBODY)
     try:
-        with pytest.raises(MediaError, match="(?i)permission"):
+        with pytest.raises(MediaError, match=r"(?i)permission"):
             probe(path)
     finally:
         if root:

@@ -318,6 +318,7 @@ def test_results_of_a_stream_that_has_left_are_given_back() -> None:
     bench.stream("a", steps=2, live=False)
     bench.offer(chunk("a", 0, live=False))
     bench.schedule()
-    bench.core.remove("a")
+    bench.offer(chunk("a", 1, live=False))
+    assert bench.core.remove("a") == [REF], "a chunk that waited"
     bench.finish()
-    assert bench.said[-1].released == [REF]
+    assert bench.said[-1].released == [REF], "the next step's input"
