@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shared.reproducible import reproducible_mkl
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
@@ -39,17 +41,6 @@ def usable_cores() -> int:
 def worker_threads(stages: int, cores: int) -> int:
     """Torch threads per worker: two torch processes with more threads than cores run many times slower (rule 12)."""
     return max(1, cores // stages)
-
-
-def reproducible_mkl() -> str:
-    """MKL's mode in which a product's bits depend neither on the thread count nor on how many rows share a call."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return "COMPATIBLE"
-    if "avx512f" in flags:
-        return "AVX512,STRICT"
-    return "AVX2,STRICT" if "avx2" in flags else "COMPATIBLE"
 
 
 def processes(topology: Topology) -> list[ProcessSpec]:

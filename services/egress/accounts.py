@@ -35,12 +35,15 @@ class Accounts:
         try:
             while self._waiting:
                 verdict = self._waiting[0]
+                # From here until the answer nobody knows whether the store has the verdict, whatever ends the wait.
+                asked_before, self._unsure = self._unsure, True
                 first = await self._store.close_chunk(self._stream, verdict.chunk, verdict.counts())
                 # After an answer that got lost, "closed already" speaks of this very verdict.
-                if not first and not self._unsure:
+                if not first and not asked_before:
                     self._ledger.retract(verdict)
                 self._unsure = False
-                self._waiting.popleft()
+                if self._waiting and self._waiting[0] is verdict:
+                    self._waiting.popleft()
                 written += 1
             if written:
                 await self._store.put_ledger_frames_in(self._stream, *self._ledger.ingest_drops())
@@ -48,7 +51,7 @@ class Accounts:
         except StoreError as error:
             if not self._complained:
                 log.warning("stream %s: the ledger waits for the session store: %s", self._stream, error)
-            self._complained = self._unsure = True
+            self._complained = True
             written += len(self._waiting)  # credits must flow all the same
         return written
 

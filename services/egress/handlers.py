@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from services.egress.settings import Settings
 from services.egress.sinks.opening import destinations, open_sinks
 from services.egress.sinks.port import SinkError
 from services.egress.stream import EgressStream
-from shared.bus.port import Bus, Received, Subscription
+from shared.bus.port import Bus, BusError, Received, Subscription
 from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, StreamSpec, TakeStream
@@ -155,12 +156,22 @@ class Handlers:
         stream.leave(leave)
 
     async def _open(self, take: TakeStream) -> EgressStream:
-        """Open the sinks and listen. Raises SinkError."""
+        """Listen and open the sinks. Raises SinkError, BusError."""
         ledger = await self._ledger(take.stream)
         roots, taken = self._settings.roots, {file for files in self._files.values() for file in files}
-        sinks = await asyncio.to_thread(
-            open_sinks, take.spec, take.width, take.height, roots, taken, resume=ledger.closed_chunks > 0
-        )
+        # Listening may fail, and opening may: what was begun is undone, so that a repeated assignment finds nothing.
+        subscriptions: list[Subscription] = []
+        try:
+            for leaf, handler in (("chunk", self.on_chunk), ("audio", self.on_audio), ("frames", self.on_frames)):
+                subscriptions.append(await self._bus.subscribe(subjects.stream(take.stream, leaf), handler))
+            sinks = await asyncio.to_thread(
+                open_sinks, take.spec, take.width, take.height, roots, taken, resume=ledger.closed_chunks > 0
+            )
+        except BaseException:
+            for subscription in subscriptions:
+                with suppress(BusError):
+                    await subscription.unsubscribe()
+            raise
         stream = EgressStream(
             take,
             self._settings,
@@ -175,10 +186,7 @@ class Handlers:
         )
         self._streams[take.stream] = stream
         self._files[take.stream] = destinations(take.spec, roots)
-        self._subscriptions[take.stream] = [
-            await self._bus.subscribe(subjects.stream(take.stream, leaf), handler)
-            for leaf, handler in (("chunk", self.on_chunk), ("audio", self.on_audio), ("frames", self.on_frames))
-        ]
+        self._subscriptions[take.stream] = subscriptions
         stream.start()
         return stream
 

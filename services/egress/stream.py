@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -43,6 +44,10 @@ from shared.tensors.port import TensorError, TensorReader
 log = logging.getLogger(__name__)
 
 IDLE_S = 1.0
+# How long the end waits for a write to the store that is under way, and repeats the last event if the bus refuses it.
+BOOKS_STOP_S = 15.0
+LAST_EVENT_S = 10.0
+LAST_EVENT_PAUSE_S = 0.5
 _SERVICE = re.compile(r"(gateway|ingest|motion|scheduler|worker|egress)[-\w]*\W+(.*)", re.DOTALL)
 
 
@@ -100,6 +105,7 @@ class EgressStream:
         self._source_error: str | None = None
         self._ending: tuple[str | None, str] | None = None  # (failure, drop key) once told to leave at once
         self._closes = asyncio.Event()
+        self._books_end = False
         self._sound_came = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._bookkeeper: asyncio.Task[None] | None = None
@@ -204,6 +210,9 @@ class EgressStream:
             self._accounts.add(self._core.abort("egress:failed"))
         try:
             await self._end(failure)
+        except Exception as error:
+            log.exception("stream %s: its end fails", self.stream)
+            await self._tell_last(EventKind.FAILED, f"egress failed: {one_line(error)}")
         finally:
             self._done(self)
 
@@ -263,16 +272,22 @@ class EgressStream:
 
     async def _keep_books(self) -> None:
         """Verdicts to the store and the bus, beside the playing; the newest is repeated every second."""
-        while True:
+        while not self._books_end:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.repeat_s):
                     await self._closes.wait()
             self._closes.clear()
+            if self._books_end:
+                return
             try:
                 await self._accounts.write()
                 await self._tell_closed()
-            except (BusError, OSError) as error:
-                log.warning("stream %s: its verdicts were not told: %s", self.stream, error)
+            except Exception as error:
+                # It must not end: without verdicts no credit comes back.
+                known = isinstance(error, BusError | OSError)
+                log.warning(
+                    "stream %s: its verdicts were not told: %s", self.stream, error, exc_info=None if known else error
+                )
 
     async def _tell_closed(self) -> None:
         ledger = self._core.ledger
@@ -295,24 +310,32 @@ class EgressStream:
         made = await self._sinks.finish()
         failure = failure or self._sinks.error
         if self._sound.lost:
-            reason = f"{self._sound.lost} parts of the sound were lost on their way"
-            await self._tell(EventKind.WARNING, reason)
+            await self._warn(f"{self._sound.lost} parts of the sound were lost on their way")
         if self._source_error is not None and failure is None:
-            await self._tell(EventKind.WARNING, f"the source broke: {self._source_error}")
+            await self._warn(f"the source broke: {self._source_error}")
         await self._accounts.finish(self._meter.stats())
         with suppress(Exception):
             await self._tell_closed()
         kind = EventKind.STOPPED if failure is None else EventKind.FAILED
         log.info("stream %s %s: %s", self.stream, kind.value, failure or "; ".join(made) or "done")
         await self._accounts.move(failed=failure is not None)
-        await self._tell(kind, failure or self._source_error or "")
+        await self._tell_last(kind, failure or self._source_error or "")
 
     async def _stop_books(self) -> None:
-        if self._bookkeeper is not None:
+        """Let the bookkeeper end by itself: a write to the store is not to be cut off between question and answer.
+
+        Nor would a cancellation always be heard: ``asyncio.wait_for`` of Python 3.11, which the clients use, swallows
+        one that comes together with its result.
+        """
+        self._books_end = True
+        self._closes.set()
+        if self._bookkeeper is None:
+            return
+        await asyncio.wait({self._bookkeeper}, timeout=BOOKS_STOP_S)
+        if not self._bookkeeper.done():
             self._bookkeeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._bookkeeper
-            self._bookkeeper = None
+            await asyncio.wait({self._bookkeeper}, timeout=1.0)
+        self._bookkeeper = None
 
     async def _rest_of_sound(self, failure: str | None) -> None:
         """Sound comes on a subject of its own: give its last parts a moment."""
@@ -324,6 +347,25 @@ class EgressStream:
                     await self._sound_came.wait()
         for part in self._sound.flush(self._audio_parts):
             self._sinks.put_audio(part)
+
+    async def _warn(self, reason: str) -> None:
+        """Tell a warning. One that cannot be told does not hold up the end."""
+        try:
+            await self._tell(EventKind.WARNING, reason)
+        except (BusError, OSError) as error:
+            log.warning("stream %s: a warning was not told (%s): %s", self.stream, reason, error)
+
+    async def _tell_last(self, kind: EventKind, reason: str) -> None:
+        """The event everybody waits for: a bus that refuses it is asked again for a while."""
+        until = time.monotonic() + LAST_EVENT_S
+        while True:
+            try:
+                return await self._tell(kind, reason)
+            except (BusError, OSError) as error:
+                if time.monotonic() > until:
+                    log.error("stream %s: its end (%s) could not be told: %s", self.stream, kind.value, error)
+                    return None
+            await asyncio.sleep(LAST_EVENT_PAUSE_S)
 
     async def _tell(self, kind: EventKind, reason: str) -> None:
         last = kind in (EventKind.STOPPED, EventKind.FAILED)

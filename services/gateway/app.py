@@ -6,12 +6,12 @@ import asyncio
 import logging
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from starlette.middleware.base import RequestResponseEndpoint
+from fastapi import FastAPI
 
 from services.gateway.api import streams
+from services.gateway.body_limit import BodyLimit
 from services.gateway.handlers import Desk
-from services.gateway.problems import install, problem
+from services.gateway.problems import install
 from services.gateway.settings import Settings
 from shared.lifecycle import Context, run_service
 
@@ -22,13 +22,7 @@ def build_api(desk: Desk, settings: Settings) -> FastAPI:
     """The ASGI application. OpenAPI at ``/openapi.json``, its page at ``/docs``."""
     app = FastAPI(title="Rheocast", version="1", description="Live video in, generated video out.")
     install(app)
-
-    @app.middleware("http")
-    async def bounded(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > settings.max_body_bytes:
-            return problem(413, "Too large", f"a body may have {settings.max_body_bytes} bytes")
-        return await call_next(request)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
 
     @app.get("/healthz", tags=["health"], operation_id="health")
     async def health() -> dict[str, str]:

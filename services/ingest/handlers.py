@@ -66,7 +66,7 @@ class Handlers:
             task.cancel()
         await asyncio.gather(*self._opening.values(), *self._tasks, return_exceptions=True)
         await asyncio.gather(*(stream.close() for stream in list(self._streams.values())), return_exceptions=True)
-        for subscription in self._closed_subs.values():
+        for subscription in list(self._closed_subs.values()):
             await subscription.unsubscribe()
         self._streams.clear()
 
@@ -110,7 +110,9 @@ class Handlers:
             await self._answer(take, f"this ingest has its {self._settings.max_streams} streams open; stop one first")
         else:
             # Opening may take seconds, and other streams' messages must not wait for it.
-            self._opening[take.stream] = asyncio.create_task(self._open(take), name=f"open-{take.stream}")
+            task = asyncio.create_task(self._open(take), name=f"open-{take.stream}")
+            self._opening[take.stream] = task
+            task.add_done_callback(lambda task: self._forget_opening(take.stream, task))
 
     async def _open(self, take: TakeStream) -> None:
         stream = IngestStream(take, self._settings, self._bus, self._store, self._tensors, self._tracer, self._on_done)
@@ -118,6 +120,7 @@ class Handlers:
             await stream.open()
             subject = subjects.stream(take.stream, "closed")
             self._closed_subs[take.stream] = await self._bus.subscribe(subject, self.on_closed)
+            _raise_cancellation()
         except SourceError as error:
             self._opening.pop(take.stream, None)
             await stream.close()
@@ -125,12 +128,23 @@ class Handlers:
             return
         except BaseException:
             self._opening.pop(take.stream, None)
-            await stream.close()
+            await self._let_go(stream)
             raise
         self._opening.pop(take.stream, None)
         self._streams[take.stream] = stream
-        await self._answer(take, None)
-        stream.start()
+        try:
+            await self._answer(take, None)
+        finally:
+            # Whether it was heard or not: a repeated assignment is answered, and must find the stream running.
+            if self._streams.get(take.stream) is stream:
+                stream.start()
+
+    def _forget_opening(self, stream: str, task: asyncio.Task[None]) -> None:
+        if self._opening.get(stream) is task:
+            del self._opening[stream]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("stream %s could not be taken: %s", stream, error)
+        self._note_idle()
 
     async def _on_leave(self, leave: LeaveStream) -> None:
         opening = self._opening.get(leave.stream)
@@ -156,9 +170,11 @@ class Handlers:
 
     async def _let_go(self, stream: IngestStream) -> None:
         subscription = self._closed_subs.pop(stream.stream, None)
-        if subscription is not None:
-            await subscription.unsubscribe()
-        await stream.close()
+        try:
+            if subscription is not None:
+                await subscription.unsubscribe()
+        finally:
+            await stream.close()
 
     async def _answer(self, take: TakeStream, error: str | None) -> None:
         if error is not None:
@@ -180,3 +196,10 @@ class Handlers:
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
+
+
+def _raise_cancellation() -> None:
+    """Raise a cancellation that was swallowed: ``asyncio.wait_for`` of Python 3.11 loses one that meets its result."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -66,6 +66,9 @@ class Reader:
             await asyncio.to_thread(self._thread.join, 5.0)
 
     def _run(self) -> None:
+        # Whoever waits may give up while the source opens: from here on that cannot cancel what is set below.
+        if not self.opened.set_running_or_notify_cancel():
+            return
         try:
             source = self._open()
         except SourceError as error:
@@ -89,6 +92,8 @@ class Reader:
         self._feed.put(End(error_line))
 
     def _read(self, source: Source) -> None:
+        if self._feed.stopped:
+            return
         pacer = None if self._behind_ns is None else LivePacer(source.time_base, self._behind_ns)
         for item in source.read():
             if isinstance(item, Sound):

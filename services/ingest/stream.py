@@ -20,7 +20,7 @@ from services.ingest.rmse import chunk_rmse
 from services.ingest.settings import Settings
 from services.ingest.sources.opening import open_source
 from services.ingest.sources.port import Source, SourceError
-from shared.bus.port import Bus
+from shared.bus.port import Bus, BusError
 from shared.contracts import subjects
 from shared.contracts.commands import Mode, TakeStream
 from shared.contracts.events import (
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 CLOSED_TELLS = 12
 LEFT_TELLS = 24
 FULL_RETRY_S = 0.02
+FAIL_TELLS = 10
 
 
 class IngestStream:
@@ -79,6 +80,7 @@ class IngestStream:
         self._left_tells = self._closed_tells = 0
         self._leaving = False
         self._flushed = False
+        self._closing = False
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
@@ -96,7 +98,8 @@ class IngestStream:
         )
         reader.start()
         try:
-            source: Source = await asyncio.wait_for(asyncio.wrap_future(reader.opened), self._settings.open_timeout_s)
+            async with asyncio.timeout(self._settings.open_timeout_s):
+                source: Source = await asyncio.wrap_future(reader.opened)
         except TimeoutError:
             self._feed.stop()
             raise SourceError(f"the source did not open in {self._settings.open_timeout_s:.0f} s") from None
@@ -147,6 +150,7 @@ class IngestStream:
     async def close(self) -> None:
         """End the reader and the tasks."""
         self._feed.stop()
+        self._closing = True  # a client's asyncio.wait_for may swallow the cancellation
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -182,7 +186,7 @@ class IngestStream:
             self._done(self)
 
     def _finished(self) -> bool:
-        return self._closed_tells >= CLOSED_TELLS or self._left_tells >= LEFT_TELLS
+        return self._closing or self._closed_tells >= CLOSED_TELLS or self._left_tells >= LEFT_TELLS
 
     async def _step(self) -> bool:
         """One piece of work; False when there is none."""
@@ -300,8 +304,14 @@ class IngestStream:
         event = StreamEvent(
             stream=self.stream, event=EventKind.FAILED, service="ingest", at_ns=time.time_ns(), reason=reason
         )
-        with suppress(Exception):
-            await self._bus.publish(subjects.stream(self.stream, "event"), event)
+        for _ in range(FAIL_TELLS):
+            try:
+                await self._bus.publish(subjects.stream(self.stream, "event"), event)
+            except (BusError, OSError) as error:
+                log.warning("stream %s: its failure was not told: %s", self.stream, error)
+                await asyncio.sleep(self._settings.repeat_s)
+            else:
+                return
 
     async def _mirror(self) -> None:
         """What a successor needs, in the session store."""

@@ -124,6 +124,9 @@ class StreamDesk:
 
     async def _open(self, record: StreamRecord, pipeline: Pipeline, command: StartStream) -> None:
         stream, spec = record.stream, record.spec
+        former = await self._store.get(stream)
+        if former is not None:  # an id used again: messages of its former life must not match
+            record.epoch = int(former.get("epoch", 0)) + 1
         await self._store.create(stream, spec)
         await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
         await _all(

@@ -47,6 +47,26 @@ def earlier_pieces(part: Path) -> list[Path]:
     return pieces
 
 
+def keep_foreign(part: Path) -> list[Path]:
+    """Give files under a recording's names that nobody vouches for (its own and its pieces') new names; those names.
+
+    They may be what is left of a run that was killed, or somebody's own. Only an empty one is removed.
+    """
+    kept: list[Path] = []
+    for piece in [*earlier_pieces(part), part]:
+        if not os.path.lexists(piece):
+            continue
+        if not piece.is_symlink() and piece.is_file() and piece.stat().st_size == 0:
+            piece.unlink()
+            continue
+        number = 0
+        while os.path.lexists(name := part.with_name(f"{part.stem}.kept-{number}{part.suffix}")):
+            number += 1
+        os.rename(piece, name)
+        kept.append(name)
+    return kept
+
+
 def discard(part: Path) -> None:
     """Remove a recording and its earlier pieces."""
     for piece in [*earlier_pieces(part), part]:

@@ -105,7 +105,8 @@ class TensorStore(TensorReader, Protocol):
     ) -> TensorRef:
         """Copy ``array`` to a place that readers reach, and lease it. ``dtype="bfloat16"`` names raw uint16 words.
 
-        SHM and INLINE copy; LOCAL keeps the array itself. Raises TensorStoreFullError.
+        SHM and INLINE copy; LOCAL keeps the array itself. Raises TensorStoreFullError, and ValueError for a dtype or a
+        size that no reference may have.
         """
         ...
 

@@ -44,30 +44,30 @@ async def fetch(bus: Bus, ref: TensorRef, timeout_s: float = TIMEOUT_S) -> np.nd
     """The whole tensor, a few parts at a time. Raises StaleTensorError, also when the owner does not answer."""
     total = size_of(ref)
     buffer = np.empty(total, np.uint8)
-    gate = asyncio.Semaphore(IN_FLIGHT)
+    starts = iter(range(0, total, PART_BYTES))
     subject = subjects.tensor_get(ref.owner)
 
     async def part(start: int) -> None:
         length = min(PART_BYTES, total - start)
-        async with gate:
-            try:
-                reply: TensorPart = await bus.request(
-                    subject,
-                    TensorGet(slot=ref.slot, generation=ref.generation, start=start, length=length),
-                    timeout_s,
-                )
-            except (BusError, BadMessageError) as error:
-                raise StaleTensorError(f"the tensor's owner {ref.owner} cannot be reached: {error}") from error
+        message = TensorGet(slot=ref.slot, generation=ref.generation, start=start, length=length)
+        try:
+            reply: TensorPart = await bus.request(subject, message, timeout_s)
+        except (BusError, BadMessageError) as error:
+            raise StaleTensorError(f"the tensor's owner {ref.owner} cannot be reached: {error}") from error
         if reply.error is not None:
             raise StaleTensorError(reply.error)
         if reply.total != total or len(reply.data) != length:
             raise StaleTensorError(f"{ref.owner} holds {reply.total} bytes where the reference says {total}")
         buffer[start : start + length] = np.frombuffer(reply.data, np.uint8)
 
+    async def parts() -> None:
+        for start in starts:  # one iterator for all: each part is asked for once
+            await part(start)
+
     try:
         async with asyncio.TaskGroup() as group:
-            for start in range(0, total, PART_BYTES):
-                group.create_task(part(start))
+            for _ in range(IN_FLIGHT):
+                group.create_task(parts())
     except ExceptionGroup as failed:
         # The parts fail for one reason: the first tells it.
         raise failed.exceptions[0] from failed.exceptions[0].__cause__

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shared.bus.port import Bus, Subscription
-from shared.contracts.refs import TensorPlace, TensorRef
+from shared.contracts.refs import TensorPlace, TensorRef, check_tensor
 from shared.tensors import remote, shm
 from shared.tensors.arena import HEADER, Arena, ArenaFullError, Grant, Slot
 from shared.tensors.local import LocalFullError, LocalShelf, export
@@ -83,9 +83,11 @@ class HostTensorStore:
     ) -> TensorRef:
         """Copy ``array`` to a place that readers reach, and lease it. ``dtype="bfloat16"`` names raw uint16 words.
 
-        SHM and INLINE copy; LOCAL keeps the array itself. Raises TensorStoreFullError.
+        SHM and INLINE copy; LOCAL keeps the array itself. Raises TensorStoreFullError, and ValueError for a dtype or a
+        size that no reference may have.
         """
         name = dtype or array.dtype.name
+        check_tensor(array.shape, name)
         if numpy_dtype(name) != array.dtype:
             raise TypeError(f"an array of {array.dtype} cannot be sent as {name}")
         if place is TensorPlace.LOCAL:
@@ -116,6 +118,7 @@ class HostTensorStore:
 
     def put_local(self, obj: Any, shape: tuple[int, ...], dtype: str, *, ttl_s: float = TTL_S) -> TensorRef:
         """Lease an object of this process, e.g. a torch tensor on the device. Others fetch a copy over the bus."""
+        check_tensor(shape, dtype)
         expires_ns = time.monotonic_ns() + int(ttl_s * 1e9)
         with self._lock:
             self._check_open()

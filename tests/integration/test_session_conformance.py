@@ -37,6 +37,22 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[SessionStore]:
     await made.close()
 
 
+TTL_S = 0.3
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def hasty(request: pytest.FixtureRequest) -> AsyncIterator[SessionStore]:
+    """A store that forgets ended streams after TTL_S."""
+    made: SessionStore
+    if request.param == "memory":
+        made = MemoryStore(ended_ttl_s=TTL_S)
+    else:
+        url, prefix = request.getfixturevalue("redis_url"), f"test-{uuid.uuid4().hex[:8]}:"
+        made = await RedisStore.connect(url, prefix, TTL_S)
+    yield made
+    await made.close()
+
+
 async def test_a_session_holds_what_its_owners_put(store: SessionStore) -> None:
     await store.create("s1", spec(steps=3))
     await store.put(
@@ -132,6 +148,66 @@ async def test_deleting_forgets_everything(store: SessionStore) -> None:
     assert await store.ledger("s1") == (LedgerTotals(), 0, 0)
 
 
+@pytest.mark.parametrize("way", [(StreamState.FAILED,), (StreamState.STOPPING, StreamState.STOPPED)])
+async def test_an_ended_stream_can_be_read_for_a_while_and_is_then_forgotten(
+    hasty: SessionStore, way: tuple[StreamState, ...]
+) -> None:
+    await hasty.create("over", spec())
+    await hasty.create("under-way", spec())
+    for stream in ("over", "under-way"):
+        await hasty.close_chunk(stream, 0, {"on_time": 5})
+        await hasty.close_chunk(stream, 2, {"on_time": 5})
+    for to in way:
+        await hasty.move("over", to)
+    assert await hasty.streams() == ["over", "under-way"]
+    session = await hasty.get("over")
+    assert session is not None
+    assert session["state"] is way[-1]
+    assert (await hasty.ledger("over"))[0].on_time == 10
+
+    await asyncio.sleep(TTL_S + 0.1)
+    assert await hasty.streams() == ["under-way"]
+    assert await hasty.get("over") is None
+    assert await hasty.ledger("over") == (LedgerTotals(), 0, 0)
+    assert (await hasty.ledger("under-way"))[0].on_time == 10
+    with pytest.raises(NoSuchStreamError):
+        await hasty.put("over", Owner.EGRESS, {"stats": 1})
+
+
+async def test_what_comes_after_the_end_does_not_prolong_it(hasty: SessionStore) -> None:
+    await hasty.create("s1", spec())
+    await hasty.move("s1", StreamState.FAILED)
+    await asyncio.sleep(TTL_S / 2)
+    await hasty.put("s1", Owner.EGRESS, {"stats": 1})
+    await hasty.close_chunk("s1", 1, {"egress:lost": 5})
+    await hasty.put_ledger_frames_in("s1", 5)
+    assert (await hasty.ledger("s1"))[0].frames_in == 5
+    await asyncio.sleep(TTL_S / 2 + 0.1)
+    assert await hasty.get("s1") is None
+    assert await hasty.ledger("s1") == (LedgerTotals(), 0, 0)
+
+
+async def test_a_ledger_without_a_session_does_not_stay(hasty: SessionStore) -> None:
+    await hasty.close_chunk("nobody", 1, {"on_time": 5})
+    await hasty.put_ledger_frames_in("nobody-either", 5)
+    assert (await hasty.ledger("nobody"))[1] == 1
+    await asyncio.sleep(TTL_S + 0.1)
+    assert await hasty.ledger("nobody") == (LedgerTotals(), 0, 0)
+    assert await hasty.ledger("nobody-either") == (LedgerTotals(), 0, 0)
+    assert await hasty.streams() == []
+
+
+async def test_an_id_that_is_used_again_lives_on_when_its_former_life_would_be_forgotten(hasty: SessionStore) -> None:
+    await hasty.create("s1", spec())
+    await hasty.move("s1", StreamState.FAILED)
+    await hasty.create("s1", spec())
+    await hasty.close_chunk("s1", 0, {"on_time": 5})
+    await asyncio.sleep(TTL_S + 0.1)
+    assert await hasty.streams() == ["s1"]
+    assert await hasty.get("s1") is not None
+    assert (await hasty.ledger("s1"))[0].on_time == 5
+
+
 async def test_embeddings_by_digest(store: SessionStore) -> None:
     data = bytes(range(256)) * 64
     assert await store.get_embedding("d1") is None
@@ -218,6 +294,20 @@ async def test_the_ledgers_memory_stays_flat(redis_store: RedisStore) -> None:
     client = redis_store._redis
     assert await client.scard(redis_store._key("ledger", "s1", "above")) == 0
     assert await client.hlen(redis_store._key("ledger", "s1")) == 3
+
+
+async def test_forgotten_streams_leave_no_key_behind(redis_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex[:8]}:"
+    store = await RedisStore.connect(redis_url, prefix, TTL_S)
+    for number in range(20):
+        await store.create(f"s{number}", spec())
+        await store.close_chunk(f"s{number}", 1, {"on_time": 5})
+        await store.move(f"s{number}", StreamState.FAILED)
+        await store.close_chunk(f"s{number}", 3, {"on_time": 5})
+    await asyncio.sleep(TTL_S + 0.1)
+    assert await store.streams() == []
+    assert [key async for key in store._redis.scan_iter(f"{prefix}*") if await store._redis.exists(key)] == []
+    await store.close()
 
 
 async def test_no_server_is_one_line_with_the_url_and_the_fix_within_three_seconds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import types
 import typing
 from enum import Enum
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from shared.contracts.catalog import CHANNELS
 from shared.contracts.codec import BadMessageError, decode, encode
-from shared.contracts.refs import Wire
+from shared.contracts.refs import DTYPE_BYTES, Wire
 
 INT = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -68,13 +69,15 @@ SMALL = {
     "frames_per_block": st.integers(1, 3),
     "deadline_ms": st.integers(50, 60_000),
     "frames": st.integers(0, 1000),
+    "shape": st.lists(st.integers(0, 12), max_size=8).map(tuple).filter(lambda shape: math.prod(shape) <= 1 << 27),
+    "dtype": st.sampled_from(sorted(DTYPE_BYTES)),
 }
-"""Fields with limits that their types do not tell: those of a stream's spec and patch."""
+"""Fields with limits that their types do not tell: those of a stream's spec and patch, and of a tensor."""
 
 
 def messages(message: type[Wire]) -> st.SearchStrategy[Wire]:
     """Valid messages of a type."""
-    limited = message.__name__ in ("StreamSpec", "StreamPatch", "FileSource", "PatternSource", "Mp4Sink")
+    limited = message.__name__ in ("StreamSpec", "StreamPatch", "FileSource", "PatternSource", "Mp4Sink", "TensorRef")
     fields = {
         name: SMALL[name] if limited and name in SMALL else values(field.annotation)
         for name, field in message.model_fields.items()

@@ -15,8 +15,11 @@ import pytest
 
 from services.egress.audio import AudioOrder
 from services.egress.sinks.mp4 import Mp4Sink
+from services.egress.sinks.opening import open_sinks
 from services.egress.sinks.port import OutFrame, SinkError
 from services.egress.stream import drop_key
+from shared.contracts.commands import FileSource, StreamSpec
+from shared.contracts.commands import Mp4Sink as Mp4Spec
 from shared.contracts.events import AudioCaptured
 from shared.media.errors import MediaError
 from shared.media.salvage import finalise_part, part_path
@@ -67,6 +70,8 @@ def test_the_file_is_h264_with_its_index_in_front_and_true_colours(tmp_path: Pat
         video = container.streams.video[0]
         assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert video.codec_context.colorspace == 1, "BT.709, and says so"
+        assert video.duration is not None
+        assert video.time_base is not None
         assert float(video.duration * video.time_base) == pytest.approx(0.5, abs=0.01)
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
     for y, x, colour in ((16, 24, (220, 30, 30)), (16, 72, (30, 220, 30)), (48, 24, (30, 30, 220))):
@@ -163,6 +168,38 @@ def test_a_destination_that_cannot_be_written_is_told_at_once(tmp_path: Path) ->
         sink(tmp_path / "no" / "out.mp4")
     with pytest.raises(SinkError, match="is a folder"):
         sink(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.part.mp4", "clip.part-0.mp4"])
+def test_the_stream_s_own_source_is_never_written_over(tmp_path: Path, name: str) -> None:
+    source = clips.make_clip(tmp_path / name, frames=6)
+    data = source.read_bytes()
+    link = tmp_path / "link.mp4"
+    link.symlink_to(source)
+    for path in (source, link):
+        spec = StreamSpec(
+            source=FileSource(path=str(path)), sinks=(Mp4Spec(path=str(tmp_path / "clip.mp4")),), prompt="a drawing"
+        )
+        with pytest.raises(SinkError, match="overwrite its own source"):
+            open_sinks(spec, 96, 64, (tmp_path,), (), resume=False)
+    assert source.read_bytes() == data
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "link.mp4"])
+
+
+def test_recordings_that_are_not_provably_its_own_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "out.part.mp4").write_bytes(b"of a run that was killed")
+    (tmp_path / "out.part-0.mp4").write_bytes(b"its first piece")
+    out = sink(tmp_path / "out.mp4")
+    for index in range(4):
+        out.write(frame(index))
+    out.finish()
+    assert len(clips.timestamps(tmp_path / "out.mp4")) == 4
+    assert (tmp_path / "out.part.kept-0.mp4").read_bytes() == b"its first piece"
+    assert (tmp_path / "out.part.kept-1.mp4").read_bytes() == b"of a run that was killed"
+    assert len(os.listdir(tmp_path)) == 3
+    (tmp_path / "out.part.mp4").write_bytes(b"")
+    assert sink(tmp_path / "out.mp4").finish() == "", "an empty one holds nothing to keep"
+    assert len(os.listdir(tmp_path)) == 3
 
 
 def part(seq: int) -> AudioCaptured:

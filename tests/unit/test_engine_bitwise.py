@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from services.cli.topology import reproducible_mkl
+from shared.reproducible import reproducible_mkl
 
 SCRIPT = """
 import hashlib, sys, torch

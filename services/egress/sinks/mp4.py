@@ -18,7 +18,7 @@ from services.egress.sinks.port import OutFrame, SinkError
 from shared.contracts.events import AudioCaptured
 from shared.media.audio_header import AudioTemplate
 from shared.media.errors import MediaError, one_line
-from shared.media.salvage import discard, finalise_part, part_path, set_aside
+from shared.media.salvage import discard, finalise_part, keep_foreign, part_path, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ MAX_HELD = 64
 class Mp4Sink:
     """Records to ``<name>.part.mp4`` and makes the final file of it at the end.
 
-    ``resume``: a predecessor was recording this stream; its piece is kept and joined. Raises SinkError when the
-    destination cannot be written.
+    ``resume``: a predecessor was recording this stream; its piece is kept and joined. Any other recording found under
+    the part's name is kept under a new one. Raises SinkError when the destination cannot be written.
     """
 
     def __init__(self, final: Path, width: int, height: int, rate: Fraction, *, resume: bool = False) -> None:
@@ -126,9 +126,10 @@ class Mp4Sink:
             if resume:
                 set_aside(self._part)
             else:
-                discard(self._part)
+                for kept in keep_foreign(self._part):
+                    log.warning("%s was there already; it is kept, in %s", self._part, kept.name)
             # An empty part claims the name, and shows now that the folder can be written.
-            os.close(os.open(self._part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644))
+            os.close(os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except OSError as error:
             reason = error.strerror or one_line(error)
             raise SinkError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from shared.contracts import commands
 from shared.contracts.commands import StreamSpec
 from shared.media.errors import MediaError
 from shared.media.paths import inside
+from shared.media.salvage import earlier_pieces, part_path
 
 DEFAULT_RATE = Fraction(30)
 
@@ -33,7 +35,19 @@ def open_sinks(
     for file in files:
         if file in taken or files.count(file) > 1:
             raise SinkError(f"{file}: another stream is writing it; choose another name")
+    if isinstance(spec.source, commands.FileSource):
+        for file in files:
+            _refuse_input(file, roots[0] / Path(spec.source.path).expanduser())
     rate = Fraction(spec.fps).limit_denominator(1001) if spec.fps else DEFAULT_RATE
     sinks: list[Sink] = [Mp4Sink(file, width, height, rate, resume=resume) for file in files]
     sinks += [NullSink() for sink in spec.sinks if isinstance(sink, commands.NullSink)]
     return sinks
+
+
+def _refuse_input(file: Path, source: Path) -> None:
+    """Raises SinkError when recording ``file`` would touch the stream's own source, under whatever name."""
+    part = part_path(file)
+    for written in (file, part, *earlier_pieces(part)):
+        with suppress(OSError):
+            if written.samefile(source):
+                raise SinkError(f"{file}: recording it would overwrite its own source {written}; choose another name")

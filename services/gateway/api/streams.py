@@ -40,7 +40,7 @@ def router(desk: Desk, settings: Settings) -> APIRouter:
 
     @api.get("", operation_id="listStreams")
     async def list_streams() -> StreamList:
-        """All streams, ended ones included until they expire."""
+        """All streams; those that ended are listed for another hour, then they expire."""
         return StreamList(streams=await desk.views())
 
     @api.get("/{stream}", operation_id="getStream")
