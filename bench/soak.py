@@ -70,7 +70,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "long.mp4", Path(folder) / "out.mp4"
         draw(source, arguments.minutes)
-        command = [sys.executable, "-m", "services.cli", "run", str(source), str(output), "--prompt", "a pencil drawing"]
+        command = [
+            sys.executable,
+            "-m",
+            "services.cli",
+            "run",
+            str(source),
+            str(output),
+            "--prompt",
+            "a pencil drawing",
+        ]
         process = subprocess.Popen(
             [*command, "--size", arguments.size, "--json"],
             env={**os.environ, "RHEOCAST_RUN_ID": run_id},
@@ -90,7 +99,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"wall_minutes": round(wall, 2), "frames": summary["frames_out"], "memory": report}))
         return
-    print(f"{wall:.1f} minutes of wall time, {summary['frames_out']} frames ({summary['frames_out'] / 16 / 60:.1f} minutes)")
+    print(
+        f"{wall:.1f} minutes of wall time, {summary['frames_out']} frames ({summary['frames_out'] / 16 / 60:.1f} minutes)"
+    )
     print(f"{'process':<16} {'after 1/4':>12} {'at the end':>12} {'slope':>16}")
     for name, row in report.items():
         print(f"{name:<16} {row['quarter']:>8.1f} MiB {row['end']:>8.1f} MiB {row['slope']:>8.3f} MiB/min")

@@ -163,12 +163,21 @@ end
 
 
 def _reached(method: Callable[P, CoroutineType[Any, Any, R]]) -> Callable[P, CoroutineType[Any, Any, R]]:
-    """Turn the client's errors into StoreUnavailableError."""
+    """Turn the client's errors into StoreUnavailableError, and let no cancellation be lost.
+
+    The client waits by ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation that comes together with the
+    answer: a task cancelled during a call would go on for ever, and whoever awaits its end with it.
+    """
 
     @functools.wraps(method)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
         try:
-            return await method(*args, **kwargs)
+            result = await method(*args, **kwargs)
+            if task is not None and task.cancelling() > before:
+                raise asyncio.CancelledError
+            return result
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             text = (str(error).splitlines() or [""])[0]
             raise StoreUnavailableError(f"Redis failed in {method.__name__}: {text or type(error).__name__}") from error
