@@ -21,6 +21,7 @@ MODEL = click.option("--model", default="rheo-tiny", show_default=True, help="Wh
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rheocast")
 def cli() -> None:
     """Live video in, generated video out."""
 
@@ -29,11 +30,17 @@ def cli() -> None:
 @click.argument("source", metavar="IN", type=FILE)
 @click.argument("output", metavar="OUT", type=FILE)
 @click.option("--prompt", required=True, help='What the picture becomes, e.g. "a pencil drawing", or "no style".')
-@click.option("--steps", default=2, show_default=True, help="Denoising steps, 1 (faster) to 4 (finer).")
+@click.option(
+    "--steps", type=click.IntRange(1, 4), default=2, show_default=True, help="Denoising steps, 1 (faster) to 4 (finer)."
+)
 @click.option("--size", help="WIDTHxHEIGHT, multiples of 16; default: the model's, turned like the source.")
-@click.option("--fps", type=float, help="A constant frame rate; default: the source's own timestamps.")
-@click.option("--seed", default=0, show_default=True, help="Same seed, same pixels.")
-@click.option("--noise", type=float, help="0 (faithful) to 1 (free); default: the model's.")
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, 240, min_open=True),
+    help="A constant frame rate; default: the source's own timestamps.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same pixels.")
+@click.option("--noise", type=click.FloatRange(0, 1), help="0 (faithful) to 1 (free); default: the model's.")
 @STAGES
 @click.option("--realtime", is_flag=True, help="The source plays at its own pace; late is worse than lost.")
 @MODEL
@@ -45,7 +52,7 @@ def cli() -> None:
     help="Crop what sticks out, or pad with black; never stretched.",
 )
 @click.option("--batch-log", type=FILE, help="Write every batch as a JSON line to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line, last, on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line, last, on stdout; no progress.")
 def run(
     source: Path,
     output: Path,
@@ -156,7 +163,8 @@ def main() -> None:
         _say(f"{' '.join(str(error).split())} (rheocast doctor says what this machine has)")
         code = ExitCode.FAILED
     except click.ClickException as error:
-        _say(f"{' '.join(error.format_message().split())} (see: rheocast --help)")
+        command = error.ctx.info_name if isinstance(error, click.UsageError) and error.ctx and error.ctx.parent else ""
+        _say(f"{' '.join(error.format_message().split())} (see: {' '.join(f'rheocast {command} --help'.split())})")
         code = ExitCode.REFUSED
     sys.exit(int(code or 0))
 

@@ -44,8 +44,8 @@ def demo(out: Path, prompt: str) -> None:
   {restyled}
   {pair}   (source left, result right)
 
-Try next:
-  rheocast run {source} {out / "neon.mp4"} --prompt "neon lights at night"
+Try next (after: . .venv/bin/activate):
+  rheocast run {source} {out / "thermal.mp4"} --prompt "a thermal camera"
   rheocast run YOUR.mp4 {out / "yours.mp4"} --prompt "a blueprint drawing" --realtime
   rheocast up          the API on http://127.0.0.1:7860/docs
   rheocast doctor      what this machine has and what is missing"""

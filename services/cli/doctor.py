@@ -116,8 +116,8 @@ def _machine() -> list[Finding]:
 def _ports() -> list[Finding]:
     try:
         check_port("127.0.0.1", 7860)
-    except CommandError as error:
-        return [Finding("port 7860", False, error.line, "rheocast up --port 7861", required=False)]
+    except CommandError:
+        return [Finding("port 7860", False, "in use", "rheocast up --port 7861", required=False)]
     try:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -157,6 +157,7 @@ def report(as_json: bool) -> int:
     else:
         for finding in found:
             fix = f"   → {finding.fix}" if finding.fix and not finding.ok else ""
-            click.echo(f"{'ok  ' if finding.ok else 'MISS'}  {finding.what:<18} {finding.detail}{fix}")
+            mark = "ok  " if finding.ok else "MISS" if finding.required else "note"
+            click.echo(f"{mark}  {finding.what:<18} {finding.detail}{fix}")
         click.echo("All is well." if healthy else "Something is missing; the arrows say how to get it.")
     return ExitCode.OK if healthy else ExitCode.FAILED

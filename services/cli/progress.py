@@ -60,7 +60,7 @@ class Progress:
 
     def show(self, closed: ChunkClosed | None) -> None:
         """The newest verdicts."""
-        if closed is None or closed.totals.closed == self._shown:
+        if closed is None or closed.totals.closed in (0, self._shown):
             return
         self._shown = done = closed.totals.closed
         now = time.monotonic()

@@ -377,6 +377,7 @@ class EgressStream:
             reason=reason,
             totals=self._core.ledger.totals() if last else None,
             stats=self._meter.stats() if last else None,
+            epoch=self.epoch,
         )
         await self._bus.publish(subjects.stream(self.stream, "event"), event)
 

@@ -7,6 +7,7 @@ import logging
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from services.gateway.api import streams
 from services.gateway.body_limit import BodyLimit
@@ -28,6 +29,11 @@ def build_api(desk: Desk, settings: Settings) -> FastAPI:
     async def health() -> dict[str, str]:
         """The gateway answers."""
         return {"status": "ok"}
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> RedirectResponse:
+        """The API's own page."""
+        return RedirectResponse("/docs")
 
     app.include_router(streams.router(desk, settings))
     return app

@@ -38,6 +38,7 @@ class StreamView(Wire):
     steps: int
     seed: int
     ledger: LedgerTotals
+    reason: str = ""  # why it failed
 
 
 def inside(media_dir: Path, name: str) -> Path:
@@ -85,4 +86,5 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
         steps=spec.steps,
         seed=spec.seed,
         ledger=ledger,
+        reason=str(session.get("reason", "")),
     )

@@ -15,7 +15,11 @@ from shared.session.port import SessionStore
 
 
 class RefusedError(Exception):
-    """The scheduler refused a command; the message is its reason."""
+    """The scheduler refused a command; the message is its reason. ``retry_after_s`` above 0: not now, maybe later."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class NoAnswerError(Exception):
@@ -72,7 +76,7 @@ class Desk:
         finally:
             self._waiting.pop(command.command, None)
         if event.event is EventKind.REFUSED:
-            raise RefusedError(event.reason)
+            raise RefusedError(event.reason, event.retry_after_s)
         return event
 
     async def view(self, stream: str) -> StreamView:

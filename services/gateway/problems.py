@@ -65,7 +65,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
-        return problem(409, "Refused", str(error))
+        if error.retry_after_s <= 0:
+            return problem(409, "Refused", str(error))
+        later = problem(503, "Not now", str(error))
+        later.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        return later
 
     @app.exception_handler(NoAnswerError)
     async def silent(_: Request, error: NoAnswerError) -> JSONResponse:

@@ -302,7 +302,12 @@ class IngestStream:
 
     async def _fail(self, reason: str) -> None:
         event = StreamEvent(
-            stream=self.stream, event=EventKind.FAILED, service="ingest", at_ns=time.time_ns(), reason=reason
+            stream=self.stream,
+            event=EventKind.FAILED,
+            service="ingest",
+            at_ns=time.time_ns(),
+            reason=reason,
+            epoch=self.epoch,
         )
         for _ in range(FAIL_TELLS):
             try:

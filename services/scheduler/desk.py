@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.messenger import Messenger, RefusedError
+from services.scheduler.placing import place
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import StreamQueue, StreamSettings
@@ -29,9 +31,8 @@ from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.refs import TensorRef
 from shared.engine.plan.prompts import digest
 from shared.engine.plan.registry import model_spec
-from shared.engine.plan.spec import UnknownModelError
 from shared.engine.plan.stream_plan import StreamPlan
-from shared.session.port import SessionStore, StreamExistsError
+from shared.session.port import NoSuchStreamError, SessionStore, StreamExistsError
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,16 @@ class StreamDesk:
         try:
             if stream in self.records:
                 raise RefusedError(f"stream {stream} exists already")
-            record, pipeline = self._place(command)
+            record, pipeline = place(command, self._fleet, self.records, self._settings.max_streams)
             self.records[stream] = record  # the id is taken from here on, before anything is awaited
         except RefusedError as error:
-            await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
+            await self.tell(
+                stream,
+                EventKind.REFUSED,
+                reason=str(error),
+                command=command.command,
+                retry_after_s=error.retry_after_s,
+            )
             return
         try:
             await self._open(record, pipeline, command)
@@ -81,52 +88,15 @@ class StreamDesk:
             reason = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
             log.info("stream %s refused: %s", stream, reason, exc_info=not isinstance(error, RefusedError))
             await self._let_go(record, drain=False, failure=reason, egress=True)
+            record.failure = record.failure or reason
             await self._ended(record, StreamState.FAILED)
             await self.tell(stream, EventKind.REFUSED, reason=reason, command=command.command)
-
-    def _place(self, command: StartStream) -> tuple[StreamRecord, Pipeline]:
-        spec = command.spec
-        try:
-            model = model_spec(spec.model)
-        except UnknownModelError as error:
-            raise RefusedError(str(error)) from None
-        fitting = [pipeline for pipeline in self._fleet.pipelines() if pipeline.model == spec.model]
-        if not fitting:
-            raise RefusedError(f"no worker serves model {spec.model}; start one with RHEOCAST_MODEL={spec.model}")
-        load = {
-            p.name: sum(r.pipeline == p.name and r.phase is not Phase.ENDED for r in self.records.values())
-            for p in fitting
-        }
-        pipeline = min(fitting, key=lambda p: (load[p.name], p.name))
-        if load[pipeline.name] >= self._settings.max_streams:
-            raise RefusedError(
-                f"all pipelines are full ({self._settings.max_streams} streams each); stop one, or add a worker"
-            )
-        chosen: dict[str, str] = {}
-        for service in ("ingest", "egress", "motion"):
-            instance = self._fleet.pick(service)
-            if instance is None:
-                raise RefusedError(f"no {service} service is ready")
-            chosen[service] = instance
-        return StreamRecord(
-            stream=command.stream,
-            epoch=1,
-            spec=spec,
-            width=spec.width or model.default_width,
-            height=spec.height or model.default_height,
-            noise=model.noise.s0 if spec.noise is None else spec.noise,
-            pipeline=pipeline.name,
-            workers=pipeline.workers,
-            ingest=chosen["ingest"],
-            egress=chosen["egress"],
-            motion=chosen["motion"],
-        ), pipeline
 
     async def _open(self, record: StreamRecord, pipeline: Pipeline, command: StartStream) -> None:
         stream, spec = record.stream, record.spec
         former = await self._store.get(stream)
-        if former is not None:  # an id used again: messages of its former life must not match
-            record.epoch = int(former.get("epoch", 0)) + 1
+        # An id may be used again: messages of its former life must not match.
+        record.epoch = 1 if former is None else int(former.get("epoch", 0)) + 1
         await self._store.create(stream, spec)
         await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
         await _all(
@@ -322,8 +292,10 @@ class StreamDesk:
     async def on_ended(self, event: StreamEvent) -> None:
         """Egress closed the ledger: everyone lets go."""
         record = self.records.get(event.stream)
-        if record is None or record.phase is Phase.ENDED:
+        if record is None or record.phase is Phase.ENDED or event.epoch not in (0, record.epoch):
             return
+        if record.failure is None and event.event is EventKind.FAILED:
+            record.failure = event.reason
         self._dequeue(record)
         await self._let_go(record, drain=False, failure=None, egress=False)
         await self._ended(record, StreamState.FAILED if event.event is EventKind.FAILED else StreamState.STOPPED)
@@ -333,6 +305,9 @@ class StreamDesk:
         if record.phase is Phase.ENDED:
             return
         record.move(Phase.ENDED)
+        if record.failure:
+            with contextlib.suppress(NoSuchStreamError):
+                await self._store.put(record.stream, Owner.SCHEDULER, {"reason": record.failure})
         if record.failure is not None or state is StreamState.FAILED:
             await self._move(record.stream, StreamState.STOPPING, StreamState.FAILED)
         else:

@@ -146,6 +146,9 @@ class Handlers:
         if event.service == "egress" and event.event in (EventKind.STOPPED, EventKind.FAILED):
             await self._desk.on_ended(event)
         elif event.service == "ingest" and event.event is EventKind.FAILED:
+            record = self._desk.records.get(event.stream)
+            if record is None or event.epoch not in (0, record.epoch):
+                return
             self._spawn(self._desk.fail(event.stream, event.reason))
 
     # --- from the clock ----------------------------------------------------------------------------------------------

@@ -19,7 +19,14 @@ RETRY_S = 3.0
 
 
 class RefusedError(Exception):
-    """A command that cannot be carried out; the message is the one line to tell."""
+    """A command that cannot be carried out; the message is the one line to tell.
+
+    ``retry_after_s`` above 0: not now, but the same command may be accepted that much later.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class Messenger:
@@ -80,6 +87,7 @@ class Messenger:
         pts: int = -1,
         totals: LedgerTotals | None = None,
         stats: StreamStats | None = None,
+        retry_after_s: float = 0.0,
     ) -> None:
         """Publish a lifecycle event."""
         event = StreamEvent(
@@ -94,6 +102,7 @@ class Messenger:
             pts=pts,
             totals=totals,
             stats=stats,
+            retry_after_s=retry_after_s,
         )
         await self._bus.publish(subjects.stream(stream, "event"), event)
 

@@ -339,7 +339,8 @@ class StreamEvent(Wire):
     """scheduler, ingest, egress → platform, gateway (``.event``, JetStream).
 
     ``command`` is the id of the command this answers; ``chunk``/``pts`` say where a change took effect; ``totals`` and
-    ``stats`` come with stopped and failed.
+    ``stats`` come with stopped and failed. ``epoch`` is the stream's when it was told (0: not known): an id may be used
+    again. ``retry_after_s`` above 0 in a refusal: the same command may be accepted that much later.
     """
 
     kind: Literal["stream_event"] = "stream_event"
@@ -354,6 +355,8 @@ class StreamEvent(Wire):
     pts: int = -1
     totals: LedgerTotals | None = None
     stats: StreamStats | None = None
+    epoch: int = 0
+    retry_after_s: float = 0.0
 
 
 class Beat(Wire):
