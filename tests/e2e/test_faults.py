@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from shared.contracts.catalog import CHANNELS
 from shared.contracts.events import EventKind
+from shared.embedded import free_port
 from tests.support import clips
 from tests.support.lab import Lab, frames_of, reconciles
 
@@ -27,7 +28,8 @@ FPS = 16
 async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
     folder = tmp_path_factory.mktemp("faults")
     clips.make_clip(folder / "in.mp4", frames=10 * FPS, width=176, height=112, fps=FPS)
-    async with Lab.start(folder, env={"RHEOCAST_LOSS_TIMEOUT_S": "3", "RHEOCAST_STALL_S": "8"}) as lab:
+    env = {"RHEOCAST_LOSS_TIMEOUT_S": "3", "RHEOCAST_STALL_S": "8"}
+    async with Lab.start(folder, env=env, gateway_port=free_port()) as lab:
         yield lab
 
 
@@ -51,7 +53,7 @@ async def back(lab: Lab, name: str, pid: int) -> None:
     await lab.system.wait_ready()
 
 
-@pytest.mark.parametrize("service", ["ingest-0", "motion-0", "scheduler-0", "worker-0", "egress-0"])
+@pytest.mark.parametrize("service", ["ingest-0", "motion-0", "scheduler-0", "worker-0", "egress-0", "gateway-0"])
 @pytest.mark.parametrize("mode", ["live", "lossless"])
 async def test_kill_9_in_the_middle_of_a_run(lab: Lab, service: str, mode: str) -> None:
     output = lab.folder / f"{service}-{mode}.mp4"
@@ -63,6 +65,8 @@ async def test_kill_9_in_the_middle_of_a_run(lab: Lab, service: str, mode: str) 
     event = await lab.end(running, 60)
     await back(lab, service, pid)
     assert reconciles(event), event
+    if service == "gateway-0":
+        assert event.event is EventKind.STOPPED, "the gateway stands beside the way: streams go on without it"
     if mode == "lossless" and event.event is EventKind.STOPPED:
         assert event.totals is not None
         assert event.totals.dropped_total == 0, "a lossless run that lost a frame must not end as if it had not"
