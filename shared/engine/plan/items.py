@@ -69,6 +69,10 @@ class Item:
     is the RoPE position of the block's first frame. ``timesteps`` holds the nominal timestep (0…1000) of each of the
     block's K steps, so ``timesteps[step]`` is this item's and ``len(timesteps)`` is K. ``noise_scale`` is s: step 0's
     input is ε·s + latents·(1−s); s = 1 with no source latents means text to video.
+
+    ``blend`` is the share (0…1) that the prompt ``blend_version`` has in the cross-attention keys and values; the rest is
+    ``prompt_version``'s. ``context`` counts the latent frames just before the block that run along with it (a re-cache):
+    its slot is emptied by its operations, and stage 0 puts the inputs that the slot saw last before the block's own.
     """
 
     stream: str
@@ -84,6 +88,9 @@ class Item:
     seed: int
     prompt_version: int
     ops: tuple[SlotOp, ...] = ()
+    blend_version: int = 0
+    blend: float = 0.0
+    context: int = 0
 
     @property
     def steps(self) -> int:
@@ -104,6 +111,16 @@ class Item:
     def is_last_step(self) -> bool:
         """Whether the forward's x0 goes to decode."""
         return self.step + 1 == self.steps
+
+    @property
+    def forward_frames(self) -> int:
+        """Latent frames of the forward: the block's own and those that run along."""
+        return self.context + self.frames
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The prompt versions that the forward reads."""
+        return (self.prompt_version, self.blend_version) if self.blend else (self.prompt_version,)
 
     @property
     def touches(self) -> frozenset[int]:
@@ -133,14 +150,18 @@ class Item:
 
 
 def check_batch(items: Iterable[Item]) -> None:
-    """Raise ValueError unless the items may share a forward: same frames, and no slot touched twice."""
+    """Raise ValueError unless the items may share a forward: same frames and context, and no slot touched twice."""
     touched: set[tuple[str, int]] = set()
     frames: set[int] = set()
+    contexts: set[int] = set()
     for item in items:
         frames.add(item.frames)
+        contexts.add(item.context)
         for slot in sorted(item.touches):
             if (item.stream, slot) in touched:
                 raise ValueError(f"two items of one batch touch slot {slot} of stream {item.stream}")
             touched.add((item.stream, slot))
     if len(frames) > 1:
         raise ValueError(f"items of {sorted(frames)} latent frames cannot share a batch")
+    if len(contexts) > 1:
+        raise ValueError(f"items that re-cache {sorted(contexts)} latent frames cannot share a batch")

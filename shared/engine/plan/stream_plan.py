@@ -15,6 +15,10 @@ back (:meth:`StreamPlan.done`). It answers with items and refuses what the rules
 Everything about a block, its slot operations included, is bound when it enters and depends only on the blocks before
 it, never on when their steps run.
 
+Re-cache (after a prompt change): a block may take its window along. Each of its steps empties its slot, once what has to be
+forked from it has been, and runs the newest ring − T frames again before its own. They follow one another, sinks
+included: the oldest of them are the new sinks.
+
 RoPE. Start frames count the latent frames that entered since the slots were empty. A start that would reach
 ``rope_refresh_at`` becomes ring − 1. With ``rerotate`` the cached keys move along: the shift rides with the first block
 after the refresh at *every* of its steps, since each slot still serves older blocks at old positions until then.
@@ -121,6 +125,7 @@ class StreamPlan:
         self._next_latent = 0
         self._next_start = 0
         self._moved = 0  # sum of all refresh shifts since the slots were empty
+        self._cached = 0  # latent frames that entered since the slots were empty
         self._steps_before = 0  # K of the newest block
 
     @classmethod
@@ -150,7 +155,7 @@ class StreamPlan:
     @property
     def prompt_versions(self) -> frozenset[int]:
         """Prompt versions that blocks under way are bound to: they must not be retired yet."""
-        return frozenset(block.item.prompt_version for block in self._blocks.values())
+        return frozenset(version for block in self._blocks.values() for version in block.item.prompts)
 
     @property
     def next_start_frame(self) -> int:
@@ -181,10 +186,22 @@ class StreamPlan:
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
-    def enter(self, frames: int, noise_scale: float, timesteps: Sequence[int], seed: int, prompt_version: int) -> Item:
+    def enter(
+        self,
+        frames: int,
+        noise_scale: float,
+        timesteps: Sequence[int],
+        seed: int,
+        prompt_version: int,
+        *,
+        blend_version: int = 0,
+        blend: float = 0.0,
+        recache: bool = False,
+    ) -> Item:
         """A block of ``frames`` latent frames is scheduled for step 0; everything that alters its result is bound here.
 
-        K is ``len(timesteps)``. Raises IllegalPlanMoveError when :meth:`can_enter` is False, ValueError for values that
+        K is ``len(timesteps)``. ``blend`` is the share of prompt ``blend_version``. ``recache`` takes the window along, if
+        anything is cached. Raises IllegalPlanMoveError when :meth:`can_enter` is False, ValueError for values that
         no stage could run.
         """
         if not self.can_enter(len(timesteps)):
@@ -193,10 +210,15 @@ class StreamPlan:
             raise ValueError(f"a block of {frames} latent frames does not fit: 1…{self.most_frames()} do")
         if not timesteps or not all(0 < timestep <= 1000 for timestep in timesteps):
             raise ValueError(f"timesteps {tuple(timesteps)} will not do: at least one, each in 1…1000")
+        if not 0.0 <= blend <= 1.0:
+            raise ValueError(f"blend {blend} will not do: a share from 0 to 1 is needed")
         start, shift = self._start()
         number, first = self._next_block, self._phase is PlanPhase.EMPTY
+        context = min(self._cached, self.ring - frames) if recache else 0
         self._moved += shift
-        script = self._first_script(number, len(timesteps)) if first else self._script(number, len(timesteps))
+        script = (
+            self._first_script(number, len(timesteps)) if first else self._script(number, len(timesteps), context > 0)
+        )
         slot, ops = script[0]
         item = Item(
             stream=self.stream,
@@ -212,11 +234,15 @@ class StreamPlan:
             seed=seed,
             prompt_version=prompt_version,
             ops=ops,
+            blend_version=blend_version,
+            blend=blend,
+            context=context,
         )
         self._blocks[number] = _Block(item, script)
         self._next_block += 1
         self._next_latent += frames
         self._next_start = start + frames
+        self._cached += frames
         self._steps_before = len(timesteps)
         if first:
             self._move(PlanPhase.FIRST)
@@ -252,7 +278,7 @@ class StreamPlan:
         lost = self.under_way
         self._blocks.clear()
         self._slots.clear()
-        self._next_start = self._moved = self._steps_before = 0
+        self._next_start = self._moved = self._cached = self._steps_before = 0
         self._move(PlanPhase.EMPTY)
         return lost
 
@@ -270,6 +296,7 @@ class StreamPlan:
             "phase": self._phase.value,
             "next": [self._next_block, self._next_latent, self._next_start],
             "moved": self._moved,
+            "cached": self._cached,
             "first_block": self._first_block,
             "steps_before": self._steps_before,
             "slots": [[number, slot.block, slot.moved] for number, slot in self._slots.items()],
@@ -298,7 +325,7 @@ class StreamPlan:
             plan._phase = PlanPhase(state["phase"])
             plan._next_block, plan._next_latent, plan._next_start = state["next"]
             plan._moved, plan._first_block = state["moved"], state["first_block"]
-            plan._steps_before = state["steps_before"]
+            plan._steps_before, plan._cached = state["steps_before"], state["cached"]
             plan._slots = {number: _Slot(block, moved) for number, block, moved in state["slots"]}
             for plain, running, script in state["blocks"]:
                 item = Item.from_plain(plain)
@@ -322,7 +349,7 @@ class StreamPlan:
         self._slots = {0: _Slot(number, self._moved)}
         return tuple((0, (SlotOp(SlotOpKind.RESET, 0),)) for _ in range(steps))
 
-    def _script(self, number: int, steps: int) -> Script:
+    def _script(self, number: int, steps: int, recache: bool) -> Script:
         """What each step of the next block does, given how its predecessors leave the slots."""
         after_first = number == self._first_block + 1
         script: list[tuple[int, tuple[SlotOp, ...]]] = []
@@ -338,6 +365,8 @@ class StreamPlan:
                 if held is None or held.block != number - 1:
                     ops.append(SlotOp(SlotOpKind.FORK, target, source=step))
                     self._slots[target] = _Slot(number - 1, self._moved)
+            if recache:
+                ops.append(SlotOp(SlotOpKind.RESET, step))
             slot.block = number
             script.append((step, tuple(ops)))
         return tuple(script)
