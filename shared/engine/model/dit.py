@@ -29,7 +29,6 @@ from shared.engine.model.attention import (
 from shared.engine.model.rope import Rope, RopeTable
 from shared.engine.plan.spec import PATCH, ModelSpec
 
-
 _LEAST_ROWS = 8
 
 
