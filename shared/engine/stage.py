@@ -27,6 +27,7 @@ from shared.engine.model.kernels import KernelName, fastest_kernel, kernel_of
 from shared.engine.model.kv_cache import KvPool, SlotCopy
 from shared.engine.model.loading import load_dit, random_dit_weights
 from shared.engine.model.prompt_pool import PromptPool
+from shared.engine.model.transfers import to_device, used_here
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind, check_batch
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec
@@ -196,7 +197,7 @@ class Stage:
             if context:
                 noisy = pool.kept(slots, frames)
         else:
-            hidden, noisy = self._unpack(x.to(self.device), rows, columns)
+            hidden, noisy = self._unpack(to_device(used_here(x), self.device), rows, columns)
         entries = [self._streams.prompt_of(item) for item in items]
         step = StepInputs(
             noisy=noisy,
@@ -218,7 +219,7 @@ class Stage:
         if any(t is None for t in later):
             raise StageError("renoise: an item has no step left")
         sigma = self._per_item([self._sigma(t) for t in later if t is not None])
-        noise = self._noise.draw(items, 1, _frame_shape(x0)).to(self.device, non_blocking=True)
+        noise = to_device(self._noise.draw(items, 1, _frame_shape(x0)), self.device)
         return (1 - sigma) * x0.to(self.device, torch.float32) + sigma * noise
 
     # --- what is held ------------------------------------------------------------------------------------------------
@@ -334,13 +335,16 @@ class Stage:
 
     def _noised(self, items: Sequence[Item], x: Tensor) -> Tensor:
         """Step 0's items noised by their s; later steps' as they are. float32."""
-        x = x.to(self.device, torch.float32)
+        x = to_device(used_here(x), self.device).float()
         entering = [i for i, item in enumerate(items) if item.step == 0]
         if not entering:
             return x
-        drawn = self._noise.draw([items[i] for i in entering], 0, _frame_shape(x)).to(self.device, non_blocking=True)
-        noise = torch.zeros_like(x)
-        noise[entering] = drawn
+        drawn = to_device(self._noise.draw([items[i] for i in entering], 0, _frame_shape(x)), self.device)
+        if len(entering) == len(items):
+            noise = drawn
+        else:
+            rows = torch.tensor(entering).to(self.device, non_blocking=True)
+            noise = torch.zeros_like(x).index_copy_(0, rows, drawn)
         s = self._per_item([item.noise_scale if item.step == 0 else 0.0 for item in items])
         return noise * s + x * (1 - s)
 
