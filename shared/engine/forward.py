@@ -20,7 +20,7 @@ from shared.engine.model.rope import RopeTable
 from shared.engine.plan.spec import PATCH
 
 Project = Callable[[Block, Tensor, Tensor, RopeTable], tuple[Tensor, Tensor, Tensor]]
-Finish = Callable[[Block, Tensor, Tensor, Tensor, ContextKv, Kernel], Tensor]
+Finish = Callable[[Block, Tensor, Tensor, Tensor, ContextKv, Kernel, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,12 @@ class StepForward:
         rope = model.rope.join(step.turn, rows, columns)
         e, e6 = model.modulations(step.waves)
         x = model.patches(step.noisy) if step.hidden is None else step.hidden
+        bias = self.prompts.bias(step.prompts)
         cache.begin()
         for index, block in enumerate(self.blocks):
             q, k, v = self._project(block, x, e6, rope)
             y = cache.attend(index, q, k, v)
-            x = self._finish(block, x, y, e6, self._prompt(index, step.prompts), self.kernel)
+            x = self._finish(block, x, y, e6, self._prompt(index, step.prompts), self.kernel, bias)
         cache.finish()
         if not model.is_last:
             return x

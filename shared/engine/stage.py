@@ -150,7 +150,9 @@ class Stage:
                 f"the model needs {[self.spec.text_len, self.spec.text_dim]}"
             )
         self._streams.of(stream)
-        self._streams.put_prompt(stream, version, self.model.context_kv(embedding.to(self.device)[None]))
+        there = embedding.ne(0).any(1).nonzero()
+        words = int(there.max()) + 1 if len(there) else 0
+        self._streams.put_prompt(stream, version, self.model.context_kv(embedding.to(self.device)[None]), words)
 
     def has_prompt(self, stream: str, version: int) -> bool:
         """Whether items of the stream may use this prompt version."""

@@ -108,11 +108,11 @@ class Streams:
 
     # --- prompts -----------------------------------------------------------------------------------------------------
 
-    def put_prompt(self, stream: str, version: int, prompt: Sequence[ContextKv]) -> None:
-        """Keep a prompt version's keys and values; one of the same number is replaced."""
+    def put_prompt(self, stream: str, version: int, prompt: Sequence[ContextKv], words: int) -> None:
+        """Keep a prompt version's keys and values, padded behind ``words``; one of the same number is replaced."""
         known = self.of(stream)
         self._forget(known, lambda number: number == version)
-        known.prompts[version] = self.prompts.put(prompt)
+        known.prompts[version] = self.prompts.put(prompt, words)
 
     def keep_prompts(self, stream: str, keep: set[int]) -> None:
         """Forget all prompt versions of the stream but these, and the mixtures that they were part of."""

@@ -22,7 +22,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v), each [B, L, heads, D] with q and k already turned → [B, L, heads, D]."""
 
 ContextKv = tuple[Tensor, Tensor]
-"""The prompt's keys and values in one block: [B or 1, text_len, heads, D] each."""
+"""The prompt's keys and values in one block: [B or 1, M, heads, D] each; M is text_len, or fewer (PromptPool)."""
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,7 +30,10 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention of q [B, L, heads, D] over k, v [B, M, heads, D] → [B, L, heads, D]; mask True = may look."""
+    """Softmax attention of q [B, L, heads, D] over k, v [B, M, heads, D] → [B, L, heads, D].
+
+    A bool mask says True = may look; a float one, in q's dtype, is added to the scores.
+    """
     y = fn.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return y.transpose(1, 2)
 
@@ -114,11 +117,14 @@ class CrossAttention(nn.Module):
         split = (self.heads, -1)
         return self.norm_k(self.k(context)).unflatten(-1, split), self.v(context).unflatten(-1, split)
 
-    def forward(self, x: Tensor, kv: ContextKv, kernel: Kernel = attention) -> Tensor:
-        """x [B, L, dim] → [B, L, dim]. A kv of batch 1 serves every x."""
+    def forward(self, x: Tensor, kv: ContextKv, kernel: Kernel = attention, bias: Tensor | None = None) -> Tensor:
+        """x [B, L, dim] → [B, L, dim]. A kv of batch 1 serves every x.
+
+        ``bias`` [B or 1, 1, 1, M], in x's dtype, is added to the scores: the logarithm of how often a key counts.
+        """
         q = self.norm_q(self.q(x)).unflatten(-1, (self.heads, -1))
         k, v = (t.expand(x.shape[0], -1, -1, -1) for t in kv)
-        return self.o(kernel(q, k, v).flatten(-2))
+        return self.o((kernel(q, k, v) if bias is None else attention(q, k, v, bias)).flatten(-2))
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -54,11 +54,22 @@ class Block(nn.Module):
         shift, scale = _per_token((self.modulation + e)[:, :, :2], x)
         return self.self_attn.project(_modulate(x, shift, scale), rope)
 
-    def finish(self, x: Tensor, y: Tensor, e: Tensor, context: ContextKv, kernel: Kernel = attention) -> Tensor:
-        """All behind the cache: y [B, L, heads, D] is what self-attention read → the next block's x."""
+    def finish(
+        self,
+        x: Tensor,
+        y: Tensor,
+        e: Tensor,
+        context: ContextKv,
+        kernel: Kernel = attention,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """All behind the cache: y [B, L, heads, D] is what self-attention read → the next block's x.
+
+        ``bias``: see :meth:`CrossAttention.forward`.
+        """
         gate, shift, scale, gate_mlp = _per_token((self.modulation + e)[:, :, 2:], x)
         x = torch.addcmul(x, self.self_attn.o(y.flatten(-2)), gate)
-        x = x + self.cross_attn(self.norm3(x), context, kernel)
+        x = x + self.cross_attn(self.norm3(x), context, kernel, bias)
         return torch.addcmul(x, self.ffn(_modulate(x, shift, scale)), gate_mlp)
 
 
