@@ -23,6 +23,7 @@ from shared.engine.forward import StepForward, StepInputs
 from shared.engine.model.attention import Kernel
 from shared.engine.model.cache_run import CacheRun
 from shared.engine.model.dit import Dit, patchify, unpatchify
+from shared.engine.model.fp8 import parameter_bytes, to_fp8
 from shared.engine.model.kernels import KernelName, fastest_kernel, kernel_of
 from shared.engine.model.kv_cache import KvPool, SlotCopy
 from shared.engine.model.loading import load_dit, random_dit_weights
@@ -59,10 +60,13 @@ class Stage:
         max_slots: int = 4096,
         public_rule: bool = False,
         speed: Speed = Speed.EAGER,
+        fp8: bool = False,
     ) -> None:
         self.model, self.spec, self.blocks = model, model.spec, model.range
         self.layers = model.layers()
         model.fuse()
+        if fp8:
+            to_fp8(model)
         self.device, self.dtype = model.time_weight.device, model.time_weight.dtype
         self._noise: NoiseSource = noise or KeyedNoise()
         self._max_slots, self._public_rule = max_slots, public_rule
@@ -84,14 +88,16 @@ class Stage:
         max_slots: int = 4096,
         public_rule: bool = False,
         speed: Speed = Speed.EAGER,
+        fp8: bool = False,
     ) -> Stage:
         """A stage of these blocks (default: all), from a model folder, a safetensors file or a state dict.
 
         ``public_rule`` reproduces the public code's choice of ring places, faults included, to replay its recordings.
-        ``speed`` says how forwards run; raises ValueError where the device cannot. Raises WeightsError, FileNotFoundError.
+        ``speed`` says how forwards run, ``fp8`` turns the blocks' products into 8-bit ones; both raise ValueError where the
+        device cannot. Raises WeightsError, FileNotFoundError.
         """
         model = load_dit(spec, source, range(spec.layers) if blocks is None else blocks, device, dtype)
-        return cls(model, noise=noise, max_slots=max_slots, public_rule=public_rule, speed=speed)
+        return cls(model, noise=noise, max_slots=max_slots, public_rule=public_rule, speed=speed, fp8=fp8)
 
     @classmethod
     def random(
@@ -250,7 +256,7 @@ class Stage:
 
     def memory(self) -> StageMemory:
         """What this stage holds now."""
-        storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in self.model.parameters()}
+        storages = dict(parameter_bytes(p) for p in self.model.parameters())
         states = self._streams.states
         return StageMemory(
             weights=sum(storages.values()),

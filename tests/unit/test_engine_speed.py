@@ -13,7 +13,9 @@ from torch import Tensor
 from shared.engine import compile as fast
 from shared.engine.compile import EAGER_RUNS, GraphedForward, Piece, Speed, make_forward
 from shared.engine.forward import StepForward
+from shared.engine.model.fp8 import Fp8Error
 from shared.engine.model.kernels import KernelName, dense, fastest_kernel, kernel_of
+from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import Item
 from shared.engine.stage import Stage
 from tests.support.engine import NANO, item, latents, open_on, prompt, stages_of
@@ -204,3 +206,20 @@ def test_the_fastest_kernel_of_the_gpu_computes_attention(dtype: torch.dtype) ->
     q, k, v = (torch.randn(1, n, 12, 128, device=device, dtype=dtype) for n in (1560, 9360, 9360))
     exact = kernel_of(KernelName.FUSED)(*(t.float() for t in (q, k, v)))
     assert torch.allclose(kernel_of(name)(q, k, v).float(), exact, atol=0.02)
+
+
+def test_fp8_says_what_it_needs() -> None:
+    with pytest.raises(Fp8Error, match="compute capability 8.9 or newer, the device is cpu: leave fp8 off"):
+        Stage.load(NANO, random_dit_weights(NANO, range(NANO.layers)), fp8=True)
+
+
+@pytest.mark.gpu
+def test_fp8_halves_the_weights_and_stays_near() -> None:
+    pytest.importorskip("torchao", reason="pip install 'rheocast[fp8]'")
+    wide = replace(NANO, dim=512, ffn_dim=2048, heads=4, layers=2)
+    weights = random_dit_weights(wide, range(2))
+    plain, small = (Stage.load(wide, weights, None, "cuda", torch.bfloat16, fp8=fp8) for fp8 in (False, True))
+    for each in (plain, small):
+        open_on([each], "a")
+    for ours, theirs in zip(stream_of(small, 6), stream_of(plain, 6), strict=True):
+        assert float((ours - theirs).square().mean().sqrt() / theirs.std()) < 0.1
