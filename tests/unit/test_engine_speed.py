@@ -209,7 +209,7 @@ def test_the_fastest_kernel_of_the_gpu_computes_attention(dtype: torch.dtype) ->
 
 
 def test_fp8_says_what_it_needs() -> None:
-    with pytest.raises(Fp8Error, match="compute capability 8.9 or newer, the device is cpu: leave fp8 off"):
+    with pytest.raises(Fp8Error, match=r"compute capability 8\.9 or newer, the device is cpu: leave fp8 off"):
         Stage.load(NANO, random_dit_weights(NANO, range(NANO.layers)), fp8=True)
 
 

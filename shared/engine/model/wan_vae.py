@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
@@ -64,7 +64,7 @@ class WanVae:
         self.model = model.eval().requires_grad_(False)
         if model.quant_conv.weight.device.type == "cuda":
             # cuDNN's 3D convolutions want channels last; torch would convert before and behind each of them.
-            cast("nn.Module", model).to(memory_format=torch.channels_last_3d)
+            nn.Module.to(model, memory_format=torch.channels_last_3d)
         self._causal = {part: _causal(getattr(model, part)) for part in ("encoder", "decoder")}
         self.dtype = model.quant_conv.weight.dtype
 
