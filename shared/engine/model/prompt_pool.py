@@ -6,7 +6,7 @@ prompt changes an index and not the sequence of kernels.
 Padding is kept once. The published models pad a prompt to 512 vectors with zeros and attend to the padding like to words. All
 padding gives the same key and value, so m of them count like one whose score is raised by log m. An entry therefore holds
 the words and a few padding rows that share the rest between them: the same result (up to rounding) from an eighth of the
-memory, which for a 14B model is 0.1 instead of 0.8 GB a prompt.
+memory, which for a 14B model is 0.05 instead of 0.4 GB a prompt.
 """
 
 from __future__ import annotations
