@@ -27,6 +27,7 @@ from shared.engine.model.fp8 import parameter_bytes, to_fp8
 from shared.engine.model.kernels import KernelName, fastest_kernel, kernel_of
 from shared.engine.model.kv_cache import KvPool, SlotCopy
 from shared.engine.model.loading import load_dit, random_dit_weights
+from shared.engine.model.packed import can_pack, pack
 from shared.engine.model.prompt_pool import PromptPool
 from shared.engine.model.transfers import to_device, used_here
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind, check_batch
@@ -68,6 +69,8 @@ class Stage:
         if fp8:
             to_fp8(model)
         self.device, self.dtype = model.time_weight.device, model.time_weight.dtype
+        if can_pack(self.device, self.dtype):
+            pack(model)
         self._noise: NoiseSource = noise or KeyedNoise()
         self._max_slots, self._public_rule = max_slots, public_rule
         prompts = PromptPool(self.spec, len(self.layers), self.device, self.dtype)

@@ -16,6 +16,7 @@ from shared.engine.forward import StepForward
 from shared.engine.model.fp8 import Fp8Error
 from shared.engine.model.kernels import KernelName, dense, fastest_kernel, kernel_of
 from shared.engine.model.loading import random_dit_weights
+from shared.engine.model.packed import PackedLinear, can_pack, repack
 from shared.engine.plan.items import Item
 from shared.engine.stage import Stage
 from tests.support.engine import NANO, item, latents, open_on, prompt, stages_of
@@ -223,3 +224,38 @@ def test_fp8_halves_the_weights_and_stays_near() -> None:
         open_on([each], "a")
     for ours, theirs in zip(stream_of(small, 6), stream_of(plain, 6), strict=True):
         assert float((ours - theirs).square().mean().sqrt() / theirs.std()) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_compute_what_plain_ones_do_and_follow_their_weights(dtype: torch.dtype) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    plain, x = torch.nn.Linear(48, 32, dtype=dtype), torch.randn(5, 7, 48, dtype=dtype)
+    near = {"atol": 1e-5} if dtype is torch.float32 else {"atol": 0.05}
+    with torch.inference_mode():
+        fast, warm = PackedLinear(plain), PackedLinear(plain, gelu=True)
+        assert torch.allclose(fast(x), plain(x), **near)
+        assert torch.allclose(warm(x), torch.nn.functional.gelu(plain(x), approximate="tanh"), **near)
+        assert torch.equal(fast(x)[:1], fast(x[:1])), "the rows beside them change nothing"
+        with torch.no_grad():
+            plain.weight.mul_(2)
+        repack(torch.nn.ModuleList([fast]))
+        assert torch.allclose(fast(x), plain(x), **near)
+        assert fast.weight is plain.weight
+
+
+def test_a_stage_on_the_cpu_is_packed_under_the_models_own_names() -> None:
+    (stage,) = stages_of()
+    assert can_pack(CPU, torch.float32)
+    assert not can_pack(CPU, torch.float16)
+    first = stage.layers[0]
+    for layer in (
+        first.self_attn.qkv,
+        first.self_attn.o,
+        first.cross_attn.q,
+        first.cross_attn.o,
+        first.ffn[0],
+        first.ffn[2],
+    ):
+        assert isinstance(layer, PackedLinear)
+    assert set(random_dit_weights(NANO, range(NANO.layers))) <= set(stage.model.state_dict())
