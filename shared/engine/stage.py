@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shared.engine.model.attention import ContextKv
+from shared.engine.model.checkpoints import Source
 from shared.engine.model.dit import Dit, patchify, unpatchify
 from shared.engine.model.kv_cache import CacheRun, KvPool, SlotCopy
 from shared.engine.model.loading import load_dit, random_dit_weights
@@ -71,7 +71,7 @@ class Stage:
     def load(
         cls,
         spec: ModelSpec,
-        source: Path | str | Mapping[str, Tensor],
+        source: Source,
         blocks: range | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -80,7 +80,7 @@ class Stage:
         max_slots: int = 4096,
         public_rule: bool = False,
     ) -> Stage:
-        """A stage of these blocks (default: all), from a model folder, a safetensors file or a state dict.
+        """A stage of these blocks (default: all), from a model folder, its parts, a file or a state dict.
 
         ``public_rule`` reproduces the public code's choice of ring places, faults included, to replay its recordings.
         Raises WeightsError, FileNotFoundError.
