@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from shared.engine.compile import Speed, make_forward
 from shared.engine.forward import StepForward, StepInputs
 from shared.engine.model.attention import Kernel
 from shared.engine.model.cache_run import CacheRun
+from shared.engine.model.checkpoints import Source
 from shared.engine.model.dit import Dit, patchify, unpatchify
 from shared.engine.model.fp8 import parameter_bytes, to_fp8
 from shared.engine.model.kernels import KernelName, fastest_kernel, kernel_of
@@ -82,7 +82,7 @@ class Stage:
     def load(
         cls,
         spec: ModelSpec,
-        source: Path | str | Mapping[str, Tensor],
+        source: Source,
         blocks: range | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -93,7 +93,7 @@ class Stage:
         speed: Speed = Speed.EAGER,
         fp8: bool = False,
     ) -> Stage:
-        """A stage of these blocks (default: all), from a model folder, a safetensors file or a state dict.
+        """A stage of these blocks (default: all), from a model folder, its parts, a file or a state dict.
 
         ``public_rule`` reproduces the public code's choice of ring places, faults included, to replay its recordings.
         ``speed`` says how forwards run, ``fp8`` turns the blocks' products into 8-bit ones; both raise ValueError where the

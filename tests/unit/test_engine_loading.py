@@ -73,12 +73,12 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_spec_survives_its_file_and_refuses_what_cannot_run(tmp_path: Path) -> None:
-    for name in ("rheo-tiny", "wan-1.3b", "wan-14b"):
+    for name in ("rheo-tiny", "wan2.1-1.3b", "wan2.1-14b"):
         spec = spec_of(name)
         spec.to_json(tmp_path / "spec.json")
         assert ModelSpec.from_json(tmp_path / "spec.json") == spec
-    assert spec_of("wan-1.3b").head_dim == spec_of("wan-14b").head_dim == 128
-    assert spec_of("wan-1.3b").tokens(832, 480) == 1560
+    assert spec_of("wan2.1-1.3b").head_dim == spec_of("wan2.1-14b").head_dim == 128
+    assert spec_of("wan2.1-1.3b").tokens(832, 480) == 1560
     with pytest.raises(UnknownModelError, match="rheo-tiny"):
         spec_of("nonesuch")
     with pytest.raises(SpecError, match="sinks 6"):

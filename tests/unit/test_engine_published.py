@@ -110,7 +110,7 @@ def test_the_streaming_wan_autoencoder_computes_what_diffusers_does_on_the_whole
     )
     theirs.eval().requires_grad_(False)
     weights: dict[str, Tensor] = theirs.state_dict()
-    ours = load_vae(spec_of("wan-1.3b"), weights)
+    ours = load_vae(spec_of("wan2.1-1.3b"), weights)
     assert isinstance(ours, WanVae)
     video = torch.rand(9, 3, 32, 48)
     memory = ours.new_memory()
@@ -133,4 +133,4 @@ def test_the_streaming_wan_autoencoder_computes_what_diffusers_does_on_the_whole
 
 def test_other_weights_are_no_wan_autoencoder() -> None:
     with pytest.raises(WeightsError, match=r"encoder\.conv_in\.weight"):
-        load_vae(spec_of("wan-1.3b"), {"a": torch.zeros(1)})
+        load_vae(spec_of("wan2.1-1.3b"), {"a": torch.zeros(1)})

@@ -175,7 +175,7 @@ def test_the_fork_waits_for_the_older_block_that_still_writes_that_slot():
 
 
 def test_start_frames_go_back_when_they_would_reach_the_limit():
-    plan = StreamPlan.for_model("anna", 1, spec_of("wan-1.3b"))
+    plan = StreamPlan.for_model("anna", 1, spec_of("wan2.1-1.3b"))
     starts = [run(plan, steps=1, frames=2)[0].start_frame]
     starts += [run(plan, steps=1)[0].start_frame for _ in range(60)]
     assert starts == [0, *range(2, 50), *range(5, 17)]

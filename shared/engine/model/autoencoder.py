@@ -41,11 +41,11 @@ class Autoencoder:
         self._vae = vae
         self._device = device
         self._dtype = dtype
-        shape = (spec.latent_channels, 1, 1)
-        scale = spec.latent_scale or (1.0,) * spec.latent_channels
-        shift = spec.latent_shift or (0.0,) * spec.latent_channels
-        self._scale = torch.tensor(scale, device=device, dtype=torch.float32).reshape(shape)
-        self._shift = torch.tensor(shift, device=device, dtype=torch.float32).reshape(shape)
+        self._scale = _per_channel(spec.latent_scale, spec.latent_channels, 1.0, device)
+        self._shift = _per_channel(spec.latent_shift, spec.latent_channels, 0.0, device)
+        self._encoder_scale = _per_channel(spec.encoder_scale, spec.latent_channels, 1.0, device)
+        self._encoder_shift = _per_channel(spec.encoder_shift, spec.latent_channels, 0.0, device)
+        self._rescale = bool(spec.encoder_scale or spec.encoder_shift)
         self._normalise = spec.encoder_normalised and bool(spec.latent_scale or spec.latent_shift)
         self._denormalise = bool(spec.latent_scale or spec.latent_shift)
 
@@ -64,6 +64,8 @@ class Autoencoder:
         latents = self._vae.encode(state, frames)
         if self._normalise:
             latents = ((latents.float() - self._shift) / self._scale).to(latents.dtype)
+        if self._rescale:
+            latents = (latents.float() * self._encoder_scale + self._encoder_shift).to(latents.dtype)
         return latents
 
     @torch.inference_mode()
@@ -78,3 +80,8 @@ class Autoencoder:
         frames = self._vae.decode(state, latents.to(self._dtype))
         pixels = frames.float().mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         return to_host(pixels, wait=wait)
+
+
+def _per_channel(values: tuple[float, ...], channels: int, default: float, device: torch.device) -> Tensor:
+    """One value per latent channel, [C, 1, 1] float32."""
+    return torch.tensor(values or (default,) * channels, device=device, dtype=torch.float32)[:, None, None]

@@ -4,99 +4,125 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shared.engine.model.checkpoints import (
-    DIT_FILES,
-    TEXT_FILES,
-    VAE_FILES,
-    WeightsError,
-    open_weights,
-    renamed,
-    wan_name,
-)
+from shared.engine.model.checkpoints import Source, Weights, WeightsError, open_weights
 from shared.engine.model.dit import Dit
+from shared.engine.model.dit_files import elsewhere_of, open_dit
+from shared.engine.model.filling import complaints, fill
+from shared.engine.model.mixed_vae import MixedVae
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.model.tiny_vae_serving import ServingTinyVae
-from shared.engine.plan.spec import ModelSpec
+from shared.engine.plan.model_parts import Part
+from shared.engine.plan.spec import UMT5, ModelSpec, VaeKind
 
 if TYPE_CHECKING:
-    from shared.engine.model.text import TinyTextEncoder
     from shared.engine.model.wan_vae import WanVae
 
+__all__ = ["WeightsError", "load_dit", "load_text_encoder", "load_tiny_vae", "load_vae"]
 
-def load_dit(
-    spec: ModelSpec,
-    source: Path | str | Mapping[str, Tensor],
-    blocks: range,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> Dit:
+
+class TextEncoder(Protocol):
+    """A prompt to its embedding [text_len, text_dim], padding zeroed."""
+
+    def encode(self, prompt: str) -> Tensor:
+        """Any text is a legal prompt."""
+        ...
+
+
+def load_dit(spec: ModelSpec, source: Source, blocks: range, device: torch.device | str, dtype: torch.dtype) -> Dit:
     """A Dit of these blocks. ``source`` is a model folder (ours, original Wan or diffusers), a file or a state dict.
 
     Reads only the tensors of these blocks. Raises WeightsError, or FileNotFoundError where there is no such file.
     """
     with torch.device("meta"):
         model = Dit(spec, blocks)
-
-    # What other stages own is no error here; what no stage of this spec owns is.
-    elsewhere = [f"blocks.{i}." for i in range(spec.layers) if i not in blocks]
-    elsewhere += [] if model.is_first else ["patch_embedding."]
-    elsewhere += [] if model.is_last else ["head."]
-    fill(
-        model,
-        *renamed(open_weights(source, DIT_FILES), wan_name),
-        elsewhere=tuple(elsewhere),
-        device=device,
-        dtype=dtype,
-    )
+    fill(model, open_dit(spec, source), elsewhere=elsewhere_of(model), device=device, dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
 def load_vae(
     spec: ModelSpec,
-    folder: Path | str | Mapping[str, Tensor],
+    source: Source,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> ServingTinyVae | WanVae:
-    """The model's autoencoder for serving, from ``vae.safetensors`` or a state dict. WeightsError, FileNotFoundError."""
-    if spec.vae == "wan":
-        from shared.engine.model.wan_vae import load_wan_vae
+) -> ServingTinyVae | WanVae | MixedVae:
+    """The model's autoencoder for serving, the one that ``spec.vae`` names. Raises WeightsError, FileNotFoundError."""
+    if spec.vae == VaeKind.TAEHV:
+        return ServingTinyVae(load_tiny_vae(spec, source, device, dtype))
+    from shared.engine.model.wan_vae import load_wan_vae
 
-        return load_wan_vae(spec, *open_weights(folder, VAE_FILES), device=device, dtype=dtype)
-    return ServingTinyVae(load_tiny_vae(spec, folder, device, dtype))
+    full = load_wan_vae(spec, open_weights(source, Part.VAE), device=device, dtype=dtype)
+    if spec.vae == VaeKind.WAN:
+        return full
+    return MixedVae(full, ServingTinyVae(load_tiny_vae(spec, source, device, dtype)))
 
 
 def load_tiny_vae(
     spec: ModelSpec,
-    folder: Path | str | Mapping[str, Tensor],
+    source: Source,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> TinyVae:
-    """The tiny autoencoder as a module, for training. Raises WeightsError, FileNotFoundError."""
-    with torch.device("meta"):
-        model = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels)
-    fill(model, *open_weights(folder, VAE_FILES), device=device, dtype=dtype)
+    """The tiny autoencoder as a module, its widths read from the weights. Raises WeightsError, FileNotFoundError."""
+    weights = open_weights(source, Part.TAEHV)
+    model = tiny_vae_on_meta(spec, weights)
+    fill(model, weights, device=device, dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
-def load_text_encoder(spec: ModelSpec, folder: Path | str) -> TinyTextEncoder:
-    """The embedded model's text encoder: ``encode(prompt)`` gives [text_len, text_dim]. WeightsError, FileNotFoundError."""
+def tiny_vae_on_meta(spec: ModelSpec, weights: Weights) -> TinyVae:
+    """The tiny autoencoder these tensors are of, without data; the spec's widths where they do not tell."""
+    first = [weights.entries.get(f"decoder.{index}.weight") for index in (1, 8, 14, 20)]
+    widths = [entry.shape[0] if entry else width for entry, width in zip(first, spec.vae_widths, strict=True)]
+    entry = weights.entries.get("encoder.0.weight")
+    with torch.device("meta"):
+        return TinyVae(widths, entry.shape[0] if entry else spec.vae_encoder_width, spec.latent_channels)
+
+
+def check_vae(spec: ModelSpec, source: Source) -> list[str]:
+    """What is wrong with the autoencoder's files, one line each; names and shapes only, no data is read."""
+    found: list[str] = []
+    if spec.vae != VaeKind.TAEHV:
+        from shared.engine.model.wan_vae import wan_vae_on_meta
+
+        try:
+            found += complaints(*wan_vae_on_meta(spec, open_weights(source, Part.VAE)))
+        except (WeightsError, FileNotFoundError) as error:
+            found.append(str(error))
+    if spec.vae != VaeKind.WAN:
+        try:
+            weights = open_weights(source, Part.TAEHV)
+            found += complaints(tiny_vae_on_meta(spec, weights), weights)
+        except (WeightsError, FileNotFoundError) as error:
+            found.append(str(error))
+    return found
+
+
+def load_text_encoder(
+    spec: ModelSpec, source: Source, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    """The model's text encoder: ``encode(prompt)`` gives [text_len, text_dim]. Raises WeightsError, FileNotFoundError.
+
+    The embedded model's stays on the CPU in float32; UMT5-XXL goes to ``device`` as ``dtype``.
+    """
+    if spec.text == UMT5:
+        from shared.engine.model.umt5 import load_umt5
+
+        return load_umt5(spec, source, device, dtype)
     from shared.engine.model.text import TinyTextEncoder
 
-    names, read = open_weights(folder, TEXT_FILES)
+    weights = open_weights(source, Part.TEXT)
     try:
-        encoder = TinyTextEncoder.from_state({name: read(name) for name in names})
+        encoder = TinyTextEncoder.from_state({name: weights.read(name) for name in weights.entries})
     except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{folder} holds no such text encoder: {error}") from None
+        raise WeightsError(f"{weights.source} holds no such text encoder: {error}") from None
     if (encoder.text_len, encoder.text_dim) != (spec.text_len, spec.text_dim):
         raise WeightsError(
-            f"the text encoder in {folder} gives [{encoder.text_len}, {encoder.text_dim}], "
+            f"the text encoder in {weights.source} gives [{encoder.text_len}, {encoder.text_dim}], "
             f"the model needs [{spec.text_len}, {spec.text_dim}]"
         )
     return encoder
@@ -117,39 +143,6 @@ def random_vae_weights(spec: ModelSpec, seed: int = 0) -> dict[str, Tensor]:
             for name, t in TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels).state_dict().items()
         }
     return {name: _random_tensor(name, shape, seed) for name, shape in shapes.items()}
-
-
-def fill(
-    model: nn.Module,
-    names: Iterable[str],
-    read: Callable[[str], Tensor],
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    elsewhere: tuple[str, ...] = (),
-) -> None:
-    """Give a meta-device module its tensors. ``elsewhere`` are prefixes that may be present without being wanted."""
-    expected = model.state_dict()
-    present = {name.removeprefix("model."): name for name in names}
-    missing = sorted(name for name in expected if name not in present)
-    extra = sorted(n for n in present if n not in expected and not n.startswith(elsewhere))
-    if missing:
-        raise WeightsError(f"{_some(missing)} missing")
-    if extra:
-        raise WeightsError(f"{_some(extra)} not part of this model")
-    state: dict[str, Tensor] = {}
-    for name, target in expected.items():
-        tensor = read(present[name])
-        if tensor.shape != target.shape:
-            raise WeightsError(f"{name} is {list(tensor.shape)}, the model needs {list(target.shape)}")
-        state[name] = tensor.to(device, dtype, copy=True).contiguous()
-    model.load_state_dict(state, assign=True)
-
-
-def _some(names: list[str]) -> str:
-    listed = ", ".join(names[:4])
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"{listed}{more}: tensor{'s' if len(names) > 1 else ''}"
 
 
 def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

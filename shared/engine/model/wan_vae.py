@@ -7,7 +7,7 @@ stream moves. Sizes are read from the weights, which may have the original Wan n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
 from torch import Tensor, nn
 
-from shared.engine.model.checkpoints import WeightsError
+from shared.engine.model.checkpoints import Entry, Weights, WeightsError
+from shared.engine.model.filling import fill
 from shared.engine.plan.spec import FRAMES_PER_LATENT, ModelSpec
 
 _PREFIX = {
@@ -109,30 +110,33 @@ class WanVae:
 
 
 def load_wan_vae(
-    spec: ModelSpec,
-    names: Iterable[str],
-    read: Callable[[str], Tensor],
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    spec: ModelSpec, weights: Weights, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> WanVae:
     """A WanVae of these tensors. Raises WeightsError for a tensor too few, too many or misshapen."""
-    from shared.engine.model.loading import fill
-
-    present = {name.removeprefix("model."): name for name in names}
-    if "conv1.weight" in present:
-        blocks = _residual_blocks(present)
-        present = {_diffusers_name(name, blocks): original for name, original in present.items()}
-    if "encoder.conv_in.weight" not in present:
-        raise WeightsError("encoder.conv_in.weight: tensor missing; these are no weights of the Wan autoencoder")
-    with torch.device("meta"):
-        model = AutoencoderKLWan(**_sizes(present, read))
-    fill(model, present, lambda name: read(present[name]), device=device, dtype=dtype)
-    if model.config["z_dim"] != spec.latent_channels:
-        raise WeightsError(
-            f"the autoencoder has {model.config['z_dim']} latent channels, {spec.name} {spec.latent_channels}"
-        )
+    model, weights = wan_vae_on_meta(spec, weights)
+    fill(model, weights, device=device, dtype=dtype)
     return WanVae(model)
+
+
+def wan_vae_on_meta(spec: ModelSpec, weights: Weights) -> tuple[AutoencoderKLWan, Weights]:
+    """The network these tensors are of, without data, and the tensors in its words. Raises WeightsError."""
+    weights = weights.renamed(lambda name: name.removeprefix("model."))
+    if "conv1.weight" in weights.entries:
+        blocks = _residual_blocks(weights.entries)
+        weights = weights.renamed(lambda name: _diffusers_name(name, blocks))
+    try:
+        sizes = _sizes(weights.entries)
+    except KeyError as error:
+        raise WeightsError(
+            f"{error.args[0]}: tensor missing in {weights.source}; these are no weights of the Wan autoencoder"
+        ) from None
+    if sizes["z_dim"] != spec.latent_channels:
+        raise WeightsError(
+            f"the autoencoder in {weights.source} has {sizes['z_dim']} latent channels, "
+            f"{spec.name} has {spec.latent_channels}"
+        )
+    with torch.device("meta"):
+        return AutoencoderKLWan(**sizes), weights
 
 
 def _causal(module: nn.Module) -> int:
@@ -159,25 +163,25 @@ def _diffusers_name(name: str, blocks: int) -> str:
     return name
 
 
-def _sizes(present: dict[str, str], read: Callable[[str], Tensor]) -> dict[str, Any]:
-    """The network's configuration, from its tensors."""
-    base = read(present["encoder.conv_in.weight"]).shape[0]
+def _sizes(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """The network's configuration, from its tensors' shapes."""
+    base = entries["encoder.conv_in.weight"].shape[0]
     widths: list[int] = []
     times: list[bool] = []
     width, resnets = base, 0
-    flat = sorted({int(m[1]) for name in present if (m := re.match(r"encoder\.down_blocks\.(\d+)\.", name))})
+    flat = sorted({int(m[1]) for name in entries if (m := re.match(r"encoder\.down_blocks\.(\d+)\.", name))})
     for index in flat:
         prefix = f"encoder.down_blocks.{index}."
-        if f"{prefix}resample.1.weight" in present:
+        if f"{prefix}resample.1.weight" in entries:
             widths.append(width)
-            times.append(f"{prefix}time_conv.weight" in present)
+            times.append(f"{prefix}time_conv.weight" in entries)
         else:
-            width = read(present[f"{prefix}conv2.weight"]).shape[0]
+            width = entries[f"{prefix}conv2.weight"].shape[0]
             resnets += 1
     widths.append(width)
     return {
         "base_dim": base,
-        "z_dim": read(present["quant_conv.weight"]).shape[0] // 2,
+        "z_dim": entries["quant_conv.weight"].shape[0] // 2,
         "dim_mult": [w // base for w in widths],
         "num_res_blocks": max(resnets // len(widths), 1),
         "temperal_downsample": times,

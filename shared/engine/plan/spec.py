@@ -1,7 +1,8 @@
 """What the rest of the system must know about a model: sizes, steps, cache and noise constants. Imports no torch.
 
-A model lives in a folder ``<name>/`` with ``spec.json`` (this dataclass), ``dit.safetensors``, ``vae.safetensors`` and
-``text.safetensors``. The presets below describe the published models and the embedded one.
+A model of our own lives in a folder ``<name>/`` with ``spec.json`` (this dataclass), ``dit.safetensors``,
+``vae.safetensors`` and ``text.safetensors``. The presets below describe the published models, whose files keep their own
+names (:mod:`shared.engine.plan.model_parts`), and the embedded one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,18 @@ PATCH = 2
 """Latent cells per token, along both sides (the DiT's patch is 1×2×2)."""
 FRAMES_PER_LATENT = 4
 """Pixel frames per latent frame; a stream's first latent frame holds one pixel frame instead."""
+
+
+UMT5 = "umt5"
+"""``text`` of models that read prompts with the UMT5-XXL encoder."""
+
+
+class VaeKind(StrEnum):
+    """Which autoencoder a model is served with."""
+
+    WAN = "wan"  # the full causal 3D network, both ways
+    TAEHV = "taehv"  # the tiny one, both ways
+    MIXED = "wan+taehv"  # the full encoder, the tiny decoder: what the public code does with TAEHV
 
 
 class SpecError(ValueError):
@@ -54,10 +68,13 @@ class ModelSpec:
     """One causal video model: the DiT, its cache, its steps and its autoencoder.
 
     Sizes are in tokens and channels; ``ring``, ``sinks`` and ``rope_refresh_at`` (0: never) in latent frames; ``steps``
-    are nominal timesteps (0…1000) of which a stream of K steps takes the first K. ``sink_threshold`` None switches
-    adaptive sinks off. ``rerotate`` moves the rotation of cached keys at a RoPE refresh. ``encoder_normalised`` says
-    whether the encoder's latents are normalised by ``latent_shift``/``latent_scale`` before they enter the DiT; the
-    decoder's input is always z·scale + shift (empty tuples: no change).
+    are nominal timesteps (0…1000) of which a stream of K steps takes the first K; ``text_steps`` replaces them for a stream
+    without a source, which starts from pure noise (empty: ``steps``; read them as :attr:`steps_from_text`).
+    ``sink_threshold`` None switches adaptive sinks off. ``rerotate`` moves the rotation of cached keys at a RoPE refresh.
+
+    The autoencoder (``vae``, a :class:`VaeKind`; change it by :meth:`with_vae`): the decoder's input is z·``latent_scale`` +
+    ``latent_shift``; the encoder's latents are normalised by the same two if ``encoder_normalised``, and become
+    z·``encoder_scale`` + ``encoder_shift`` if those are given. Empty tuples: no change.
     """
 
     name: str
@@ -76,6 +93,7 @@ class ModelSpec:
     rerotate: bool = True
     sigma_shift: float = 8.0
     steps: tuple[int, ...] = (700, 500, 400, 200)
+    text_steps: tuple[int, ...] = ()
     noise: NoiseSpec = field(default_factory=NoiseSpec)
     vae: str = "taehv"
     vae_widths: tuple[int, ...] = (256, 128, 64, 64)
@@ -83,7 +101,9 @@ class ModelSpec:
     encoder_normalised: bool = False
     latent_scale: tuple[float, ...] = ()
     latent_shift: tuple[float, ...] = ()
-    text: str = "umt5"
+    encoder_scale: tuple[float, ...] = ()
+    encoder_shift: tuple[float, ...] = ()
+    text: str = UMT5
     default_width: int = 832
     default_height: int = 480
     default_fps: int = 16
@@ -100,9 +120,11 @@ class ModelSpec:
             raise SpecError(f"rope_refresh_at {self.rope_refresh_at} is less than ring {self.ring}")
         if not self.steps or any(not 0 < t <= 1000 for t in self.steps):
             raise SpecError(f"steps {self.steps} must be timesteps in 1…1000")
-        if self.vae not in ("taehv", "wan"):
-            raise SpecError(f"vae {self.vae!r} is neither 'taehv' nor 'wan'")
-        for name in ("latent_scale", "latent_shift"):
+        if any(not 0 < t <= 1000 for t in self.text_steps):
+            raise SpecError(f"text_steps {self.text_steps} must be timesteps in 1…1000")
+        if self.vae not in list(VaeKind):
+            raise SpecError(f"vae {self.vae!r} is none of {', '.join(VaeKind)}")
+        for name in ("latent_scale", "latent_shift", "encoder_scale", "encoder_shift"):
             if len(getattr(self, name)) not in (0, self.latent_channels):
                 raise SpecError(f"{name} must be empty or hold one value per latent channel ({self.latent_channels})")
 
@@ -115,6 +137,36 @@ class ModelSpec:
     def max_steps(self) -> int:
         """The largest K a stream may have."""
         return len(self.steps)
+
+    @property
+    def steps_from_text(self) -> tuple[int, ...]:
+        """The steps of a stream that has no source: ``text_steps``, or ``steps`` for a model that has none."""
+        return self.text_steps or self.steps
+
+    def with_vae(self, kind: str) -> ModelSpec:
+        """The same model with another autoencoder; ``auto`` keeps the spec's own. Raises SpecError for an unknown kind.
+
+        The DiT keeps what it was trained on. The published Wan models take latents as the full encoder makes them and
+        give normalised ones. TAEHV speaks normalised latents both ways: decoding needs no change then, and what its
+        encoder makes is brought to the full encoder's scale.
+        """
+        if kind in ("auto", self.vae):
+            return self
+        if kind not in list(VaeKind):
+            raise SpecError(f"autoencoder {kind!r} is none of auto, {', '.join(VaeKind)}")
+        if self.text != UMT5:
+            raise SpecError(
+                f"{self.name} has an autoencoder of its own ({self.vae}); only Wan 2.1 models have a choice"
+            )
+        full, tiny = VaeKind.WAN, VaeKind.TAEHV
+        return replace(
+            self,
+            vae=kind,
+            latent_scale=_WAN_SCALE if kind == full else (),
+            latent_shift=_WAN_SHIFT if kind == full else (),
+            encoder_scale=_WAN_SCALE if kind == tiny and not self.encoder_normalised else (),
+            encoder_shift=_WAN_SHIFT if kind == tiny and not self.encoder_normalised else (),
+        )
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
         """(latent height, latent width) of a picture in pixels; both sides must be multiples of 16."""
@@ -178,16 +230,28 @@ _WAN_LATENTS = (
     *((0.4134, 3.2687), (-0.0715, 2.1526), (0.5517, 2.8652), (-0.3632, 1.5579)),
     *((-0.1922, 1.6382), (-0.9497, 1.1253), (0.2503, 2.8251), (-0.2921, 1.9160)),
 )
+_WAN_SHIFT = tuple(mean for mean, _ in _WAN_LATENTS)
+_WAN_SCALE = tuple(deviation for _, deviation in _WAN_LATENTS)
 _WAN_SMALL = ModelSpec(
-    name="wan-1.3b",
+    name="wan2.1-1.3b",
     dim=1536,
     ffn_dim=8960,
     layers=30,
     heads=12,
-    vae="wan",
-    latent_scale=tuple(deviation for _, deviation in _WAN_LATENTS),
-    latent_shift=tuple(mean for mean, _ in _WAN_LATENTS),
+    text_steps=(1000, 750, 500, 250),
+    vae=VaeKind.WAN.value,
+    latent_scale=_WAN_SCALE,
+    latent_shift=_WAN_SHIFT,
 )
+_WAN_LARGE = replace(_WAN_SMALL, name="wan2.1-14b", dim=5120, ffn_dim=13824, layers=40, heads=40)
+
+
+def _fast(spec: ModelSpec) -> ModelSpec:
+    """The public fast profile: a short ring with fixed sinks, TAEHV behind the full encoder."""
+    fast = replace(spec, name=f"{spec.name}-fast", ring=5, sinks=2, sink_threshold=None)
+    return fast.with_vae(VaeKind.MIXED)
+
+
 _TINY = ModelSpec(
     name="rheo-tiny",
     dim=256,
@@ -212,9 +276,9 @@ PRESETS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
         _WAN_SMALL,
-        # The tiny autoencoder works on the latents as the DiT makes them.
-        replace(_WAN_SMALL, name="wan-1.3b-fast", ring=5, sinks=2, vae="taehv", latent_scale=(), latent_shift=()),
-        replace(_WAN_SMALL, name="wan-14b", dim=5120, ffn_dim=13824, layers=40, heads=40),
+        _fast(_WAN_SMALL),
+        _WAN_LARGE,
+        _fast(_WAN_LARGE),
         _TINY,
         # Small enough for a unit test to run many forwards of it.
         replace(
