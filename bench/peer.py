@@ -14,8 +14,7 @@ import sys
 import types
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ import torch
 from torch import Tensor
 
 from bench.lockstep import LockStep, timed
+from bench.measure import compile_blocks
 from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.noise_controller import step_timesteps
-from shared.engine.plan.spec import ModelSpec
+from shared.engine.plan.spec import ModelSpec, spec_of
 from shared.engine.stage import Stage
 
 _PACKAGES = ("models", "models.wan", "models.wan.wan_base", "models.wan.wan_base.modules")
@@ -53,7 +53,44 @@ class Beside:
     ratio: float
     least_ratio: float
     same: float
+    equal: bool
     ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One comparison's question."""
+
+    model: str
+    width: int
+    height: int
+    steps: int
+    text_len: int
+    dtype: str
+    threads: int
+    compiled: bool = False
+
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
+"""How far x0 may be off between two ways to the same numbers."""
+
+
+def records() -> list[Record]:
+    """The settings that docs/benchmarks.md records: the embedded model's, in float32, then what bfloat16 and compiling add."""
+    return [
+        Record("rheo-tiny", 320, 192, 2, text, dtype, threads, compiled)
+        for dtype, compiled in (("float32", False), ("float32", True), ("bfloat16", False))
+        for threads in (1, 2)
+        for text in (16, 512)
+    ]
+
+
+def compare(path: Path, record: Record, ticks: int) -> Beside:
+    """One record. Raises PeerError, SpecError."""
+    torch.set_num_threads(record.threads)
+    spec = replace(spec_of(record.model), text_len=record.text_len)
+    size = (record.width, record.height)
+    return beside(path, spec, size, record.steps, ticks, getattr(torch, record.dtype), record.compiled)
 
 
 def import_peer(path: Path) -> tuple[Any, Any]:
@@ -255,7 +292,13 @@ class Reference:
 
 @torch.inference_mode()
 def beside(
-    path: Path, spec: ModelSpec, size: tuple[int, int], steps: int, ticks: int, dtype: torch.dtype = torch.float32
+    path: Path,
+    spec: ModelSpec,
+    size: tuple[int, int],
+    steps: int,
+    ticks: int,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
 ) -> Beside:
     """Time both on the CPU and compare what they compute. Raises PeerError."""
     warnings.filterwarnings("ignore", message=".*flash_attn is not installed.*")
@@ -267,7 +310,10 @@ def beside(
     prompt = torch.randn(spec.text_len, spec.text_dim)
     stage = Stage.load(spec, weights, dtype=dtype, noise=shared, public_rule=True)
     reference = Reference(stage, shared, latent, prompt)
-    served = LockStep(spec, [Stage.load(spec, weights, dtype=dtype)], size, steps)
+    own = Stage.load(spec, weights, dtype=dtype)
+    if compiled:
+        compile_blocks(own)
+    served = LockStep(spec, [own], size, steps)
 
     own_steps = step_timesteps(spec.steps[0], spec.steps[:steps])
     noisy = torch.randn(1, 2, spec.latent_channels, *latent)
@@ -290,8 +336,6 @@ def beside(
         start += 1
     columns = list(zip(*rows[warm:], strict=True))
     middle, least = [statistics.median(c) for c in columns], [min(c) for c in columns]
-    with suppress(AttributeError):
-        del peer.cache
     return Beside(
         peer=middle[0],
         engine=middle[1],
@@ -301,6 +345,7 @@ def beside(
         ratio=middle[0] / middle[1],
         least_ratio=least[0] / least[1],
         same=worst,
+        equal=worst <= TOLERANCE[str(dtype).removeprefix("torch.")],
         ticks=ticks,
     )
 
