@@ -1,237 +1,181 @@
-"""The engine alone: milliseconds per latent frame of encode, every step and decode, and frames a second.
+"""The engine alone: milliseconds per latent frame of encode, every step and decode, frames a second, and their floor.
 
 ``python -m bench.engine --model rheo-tiny --steps 1,2 --streams 1,2,4 --stages 1,2 --threads 1,2 --json``
+``python -m bench.engine --peer PATH --record`` puts the public code beside it, at the settings of record.
 
 Weights may be random: the time of a forward does not depend on them. Every figure is the median of the ticks after the
-ring is full and the first ticks are gone; ``least`` is the fastest, which shows what a busy machine hides.
+ring is full and the first ticks are gone; ``least`` is the fastest, which shows what a busy machine hides. ``share`` is
+the floor (the arithmetic of :mod:`shared.engine.plan.flops` at the measured matmul ceiling) over the median.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+import resource
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from shared.engine.model.autoencoder import Autoencoder
-from shared.engine.model.loading import load_vae, random_vae_weights
-from shared.engine.plan.items import Item
-from shared.engine.plan.noise_controller import step_timesteps
-from shared.engine.plan.registry import model_folder
-from shared.engine.plan.spec import ModelSpec, SpecError, spec_of
-from shared.engine.plan.split import split_blocks
-from shared.engine.plan.stream_plan import StreamPlan
-from shared.engine.stage import Stage
+from bench.ceilings import Ceilings, measure_ceilings
+from bench.measure import Figures, Setting, measure, spec_for
+from bench.peer import PeerError, Record, compare, records
+from shared.engine.plan.spec import SpecError, spec_of
 
-FRAMES_PER_CHUNK = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row's question."""
-
-    model: str
-    width: int
-    height: int
-    steps: int
-    streams: int
-    stages: int
-    dtype: str
-    threads: int
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One row's answer, in milliseconds per latent frame unless said otherwise.
-
-    ``forward`` is one lock-step batch of streams × K items through all stages, ``step`` that per item, ``stage_ms`` each
-    stage's share of the forward. ``fps`` counts the frames of all streams when encode, forward and decode run one after
-    the other; ``pipelined_fps`` when each has a device of its own.
-    """
-
-    encode: float
-    forward: float
-    step: float
-    decode: float
-    stage_ms: tuple[float, ...]
-    fps: float
-    pipelined_fps: float
-    least_encode: float
-    least_forward: float
-    least_decode: float
-    weights_mib: float
-    kv_mib: float
-
-
-def timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
-    """Milliseconds and result; waits for the device."""
-    began = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) * 1000, result
-
-
-class LockStep:
-    """Streams in lock step through the stages, as :class:`shared.engine.stepper.Stepper` does it, but timed by part."""
-
-    def __init__(self, spec: ModelSpec, stages: list[Stage], setting: Setting) -> None:
-        rows, columns = spec.latent_size(setting.width, setting.height)
-        self.spec, self.stages, self.device = spec, stages, stages[0].device
-        self.shape = (spec.latent_channels, rows, columns)
-        self.timesteps = step_timesteps(spec.steps[0], spec.steps[: setting.steps])
-        self.plans = [StreamPlan.for_model(f"bench-{i}", 0, spec) for i in range(setting.streams)]
-        self.waiting: list[tuple[StreamPlan, Item, Tensor]] = []
-        embedding = torch.randn(spec.text_len, spec.text_dim)
-        for plan, stage in itertools.product(self.plans, stages):
-            stage.open(plan.stream, rows, columns)
-            stage.set_prompt(plan.stream, 1, embedding)
-
-    def tick(self) -> list[float]:
-        """One new block per stream. Returns each stage's milliseconds, summed over the tick's forwards."""
-        spent = [0.0] * len(self.stages)
-        frames = 1 if self.plans[0].under_way or self.plans[0].next_start_frame else 2
-        entries = [(plan, plan.next(item), x) for plan, item, x in self.waiting]
-        for plan in self.plans:
-            item = plan.enter(frames, self.spec.noise.s0, self.timesteps, 0, 1)
-            entries.append((plan, item, torch.randn(frames, *self.shape, device=self.device)))
-        self.waiting = []
-        while entries:
-            items, x = [item for _, item, _ in entries], torch.stack([x for _, _, x in entries])
-            for index, stage in enumerate(self.stages):
-                took, x = timed(self.device, partial(stage.run, items, x))
-                spent[index] += took
-            again: list[tuple[StreamPlan, Item, Tensor]] = []
-            for (plan, item, _), clean in zip(entries, x, strict=True):
-                if not plan.done(item):
-                    renoised = self.stages[-1].renoise([item], clean[None])[0]
-                    if item.frames > 1:
-                        again.append((plan, plan.next(item), renoised))
-                    else:
-                        self.waiting.append((plan, item, renoised))
-            entries = again
-        return spent
-
-
-def measure(setting: Setting, ticks: int, random_weights: bool) -> Figures:
-    """Run one setting."""
-    torch.set_num_threads(setting.threads)
-    spec, device, dtype = spec_of(setting.model), torch.device(setting.device), getattr(torch, setting.dtype)
-    folder = model_folder(setting.model)
-    random_weights = random_weights or not (folder / "dit.safetensors").exists()
-    if not random_weights:
-        spec = ModelSpec.from_json(folder / "spec.json")
-    ranges = split_blocks(spec.layers, setting.stages)
-    if random_weights:
-        stages = [Stage.random(spec, blocks, 0, device, dtype) for blocks in ranges]
-    else:
-        stages = [Stage.load(spec, folder, blocks, device, dtype) for blocks in ranges]
-    vae = load_vae(spec, random_vae_weights(spec) if random_weights else folder, device, dtype)
-    autoencoder = Autoencoder(vae, spec, device, dtype)
-
-    encoder, decoder = autoencoder.encoder_state(), autoencoder.decoder_state()
-    encode: list[float] = []
-    decode: list[float] = []
-    for chunk in range(ticks + 2):
-        pixels = torch.randint(0, 256, (5 if chunk == 0 else 4, setting.height, setting.width, 3), dtype=torch.uint8)
-        took, latents = timed(device, partial(autoencoder.encode, encoder, pixels))
-        encode.append(took)
-        decode.append(timed(device, partial(autoencoder.decode, decoder, latents))[0])
-
-    loop = LockStep(spec, stages, setting)
-    warm = spec.ring + setting.steps + 2
-    rows = [loop.tick() for _ in range(warm + ticks)][warm:]
-    forwards = [sum(row) for row in rows]
-    middle = (statistics.median(encode[2:]), statistics.median(forwards), statistics.median(decode[2:]))
-    stage_ms = tuple(statistics.median(column) for column in zip(*rows, strict=True))
-    shown = FRAMES_PER_CHUNK * setting.streams * 1000
-    held = [stage.memory() for stage in stages]
-    return Figures(
-        encode=middle[0],
-        forward=middle[1],
-        step=middle[1] / (setting.streams * setting.steps),
-        decode=middle[2],
-        stage_ms=stage_ms,
-        fps=shown / (middle[1] + setting.streams * (middle[0] + middle[2])),
-        pipelined_fps=shown / max(setting.streams * middle[0], *stage_ms, setting.streams * middle[2]),
-        least_encode=min(encode[2:]),
-        least_forward=min(forwards),
-        least_decode=min(decode[2:]),
-        weights_mib=sum(m.weights for m in held) / 2**20,
-        kv_mib=sum(m.kv for m in held) / 2**20,
-    )
+COLUMNS = (
+    *("model", "size", "K", "streams", "stages", "VAE", "dtype", "threads", "encode", "forward", "per step", "share"),
+    *("decode", "fps", "pipelined", "KV, VAE a stream, MiB"),
+)
 
 
 def settings_of(args: argparse.Namespace) -> Iterator[Setting]:
-    """Every combination asked for."""
-    spec = spec_of(args.model)
-    sizes = args.size or [f"{spec.default_width}x{spec.default_height}"]
-    for size, dtype, steps, streams, stages, threads in (
-        (size, dtype, steps, streams, stages, threads)
-        for size in sizes
-        for dtype in args.dtype
-        for steps in args.steps
-        for streams in args.streams
-        for stages in args.stages
-        for threads in args.threads
-    ):
-        width, height = (int(side) for side in size.split("x"))
-        yield Setting(args.model, width, height, steps, streams, stages, dtype, threads, args.device)
+    """Every combination asked for. Raises SpecError, ValueError."""
+    for model in args.model:
+        spec = spec_of(model)
+        sizes = args.size or [f"{spec.default_width}x{spec.default_height}"]
+        shapes = product(sizes, args.steps, args.streams, args.stages)
+        for (size, steps, streams, stages), (vae, dtype, compiled, threads) in product(
+            shapes, product(args.vae, args.dtype, args.compile, args.threads)
+        ):
+            width, height = (int(side) for side in size.split("x"))
+            spec.latent_size(width, height)
+            on = compiled == "on"
+            yield Setting(model, width, height, steps, streams, stages, vae, dtype, threads, args.device, on)
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+
+
+def row(setting: Setting, f: Figures) -> str:
+    """One line of the table."""
+    dtype = setting.dtype + (", compiled" if setting.compiled else "")
+    return (
+        f"| {setting.model} | {setting.width}×{setting.height} | {setting.steps} | {setting.streams} | {setting.stages} "
+        f"| {setting.vae} | {dtype} | {setting.threads} | {f.encode:.1f} ({f.least_encode:.1f}) "
+        f"| {f.forward:.1f} ({f.least_forward:.1f}) | {f.step:.1f} | {f.share:.0%} | {f.decode:.1f} ({f.least_decode:.1f}) "
+        f"| {f.fps:.1f} | {f.pipelined_fps:.1f} | {f.kv_mib:.0f}, {f.vae_mib:.0f} |"
+    )
+
+
+def run_settings(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Measure and print every setting."""
+    ceilings: dict[tuple[Any, ...], Ceilings] = {}
+    if not args.json:
+        print("Milliseconds per latent frame, median (least); share: the forward's floor over its median.")
+        print(f"| {' | '.join(COLUMNS)} |")
+        print("|" + "---|" * len(COLUMNS))
+    for setting in settings_of(args):
+        torch.set_num_threads(setting.threads)
+        key = (setting.model, setting.width, setting.height, setting.items, setting.dtype, setting.threads)
+        if key not in ceilings:
+            device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
+            size = (setting.width, setting.height)
+            ceilings[key] = measure_ceilings(spec_for(setting), size, setting.items, device, dtype)
+        figures = measure(setting, args.ticks, args.random, ceilings[key])
+        results.append({**asdict(setting), **asdict(figures), "ceilings": asdict(ceilings[key])})
+        if not args.json:
+            print(row(setting, figures), flush=True)
+    if not args.json:
+        for (model, width, height, items, dtype, threads), c in ceilings.items():
+            print(
+                f"Ceilings, {model} {width}×{height}, {items} items, {dtype}, {threads} threads: matmul {c.matmul:.3f} "
+                f"TFLOP/s, attention {c.attention:.3f} TFLOP/s, memory {c.memory:.1f} GB/s"
+            )
+
+
+def run_peer(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """The public code beside the engine."""
+    chosen = (
+        records()
+        if args.record
+        else [
+            Record(s.model, s.width, s.height, s.steps, args.text_len, s.dtype, s.threads, s.compiled)
+            for s in settings_of(args)
+        ]
+    )
+    if not args.json:
+        print("Milliseconds per tick of K latent frame-steps, median (least); ratio: peer over engine, of medians.")
+        print("| size | K | text | dtype | threads | peer | engine | ratio | of leasts | largest difference of x0 |")
+        print("|" + "---|" * 10)
+    for record in chosen:
+        b = compare(args.peer, record, args.ticks)
+        results.append({**asdict(record), **asdict(b)})
+        if not args.json:
+            dtype = record.dtype + (", ours compiled" if record.compiled else "")
+            print(
+                f"| {record.width}×{record.height} | {record.steps} | {record.text_len} | {dtype} | {record.threads} "
+                f"| {b.peer:.1f} ({b.least_peer:.1f}) | {b.engine:.1f} ({b.least_engine:.1f}) | {b.ratio:.2f} "
+                f"| {b.least_ratio:.2f} | {b.same:.1e}{'' if b.equal else ': NOT THE SAME NUMBERS'} |",
+                flush=True,
+            )
 
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
 def main() -> None:
-    """Print a table, or JSON."""
+    """Print tables, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="rheo-tiny")
-    parser.add_argument("--size", type=lambda text: text.split(","), help="320x192,… ; default: the model's own")
+    parser.add_argument("--model", type=_words, default=["rheo-tiny"])
+    parser.add_argument("--size", type=_words, help="320x192,… ; default: the model's own")
     parser.add_argument("--steps", type=_numbers, default=[1, 2])
     parser.add_argument("--streams", type=_numbers, default=[1])
     parser.add_argument("--stages", type=_numbers, default=[1])
-    parser.add_argument("--dtype", type=lambda text: text.split(","), default=["float32"])
+    parser.add_argument("--vae", type=_words, default=["own"], help="own, wan, taehv, tiny (rheo-tiny's widths)")
+    parser.add_argument("--dtype", type=_words, default=["float32"])
     parser.add_argument("--threads", type=_numbers, default=[os.cpu_count() or 1])
+    parser.add_argument("--compile", type=_words, default=["off"], help="off, on: torch.compile on the DiT blocks")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ticks", type=int, default=20, help="timed ticks of every setting")
     parser.add_argument("--random", action="store_true", help="random weights even where trained ones are")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        metavar="PATH",
+        help="a StreamDiffusionV2 checkout to time beside the engine; its code is run, so name only one that you trust",
+    )
+    parser.add_argument("--text-len", type=int, default=512, help="with --peer: tokens of text, of both")
+    parser.add_argument(
+        "--record", action="store_true", help="with --peer: the settings that docs/benchmarks.md records"
+    )
     args = parser.parse_args()
-    try:
-        settings = list(settings_of(args))
-    except (SpecError, ValueError) as error:
-        parser.error(str(error))
+    if args.record and args.peer is None:
+        parser.error("--record needs --peer PATH")
     results: list[dict[str, Any]] = []
     if not args.json:
-        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-        print(f"{machine}; milliseconds, median (least)")
-        print("| size | K | streams | stages | dtype | threads | encode | forward | per step | decode | fps |")
-        print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for setting in settings:
-        f = measure(setting, args.ticks, args.random)
-        results.append({**asdict(setting), **asdict(f)})
-        if not args.json:
-            print(
-                f"| {setting.width}×{setting.height} | {setting.steps} | {setting.streams} | {setting.stages} "
-                f"| {setting.dtype} | {setting.threads} | {f.encode:.1f} ({f.least_encode:.1f}) "
-                f"| {f.forward:.1f} ({f.least_forward:.1f}) | {f.step:.1f} "
-                f"| {f.decode:.1f} ({f.least_decode:.1f}) | {f.fps:.1f} |",
-                flush=True,
-            )
+        print(machine())
+    try:
+        (run_settings if args.peer is None else run_peer)(args, results)
+    except (SpecError, PeerError, ValueError) as error:
+        parser.error(str(error))
+    # On Linux in KiB; the highest of the whole run.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if args.json:
-        print(json.dumps({"torch": torch.__version__, "cores": os.cpu_count(), "results": results}, indent=1))
+        print(json.dumps({"machine": machine(), "peak_rss_mib": peak, "results": results}, indent=1))
+    else:
+        print(f"Peak resident memory of the run: {peak:.0f} MiB")
+    if any(not r.get("equal", True) for r in results):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
