@@ -88,7 +88,7 @@ def spec_for(setting: Setting) -> ModelSpec:
         return spec
     if setting.vae == "wan":
         return replace(spec, vae="wan")
-    like = spec_of("rheo-tiny" if setting.vae == "tiny" else "wan-1.3b-fast")
+    like = spec_of("rheo-tiny" if setting.vae == "tiny" else "wan2.1-1.3b-fast")
     return replace(spec, vae="taehv", vae_widths=like.vae_widths, vae_encoder_width=like.vae_encoder_width)
 
 

@@ -18,16 +18,16 @@ TERA = 1e12
 FULL = (832, 480)
 
 
-@pytest.mark.parametrize(("model", "tera"), [("wan-1.3b", 6.74), ("wan-14b", 49.9)])
+@pytest.mark.parametrize(("model", "tera"), [("wan2.1-1.3b", 6.74), ("wan2.1-14b", 49.9)])
 def test_a_step_of_the_published_models(model: str, tera: float) -> None:
     assert step_flops(spec_of(model), *FULL) / TERA == pytest.approx(tera, rel=2e-3)
 
 
 def test_the_published_autoencoders() -> None:
-    wan = vae_flops(spec_of("wan-1.3b"), *FULL)
+    wan = vae_flops(spec_of("wan2.1-1.3b"), *FULL)
     assert wan.encode / TERA == pytest.approx(8.05, rel=2e-3)
     assert wan.decode / TERA == pytest.approx(13.55, rel=2e-3)
-    tiny = vae_flops(replace(spec_of("wan-1.3b-fast")), *FULL)
+    tiny = vae_flops(replace(spec_of("wan2.1-1.3b-fast")), *FULL)
     assert tiny.encode / TERA == pytest.approx(0.24, abs=0.005)
     assert tiny.decode / TERA == pytest.approx(0.54, abs=0.005)
 
@@ -40,7 +40,7 @@ def counted(work: object) -> int:
 
 def test_the_dit_by_torchs_counter() -> None:
     # Without a cache a frame attends to itself only: a ring of one frame.
-    spec = replace(spec_of("wan-1.3b"), layers=2, ring=1, sinks=0)
+    spec = replace(spec_of("wan2.1-1.3b"), layers=2, ring=1, sinks=0)
     with torch.device("meta"):
         model = Dit(spec)
         rows, columns = spec.latent_size(256, 128)
@@ -51,7 +51,7 @@ def test_the_dit_by_torchs_counter() -> None:
     assert step_flops(spec, 256, 128, blocks=2) < step_flops(spec, 256, 128)
 
 
-@pytest.mark.parametrize("name", ["rheo-tiny", "wan-1.3b-fast"])
+@pytest.mark.parametrize("name", ["rheo-tiny", "wan2.1-1.3b-fast"])
 def test_the_tiny_autoencoder_by_torchs_counter(name: str) -> None:
     spec = spec_of(name)
     with torch.device("meta"):
@@ -67,7 +67,7 @@ def test_the_tiny_autoencoder_by_torchs_counter(name: str) -> None:
 
 
 def test_the_wan_autoencoder_by_torchs_counter() -> None:
-    spec = spec_of("wan-1.3b")
+    spec = spec_of("wan2.1-1.3b")
     with torch.device("meta"):
         vae = WanVae(AutoencoderKLWan())
         video, latents = torch.empty(5, 3, 32, 48), torch.empty(1, 16, 4, 6)
