@@ -40,6 +40,7 @@ class ServiceSettings(BaseSettings):
     drain_s: float = Field(default=10.0, ge=0.0)
     bus_faults: str = ""
     threads: int = Field(default=0, ge=0)
+    models_dir: Path | None = None  # None: the models that ship with the package
     parent_pid: int = Field(default=0, ge=0)
     otlp_endpoint: str = Field(
         default="", validation_alias=AliasChoices("RHEOCAST_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")

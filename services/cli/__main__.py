@@ -17,7 +17,13 @@ from shared.session.port import StoreError
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path)
 STAGES = click.option("--stages", default=1, show_default=True, help="Worker processes that share the model's blocks.")
-MODEL = click.option("--model", default="rheo-tiny", show_default=True, help="Which model.")
+MODEL = click.option("--model", default="rheo-tiny", show_default=True, help="Which model; see: rheocast models list.")
+MODELS_DIR = click.option(
+    "--models-dir",
+    type=FOLDER,
+    envvar="RHEOCAST_MODELS_DIR",
+    help="Where models are, beside those that ship; default: ./models, if there is one.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,6 +50,7 @@ def cli() -> None:
 @STAGES
 @click.option("--realtime", is_flag=True, help="The source plays at its own pace; late is worse than lost.")
 @MODEL
+@MODELS_DIR
 @click.option(
     "--fit",
     type=click.Choice([fit.value for fit in Fit]),
@@ -65,6 +72,7 @@ def run(
     stages: int,
     realtime: bool,
     model: str,
+    models_dir: Path | None,
     fit: str,
     batch_log: Path | None,
     as_json: bool,
@@ -72,7 +80,7 @@ def run(
     """Send a clip through every service: lossless and as fast as the machine goes, or --realtime."""
     from services.cli import run as runner
     from services.cli.progress import Progress
-    from services.cli.validate import run_request
+    from services.cli.validate import models_dir_of, run_request
 
     request = run_request(
         source,
@@ -87,6 +95,7 @@ def run(
         realtime=realtime,
         model=model,
         fit=Fit(fit),
+        models_dir=models_dir_of(models_dir),
     )
     expected = request.info.frames if fps is None else round(request.info.duration_s * fps)
     log = batch_log.absolute() if batch_log is not None else None
@@ -123,17 +132,22 @@ def demo(out: Path, prompt: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @STAGES
 @MODEL
+@MODELS_DIR
 @click.option(
     "--media", type=FOLDER, default=Path("media"), show_default=True, help="Streams read and record files here."
 )
 @click.option("--run-dir", type=FOLDER, help="Where servers keep data and logs; default: a temporary folder.")
-def up(host: str, port: int, stages: int, model: str, media: Path, run_dir: Path | None) -> None:
+def up(
+    host: str, port: int, stages: int, model: str, models_dir: Path | None, media: Path, run_dir: Path | None
+) -> None:
     """Serve the API: start the servers and every service, restart what dies, stop all on Ctrl-C."""
     from services.cli.up import up as serve
+    from services.cli.validate import models_dir_of
 
     media = media.expanduser().absolute()
+    models = models_dir_of(models_dir)
     media.mkdir(parents=True, exist_ok=True)
-    asyncio.run(serve(host, port, stages, model, media, run_dir.absolute() if run_dir else None))
+    asyncio.run(serve(host, port, stages, model, media, run_dir.absolute() if run_dir else None, models))
 
 
 @cli.command()

@@ -104,6 +104,7 @@ async def run(
         read_roots=(request.source.parent,),
         write_roots=(request.output.parent,),
         batch_log=batch_log,
+        models_dir=request.models_dir,
         extra_env=extra_env or {},
     )
     interrupted, started = asyncio.Event(), asyncio.Event()

@@ -26,6 +26,7 @@ from shared.session.redis import RedisStore
 from shared.tensors.shm import sweep_dead, sweep_run
 
 READY_TIMEOUT_S = 120.0
+LOADING_TIMEOUT_S = 1800.0  # tens of gigabytes from a slow disk
 BEAT_INTERVAL_S = 0.8  # a little more than a service's own
 SHM_DIR = Path("/dev/shm")  # noqa: S108 - the kernel's shared-memory file system, not a temporary folder
 
@@ -137,7 +138,8 @@ class System:
     async def wait_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Until every service has told that it is ready. Raises CommandError with the newest log line of what is not."""
         names = list(self.supervisor.children)
-        until = time.monotonic() + READY_TIMEOUT_S
+        own_models = self.topology.models_dir is not None
+        until = time.monotonic() + (LOADING_TIMEOUT_S if own_models else READY_TIMEOUT_S)
         told = -1
         while True:
             ready = [name for name in names if name in self._beats and self._beats[name].ready]

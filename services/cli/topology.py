@@ -53,6 +53,8 @@ def processes(topology: Topology) -> list[ProcessSpec]:
         "RHEOCAST_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier starve the other services of the cores
     }
+    if topology.models_dir is not None:
+        common["RHEOCAST_MODELS_DIR"] = str(topology.models_dir)
     threads = str(worker_threads(topology.stages, usable_cores()))
     specs: list[ProcessSpec] = []
     for stage in range(topology.stages):
@@ -71,8 +73,6 @@ def processes(topology: Topology) -> list[ProcessSpec]:
             "OMP_NUM_THREADS": threads,
             "MKL_CBWR": reproducible_mkl(),
         }
-        if topology.models_dir is not None:
-            env["RHEOCAST_MODELS_DIR"] = str(topology.models_dir)
         specs.append(ProcessSpec(f"worker-{stage}", "services.worker", env))
     scheduler = {"RHEOCAST_INSTANCE": "scheduler-0"}
     if topology.batch_log is not None:

@@ -12,23 +12,27 @@ from services.cli.errors import CommandError, ExitCode
 from services.cli.supervisor import refuse_if_given_up
 from services.cli.system import System
 from services.cli.topology import Topology
-from services.cli.validate import check_port, model_of
+from services.cli.validate import check_parts, check_port, model_of
 
 
-async def up(host: str, port: int, stages: int, model: str, media: Path, run_dir: Path | None) -> None:
+async def up(
+    host: str, port: int, stages: int, model: str, media: Path, run_dir: Path | None, models_dir: Path | None = None
+) -> None:
     """Start, watch, restart, stop. Raises CommandError when something cannot be kept running."""
-    spec = model_of(model)
+    spec = model_of(model, models_dir)
     if not 1 <= stages <= spec.layers:
         raise CommandError(f"--stages {stages}: {model} can be split into 1 to {spec.layers} stages")
     if host not in ("127.0.0.1", "::1", "localhost"):
         raise CommandError(f"--host {host}: the API has no authentication yet, so it listens on 127.0.0.1 only")
     check_port(host, port)
+    check_parts(spec, models_dir)
     topology = Topology(
         model=model,
         stages=stages,
         read_roots=(media,),
         write_roots=(media,),
         gateway_port=port,
+        models_dir=models_dir,
         extra_env={"RHEOCAST_GATEWAY_HOST": host, "RHEOCAST_MEDIA_DIR": str(media)},
     )
     stopping = asyncio.Event()

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 
 from services.cli.errors import CommandError
 from shared.contracts.commands import FileSource, Fit, Mode, Mp4Sink, StreamSpec
+from shared.engine.plan.model_parts import Part, PartMissingError, find_parts, needed_parts
 from shared.engine.plan.registry import model_spec
-from shared.engine.plan.spec import ModelSpec, UnknownModelError
+from shared.engine.plan.spec import ModelSpec, SpecError
 from shared.media.probe import MediaError, MediaInfo, probe
 from shared.media.salvage import part_path
 
+DEFAULT_MODELS = Path("models")
 OUTPUT_SUFFIXES = (".mp4", ".m4v")
 
 
@@ -32,6 +34,7 @@ class RunRequest:
     model: ModelSpec
     spec: StreamSpec
     stages: int
+    models_dir: Path | None = None
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -55,12 +58,41 @@ def default_size(info: MediaInfo, model: ModelSpec) -> tuple[int, int]:
     return wide if info.width >= info.height else (wide[1], wide[0])
 
 
-def model_of(name: str) -> ModelSpec:
+def models_dir_of(given: Path | None) -> Path | None:
+    """The models folder: the one that was named, else ``./models`` if there is one, else None: what ships is known anyway."""
+    if given is not None:
+        if not given.expanduser().is_dir():
+            raise CommandError(
+                f"--models-dir {given}: there is no such folder; fill it with: rheocast models fetch NAME"
+            )
+        return given.expanduser().absolute()
+    return DEFAULT_MODELS.absolute() if DEFAULT_MODELS.is_dir() else None
+
+
+def model_of(name: str, models_dir: Path | None = None) -> ModelSpec:
     """The spec of a model. Refused with the names that are known."""
     try:
-        return model_spec(name)
-    except UnknownModelError as error:
+        return model_spec(name, models_dir)
+    except SpecError as error:
         raise CommandError(f"--model {name}: {error}") from None
+
+
+def check_parts(spec: ModelSpec, models_dir: Path | None = None) -> None:
+    """Every part of the model is somewhere. Refused with what is missing and how to get it."""
+    environment = {
+        Part.DIT: "RHEOCAST_DIT",
+        Part.VAE: "RHEOCAST_VAE_WEIGHTS",
+        Part.TAEHV: "RHEOCAST_TAEHV_WEIGHTS",
+        Part.TEXT: "RHEOCAST_TEXT_WEIGHTS",
+    }
+    overrides = {part: Path(value) for part, name in environment.items() if (value := os.environ.get(name))}
+    try:
+        chosen = spec.with_vae(os.environ.get("RHEOCAST_VAE", "auto"))
+        parts = find_parts(spec.name, models_dir, overrides)
+        for part in needed_parts(chosen):
+            parts.need(part)
+    except (SpecError, PartMissingError) as error:
+        raise CommandError(str(error)) from None
 
 
 def check_output(source: Path, output: Path) -> None:
@@ -101,11 +133,12 @@ def run_request(
     model: str,
     fit: Fit,
     audio: bool = True,
+    models_dir: Path | None = None,
 ) -> RunRequest:
     """Check everything about a run. Raises CommandError with the one line to show."""
     source, output = source.expanduser().absolute(), output.expanduser().absolute()
     wanted = parse_size(size)
-    model_spec = model_of(model)
+    model_spec = model_of(model, models_dir)
     if not 1 <= stages <= model_spec.layers:
         raise CommandError(f"--stages {stages}: {model} can be split into 1 to {model_spec.layers} stages")
     try:
@@ -113,6 +146,7 @@ def run_request(
     except MediaError as error:
         raise CommandError(str(error)) from None
     check_output(source, output)
+    check_parts(model_spec, models_dir)
     width, height = wanted or default_size(info, model_spec)
     try:
         spec = StreamSpec(
@@ -132,7 +166,7 @@ def run_request(
         )
     except ValidationError as error:
         raise CommandError(_first_complaint(error)) from None
-    return RunRequest(source, output, info, model_spec, spec, stages)
+    return RunRequest(source, output, info, model_spec, spec, stages, models_dir)
 
 
 def _first_complaint(error: ValidationError) -> str:

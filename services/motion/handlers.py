@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 from services.motion.core import MotionCore, Refusal
 from services.motion.settings import Settings
@@ -12,7 +13,7 @@ from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, TakeStream
 from shared.contracts.events import ChunkStamp, LatentsEncoded, MotionEstimated, StageTiming
 from shared.engine.plan.registry import model_spec
-from shared.engine.plan.spec import NoiseSpec, UnknownModelError
+from shared.engine.plan.spec import NoiseSpec, SpecError
 from shared.lifecycle import Context
 from shared.session.port import NoSuchStreamError, StoreUnavailableError
 from shared.session.state import TERMINAL_STATES, Owner
@@ -58,7 +59,7 @@ class Handlers:
         if message.stream not in self._core.streams:
             session = await self._session(message.stream)
             mirror = session.get("controller") if session is not None else None
-        spec, now = noise_spec(message.spec.model), self._context.clock.monotonic()
+        spec, now = noise_spec(message.spec.model, self._settings.models_dir), self._context.clock.monotonic()
         refusal = self._core.take(message.stream, message.epoch, message.noise, spec, mirror, now)
         if refusal is not None:
             log.info("stream %s in epoch %d is not taken: %s", message.stream, message.epoch, refusal)
@@ -90,7 +91,7 @@ class Handlers:
                 self._not_ours.pop(next(iter(self._not_ours)))
             self._not_ours[stamp.stream] = now + NOT_OURS_S
             return
-        spec = noise_spec(session["spec"].model)  # type: ignore[attr-defined]
+        spec = noise_spec(session["spec"].model, self._settings.models_dir)  # type: ignore[attr-defined]
         noise = float(assignment.get("noise", spec.s0))
         if self._core.take(stamp.stream, stamp.epoch, noise, spec, session.get("controller"), now) is None:
             log.info("stream %s goes on from the session store at chunk %d", stamp.stream, stamp.chunk)
@@ -150,9 +151,9 @@ class Handlers:
             self._dirty.pop(stream, None)
 
 
-def noise_spec(model: str) -> NoiseSpec:
+def noise_spec(model: str, models_dir: Path | None = None) -> NoiseSpec:
     """The noise constants of a model; the defaults for one that only the workers know."""
     try:
-        return model_spec(model).noise
-    except UnknownModelError:
+        return model_spec(model, models_dir).noise
+    except SpecError:
         return NoiseSpec()

@@ -68,7 +68,9 @@ class StreamDesk:
         try:
             if stream in self.records:
                 raise RefusedError(f"stream {stream} exists already")
-            record, pipeline = place(command, self._fleet, self.records, self._settings.max_streams)
+            record, pipeline = place(
+                command, self._fleet, self.records, self._settings.max_streams, self._settings.models_dir
+            )
             self.records[stream] = record  # the id is taken from here on, before anything is awaited
         except RefusedError as error:
             await self.tell(
@@ -120,7 +122,7 @@ class StreamDesk:
             if self.make_core is None:
                 raise RefusedError("this scheduler is not the leader")
             self.cores[pipeline.name] = self.make_core(pipeline)
-        model = model_spec(record.spec.model)
+        model = model_spec(record.spec.model, self._settings.models_dir)
         self.cores[pipeline.name].add(
             StreamQueue(
                 stream=record.stream,

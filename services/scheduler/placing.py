@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.messenger import RefusedError
 from services.scheduler.records import Phase, StreamRecord
 from shared.contracts.commands import StartStream
 from shared.engine.plan.registry import model_spec
-from shared.engine.plan.spec import UnknownModelError
+from shared.engine.plan.spec import SpecError
 
 NOT_READY_RETRY_S = 2.0
 FULL_RETRY_S = 10.0
 
 
 def place(
-    command: StartStream, fleet: Fleet, records: Mapping[str, StreamRecord], max_streams: int
+    command: StartStream,
+    fleet: Fleet,
+    records: Mapping[str, StreamRecord],
+    max_streams: int,
+    models_dir: Path | None = None,
 ) -> tuple[StreamRecord, Pipeline]:
     """The record of a new stream and its pipeline: the one with the fewest streams. Raises RefusedError with the fix."""
     spec = command.spec
     try:
-        model = model_spec(spec.model)
-    except UnknownModelError as error:
+        model = model_spec(spec.model, models_dir)
+    except SpecError as error:
         raise RefusedError(str(error)) from None
     fitting = [pipeline for pipeline in fleet.pipelines() if pipeline.model == spec.model]
     if not fitting:

@@ -170,7 +170,10 @@ class Assignments:
         key = digest(message.model, message.prompt)
         if await self._context.store.get_embedding(key) is None:
             try:
-                embedding = await self._device.call(Rank.TEXT, lambda: text.run(message.prompt))
+                if text.beside:
+                    embedding = await asyncio.to_thread(text.run, message.prompt)
+                else:
+                    embedding = await self._device.call(Rank.TEXT, lambda: text.run(message.prompt))
             except Exception as caught:
                 log.exception("cannot encode a prompt")
                 return TextEncoded(error=one_line(caught))

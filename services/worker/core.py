@@ -84,6 +84,21 @@ def _urgency(job: Job[T]) -> tuple[int, int, int, int]:
     return (2, 0, job.queued_ns, job.rank)
 
 
+TEXT_HEADROOM = 8 << 30
+"""Bytes of a GPU's memory that the text encoder must leave free: for KV slots, VAE caches and activations."""
+
+
+def choose_text_device(setting: str, device: str, free_bytes: int, needed_bytes: int) -> str:
+    """Where the text encoder goes. ``auto``: beside the rest if it fits into what the other weights left free, else the CPU.
+
+    ``device`` is the worker's, ``free_bytes`` what is free on it; a prompt is encoded once, so a slow place costs little.
+    """
+    if setting != "auto":
+        return setting
+    fits = free_bytes >= needed_bytes + TEXT_HEADROOM
+    return device if device == "cpu" or fits else "cpu"
+
+
 class SequenceVerdict(StrEnum):
     """What a stage makes of a batch's number."""
 

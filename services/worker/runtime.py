@@ -8,17 +8,18 @@ import time
 import numpy as np
 import torch
 
-from services.worker.core import Role
+from services.worker.core import Role, choose_text_device
 from services.worker.roles.decode import DecodeRole
 from services.worker.roles.encode import EncodeRole
 from services.worker.roles.stage import StageRole
 from services.worker.roles.text import TextRole
 from services.worker.settings import Settings
 from shared.engine.model.autoencoder import Autoencoder
-from shared.engine.model.loading import load_text_encoder, load_vae
+from shared.engine.model.loading import load_text_encoder, load_vae, text_encoder_bytes
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
+from shared.engine.plan.model_parts import ModelParts, find_parts
 from shared.engine.plan.noise_controller import step_timesteps
-from shared.engine.plan.registry import model_folder, model_spec
+from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import ModelSpec
 from shared.engine.plan.split import split_blocks
 from shared.engine.stage import Stage
@@ -47,7 +48,7 @@ class Runtime:
         self.settings = settings
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)
-        self.spec: ModelSpec = model_spec(settings.model, settings.models_dir)
+        self.spec: ModelSpec = model_spec(settings.model, settings.models_dir).with_vae(settings.vae)
         self.encode: EncodeRole | None = None
         self.decode: DecodeRole | None = None
         self.stage: StageRole | None = None
@@ -57,17 +58,27 @@ class Runtime:
         """Read the weights this worker's roles need, and nothing else."""
         settings, spec = self.settings, self.spec
         begin = time.perf_counter()
-        folder = model_folder(spec.name, settings.models_dir)
+        parts = find_parts(settings.model, settings.models_dir, settings.part_paths)
         if Role.ENCODE in settings.roles or Role.DECODE in settings.roles:
-            autoencoder = Autoencoder(load_vae(spec, folder, self.device, self.dtype), spec, self.device, self.dtype)
+            autoencoder = Autoencoder(load_vae(spec, parts, self.device, self.dtype), spec, self.device, self.dtype)
             self.encode = EncodeRole(autoencoder) if Role.ENCODE in settings.roles else None
             self.decode = DecodeRole(autoencoder) if Role.DECODE in settings.roles else None
         if Role.STAGE in settings.roles:
             blocks = split_blocks(spec.layers, settings.stages)[settings.stage]
-            self.stage = StageRole(Stage.load(spec, folder, blocks, str(self.device), self.dtype))
+            self.stage = StageRole(Stage.load(spec, parts, blocks, str(self.device), self.dtype))
         if Role.TEXT in settings.roles:
-            self.text = TextRole(load_text_encoder(spec, folder))
+            self.text = self._load_text(parts)
         log.info("loaded %s on %s in %.1f s", ", ".join(settings.roles), self.device, time.perf_counter() - begin)
+
+    def _load_text(self, parts: ModelParts) -> TextRole:
+        """Last, when it is known what the other weights leave free."""
+        dtype, device = self.dtype, str(self.device)
+        needed = text_encoder_bytes(parts, dtype)
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+        chosen = choose_text_device(self.settings.text_device, device, free, needed)
+        if chosen != device:
+            log.info("the text encoder (%.1f GiB) goes to %s", needed / 2**30, chosen)
+        return TextRole(load_text_encoder(self.spec, parts, chosen, dtype), beside=chosen != device)
 
     def open(self, stream: str, height: int, width: int) -> None:
         """Give a stream its state in every role; anew if it was here."""

@@ -10,6 +10,8 @@ from pydantic_settings import NoDecode
 
 from services.worker.core import Role
 from shared.config import ServiceSettings
+from shared.engine.plan.model_parts import Part
+from shared.engine.plan.spec import VaeKind
 
 
 class Settings(ServiceSettings):
@@ -17,14 +19,37 @@ class Settings(ServiceSettings):
 
     roles: Annotated[tuple[Role, ...], NoDecode] = (Role.TEXT, Role.ENCODE, Role.STAGE, Role.DECODE)
     model: str = "rheo-tiny"
-    models_dir: Path | None = None  # None: the models that ship with the package
     pipeline: str = "p0"
     stage: int = 0
     stages: int = 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: str = "auto"  # auto, float32, bfloat16
+    vae: str = "auto"  # auto (the model's own), wan, taehv, wan+taehv (the full encoder, the tiny decoder)
+    text_device: str = "auto"  # auto (the worker's, if there is room for it there), cpu, cuda, cuda:1, …
+    # Where parts of the model are, if not where find_parts looks: a file or a folder each.
+    dit: Path | None = None
+    vae_weights: Path | None = None  # of the full autoencoder
+    taehv_weights: Path | None = None  # of the tiny one
+    text_weights: Path | None = None  # with the tokenizer beside it
     gap_timeout_s: float = 0.5  # a missing batch is a pipeline fault after this
     max_streams: int = 16
+
+    @field_validator("vae")
+    @classmethod
+    def _known_vae(cls, value: str) -> str:
+        if value not in ("auto", *VaeKind):
+            raise ValueError(f"{value!r} is no autoencoder: auto, {', '.join(VaeKind)}")
+        return value
+
+    @property
+    def part_paths(self) -> dict[Part, Path | None]:
+        """The parts of the model whose place is set."""
+        return {
+            Part.DIT: self.dit,
+            Part.VAE: self.vae_weights,
+            Part.TAEHV: self.taehv_weights,
+            Part.TEXT: self.text_weights,
+        }
 
     @field_validator("roles", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 import torch
@@ -16,9 +17,13 @@ class TextEncoder(Protocol):
 class TextRole:
     """Encodes prompts; results are kept in the session store by content, so a prompt is encoded once."""
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, encoder: TextEncoder, *, beside: bool = False) -> None:
         self._encoder = encoder
+        self._lock = threading.Lock()
+        self.beside = beside
+        """The encoder is not on the worker's device, so that it must not keep the device's thread waiting."""
 
     def run(self, prompt: str) -> torch.Tensor:
-        """The embedding, float32 on the CPU: [text_len, text_dim]."""
-        return self._encoder.encode(prompt).detach().to("cpu", torch.float32).contiguous()
+        """The embedding, float32 on the CPU: [text_len, text_dim]. One prompt at a time."""
+        with self._lock:
+            return self._encoder.encode(prompt).detach().to("cpu", torch.float32).contiguous()

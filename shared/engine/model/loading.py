@@ -22,7 +22,16 @@ from shared.engine.plan.spec import UMT5, ModelSpec, VaeKind
 if TYPE_CHECKING:
     from shared.engine.model.wan_vae import WanVae
 
-__all__ = ["WeightsError", "load_dit", "load_text_encoder", "load_tiny_vae", "load_vae"]
+__all__ = [
+    "WeightsError",
+    "check_vae",
+    "load_dit",
+    "load_text_encoder",
+    "load_tiny_vae",
+    "load_vae",
+    "random_dit_weights",
+    "random_vae_weights",
+]
 
 
 class TextEncoder(Protocol):
@@ -126,6 +135,12 @@ def load_text_encoder(
             f"the model needs [{spec.text_len}, {spec.text_dim}]"
         )
     return encoder
+
+
+def text_encoder_bytes(source: Source, dtype: torch.dtype) -> int:
+    """What the text encoder's weights take as ``dtype``, by their shapes. Raises WeightsError, FileNotFoundError."""
+    weights = open_weights(source, Part.TEXT)
+    return sum(math.prod(entry.shape) for entry in weights.entries.values()) * dtype.itemsize
 
 
 def random_dit_weights(spec: ModelSpec, blocks: range, seed: int = 0) -> dict[str, Tensor]:

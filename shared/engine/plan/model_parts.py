@@ -72,10 +72,10 @@ class ModelParts:
 
     def complaint(self, part: Part) -> str:
         """One line about a part that is missing: what was looked for, where, and what to do."""
-        folders = self.searched[part]
+        first, *rest = self.searched[part]
         names = ", ".join(_shown(name) for name in FILES[part] if name != ".")
-        others = f" (nor in {', '.join(str(folder) for folder in folders[1:])})" if len(folders) > 1 else ""
-        return f"{self.model}: no {part} weights in {folders[0]}{others}: put one of {names} there{_hint(self.model)}"
+        others = f" (nor in {', '.join(str(folder) for folder in rest)})" if rest else ""
+        return f"{self.model}: no {part} weights in {first}{others}: put one of {names} there{_hint(self.model)}"
 
 
 def needed_parts(spec: ModelSpec) -> tuple[Part, ...]:
@@ -137,8 +137,7 @@ def _folders(part: Part, folder: Path, root: Path, family: str, named: Mapping[P
     if path := named.get(part) or (named.get(Part.TEXT) if part is Part.TOKENIZER else None):
         if not path.exists():
             raise PartMissingError(f"the {part} weights are said to be at {path}, but nothing is there")
-        beside = (path.parent, path.parent.parent) if part is Part.TOKENIZER and path.is_file() else ()
-        return (*beside,) or (path,)
+        return (path.parent, path.parent.parent) if part is Part.TOKENIZER and path.is_file() else (path,)
     folders = [folder, root / family] if family in _GENERATORS else [folder]
     if family in _GENERATORS:
         generator, base = _GENERATORS[family], _BASES[family]
