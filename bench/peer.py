@@ -9,6 +9,7 @@ entering one, forward, x0 in double precision, re-noise all rows but the last.
 from __future__ import annotations
 
 import importlib
+import logging
 import statistics
 import sys
 import types
@@ -302,6 +303,8 @@ def beside(
 ) -> Beside:
     """Time both on the CPU and compare what they compute. Raises PeerError."""
     warnings.filterwarnings("ignore", message=".*flash_attn is not installed.*")
+    # diffusers warns on every cast of a model that is not its own.
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     modules = import_peer(path)
     weights = random_dit_weights(spec, range(spec.layers))
     peer = Peer(modules, spec, weights, dtype)
