@@ -25,7 +25,7 @@ class StreamCreate(StreamSpec):
 
 
 class StreamView(Wire):
-    """One stream as the API shows it. ``prompt_version`` counts its prompts, the first is 1."""
+    """One stream as the API shows it, with what it runs with now. ``prompt_version`` counts its prompts, the first is 1."""
 
     id: str
     state: str
@@ -37,6 +37,9 @@ class StreamView(Wire):
     height: int | None
     steps: int
     seed: int
+    noise: float | None = None
+    frames_per_block: int = 1
+    paused: bool = False
     ledger: LedgerTotals
     reason: str = ""  # why it failed
 
@@ -74,6 +77,7 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
     """A session from the store, shown."""
     spec: StreamSpec = StreamSpec.model_validate(session["spec"])
     assignment: Mapping[str, Any] = session.get("assignment") or {}
+    now: Mapping[str, Any] = session.get("settings") or {}
     return StreamView(
         id=stream,
         state=str(session.get("state", "unknown")),
@@ -83,8 +87,11 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
         mode=spec.mode.value,
         width=assignment.get("width", spec.width),
         height=assignment.get("height", spec.height),
-        steps=spec.steps,
-        seed=spec.seed,
+        steps=now.get("steps", spec.steps),
+        seed=now.get("seed", spec.seed),
+        noise=now.get("noise", spec.noise),
+        frames_per_block=now.get("frames_per_block", spec.frames_per_block),
+        paused=now.get("paused", False),
         ledger=ledger,
         reason=str(session.get("reason", "")),
     )

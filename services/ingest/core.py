@@ -21,6 +21,7 @@ class DropReason(StrEnum):
     NO_CREDIT = "no_credit"  # the rest of the way is full; newer frames took its place
     BEHIND = "behind"  # the source could not be read as fast as it plays
     STOPPED = "stopped"  # the stream was stopped before its chunk was full
+    PAUSED = "paused"  # it came while the stream was paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Intake(Generic[Pixels]):
         self.live = live
         self.credits = credits
         self.ended = False
+        self.paused = False
         self._captured = totals.captured
         self._numbered = totals.numbered
         self._chunks = totals.chunks
@@ -137,7 +139,7 @@ class Intake(Generic[Pixels]):
         """The next chunk, if one is full (or the last one) and a credit is free."""
         size = chunk_frames(self._chunks)
         ready = len(self._pending) >= size or (self.ended and bool(self._pending))
-        if not ready or self.in_flight >= self.credits:
+        if not ready or self.paused or self.in_flight >= self.credits:
             return None
         frames = tuple(self._pending)
         self._pending.clear()
@@ -152,9 +154,19 @@ class Intake(Generic[Pixels]):
         """No frame follows. What waits still becomes a last, padded chunk when a credit is free."""
         self.ended = True
 
+    def pause(self) -> None:
+        """Number nothing until :meth:`resume`. A live stream gives up the frames that wait: they would be too old."""
+        self.paused = True
+        if self.live:
+            self.drop_pending(DropReason.PAUSED)
+
+    def resume(self) -> None:
+        """Go on numbering."""
+        self.paused = False
+
     def stop(self) -> None:
         """End now: what has not been numbered is dropped."""
-        self.ended = True
+        self.ended, self.paused = True, False
         self.drop_pending(DropReason.STOPPED)
 
     def drop_pending(self, reason: DropReason) -> None:

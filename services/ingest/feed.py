@@ -13,14 +13,17 @@ Item = TypeVar("Item")
 class Feed(Generic[Item]):
     """A queue of ``size`` items. The thread waits while it is full: nothing is dropped here.
 
-    ``wake`` is set on the loop whenever an item came. ``stop`` lets the thread go, with whatever it holds.
+    ``wake`` is set on the loop whenever an item came. ``stop`` lets the thread go, with whatever it holds. While it is held
+    (``hold``) the thread waits with the next item; ``holds`` counts how often that was over, so that the thread can tell
+    that time has passed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: asyncio.Event, size: int) -> None:
         self._loop, self._wake, self._size = loop, wake, size
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
-        self._stopped = False
+        self._stopped = self._held = False
+        self.holds = 0
 
     @property
     def stopped(self) -> bool:
@@ -30,7 +33,7 @@ class Feed(Generic[Item]):
     def put(self, item: Item) -> bool:
         """From the thread: hand over ``item``, waiting for room. False when the feed was stopped."""
         with self._changed:
-            while len(self._items) >= self._size and not self._stopped:
+            while (self._held or len(self._items) >= self._size) and not self._stopped:
                 self._changed.wait()
             if self._stopped:
                 return False
@@ -57,6 +60,18 @@ class Feed(Generic[Item]):
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+    def hold(self) -> None:
+        """From the loop: take nothing more until :meth:`go_on`. What is in the queue stays."""
+        with self._changed:
+            self._held = True
+
+    def go_on(self) -> None:
+        """From the loop: take items again."""
+        with self._changed:
+            self._held = False
+            self.holds += 1
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """From the loop: end the hand-over. What waits is discarded."""

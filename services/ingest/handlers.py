@@ -12,7 +12,7 @@ from services.ingest.sources.port import SourceError
 from services.ingest.stream import IngestStream
 from shared.bus.port import Bus, Received, Subscription
 from shared.contracts import subjects
-from shared.contracts.commands import LeaveStream, TakeStream
+from shared.contracts.commands import LeaveStream, PauseStream, TakeStream
 from shared.contracts.events import ChunkClosed, StreamTaken
 from shared.session.port import SessionStore
 from shared.tensors.port import TensorStore
@@ -71,7 +71,7 @@ class Handlers:
         self._streams.clear()
 
     async def on_assign(self, received: Received) -> None:
-        """Take or leave a stream, if this instance is meant."""
+        """Take, leave or pause a stream, if this instance is meant."""
         message = received.message
         if message.instance != self._instance:
             return
@@ -79,6 +79,12 @@ class Handlers:
             await self._on_take(message)
         elif isinstance(message, LeaveStream):
             await self._on_leave(message)
+        elif isinstance(message, PauseStream):
+            stream = self._streams.get(message.stream)
+            if stream is None or message.epoch < stream.epoch:
+                self._count("pause_ignored")
+            else:
+                await stream.pause(message)
 
     async def on_closed(self, received: Received) -> None:
         """Verdicts of a stream of this instance."""

@@ -41,6 +41,11 @@ class LivePacer:
         self._last_due = due
         return (Pace.DROP if now_ns - due > self._behind_ns else Pace.WAIT), due
 
+    def restart(self) -> None:
+        """Time stood still for a while: the next frame is due when it comes."""
+        self._anchor_ns = None
+        self._last_due = 0
+
     def _anchor(self, pts: int, now_ns: int) -> None:
         self._anchor_ns, self._anchor_pts = now_ns, pts
 

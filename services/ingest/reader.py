@@ -95,7 +95,11 @@ class Reader:
         if self._feed.stopped:
             return
         pacer = None if self._behind_ns is None else LivePacer(source.time_base, self._behind_ns)
+        holds = self._feed.holds
         for item in source.read():
+            if pacer is not None and holds != self._feed.holds:
+                holds = self._feed.holds
+                pacer.restart()
             if isinstance(item, Sound):
                 if not self._feed.put(item):
                     return

@@ -22,7 +22,7 @@ from services.ingest.sources.opening import open_source
 from services.ingest.sources.port import Source, SourceError
 from shared.bus.port import Bus, BusError
 from shared.contracts import subjects
-from shared.contracts.commands import Mode, TakeStream
+from shared.contracts.commands import Mode, NoSource, PauseStream, TakeStream
 from shared.contracts.events import (
     ChunkCaptured,
     ChunkClosed,
@@ -33,6 +33,7 @@ from shared.contracts.events import (
     SourceTotals,
     StreamEvent,
 )
+from shared.contracts.refs import TensorPlace, TensorRef
 from shared.media.errors import one_line
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import Owner
@@ -67,6 +68,7 @@ class IngestStream:
         self._bus, self._store, self._tensors, self._tracer = bus, store, tensors, tracer
         self._done = done
         self._live = take.spec.mode is Mode.LIVE
+        self._from_text = isinstance(take.spec.source, NoSource)
         self._deadline_ns = take.spec.deadline_ms * 1_000_000
         self._wake = asyncio.Event()
         self._feed: Feed[Item] = Feed(asyncio.get_running_loop(), self._wake, settings.read_ahead)
@@ -81,6 +83,9 @@ class IngestStream:
         self._leaving = False
         self._flushed = False
         self._closing = False
+        self._resumed_ns = 0
+        self._resume_command: str | None = None  # to be told with the next chunk
+        self._last_numbered = (-1, -1)  # (chunk, its last frame's pts)
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
@@ -136,6 +141,24 @@ class IngestStream:
     def on_closed(self, message: ChunkClosed) -> None:
         """Credits back."""
         self._intake.closed(message.closed_chunks, time.monotonic())
+        self._wake.set()
+
+    async def pause(self, message: PauseStream) -> None:
+        """Number no chunk from now on, or go on. A pause is told at once, going on with the first chunk numbered."""
+        if message.paused:
+            self._resume_command = None
+            if not self._intake.paused and not self._intake.ended:
+                self._feed.hold()
+                self._intake.pause()
+            await self._tell_applied(message.command, *self._last_numbered, reason="paused")
+        else:
+            self._resume_command = message.command
+            if self._intake.paused:
+                self._resumed_ns = time.time_ns()
+                self._intake.resume()
+                self._feed.go_on()
+            if self._intake.ended:
+                await self._tell_resumed()
         self._wake.set()
 
     def leave(self, drain: bool) -> bool:
@@ -194,12 +217,15 @@ class IngestStream:
         if chunk is not None:
             await self._publish(chunk)
             return True
-        if self._intake.ended or not (self._live or self._intake.has_room):
+        held = self._intake.paused and not self._live  # what waits keeps its place
+        if self._intake.ended or held or not (self._live or self._intake.has_room):
             return False
         item = self._feed.pop()
         if item is None:
             return False
-        if isinstance(item, Shot):
+        if isinstance(item, Shot | Behind) and self._is_from_the_pause(item):
+            self._intake.drop(DropReason.PAUSED)
+        elif isinstance(item, Shot):
             self._intake.offer(item.picture.pts, item.picture.duration, item.captured_ns, item.picture.pixels)
         elif isinstance(item, Behind):
             self._intake.drop(DropReason.BEHIND)
@@ -212,14 +238,23 @@ class IngestStream:
                 await self._send_audio(None)
         return True
 
+    def _is_from_the_pause(self, item: Shot | Behind) -> bool:
+        """Whether a live frame was captured before or during a pause, and comes only now."""
+        if not self._live:
+            return False
+        return self._intake.paused or (isinstance(item, Shot) and item.captured_ns < self._resumed_ns)
+
     async def _publish(self, chunk: Chunk[np.ndarray]) -> None:
         began = time.time_ns()
         frames = [frame.pixels for frame in chunk.frames]
-        pixels = np.stack(frames + [frames[-1]] * chunk.padding)
-        rmse = chunk_rmse(frames, self._previous, chunk.padding)
-        self._previous = frames[-1]
-        ref = await self._put(pixels)
+        if self._from_text:
+            rmse, ref = (0.0,) * (len(frames) + chunk.padding), self._no_pixels()
+        else:
+            rmse = chunk_rmse(frames, self._previous, chunk.padding)
+            self._previous = frames[-1]
+            ref = await self._put(np.stack(frames + [frames[-1]] * chunk.padding))
         last = chunk.frames[-1]
+        self._last_numbered = (chunk.number, last.pts)
         await self._send_audio((last.pts + last.duration) * self._time_base)
         stamp = ChunkStamp(
             stream=self.stream,
@@ -238,6 +273,7 @@ class IngestStream:
         # The mirror is written first: a successor must not number this chunk again.
         await self._mirror()
         await self._bus.publish(subjects.stream(self.stream, "chunk"), message)
+        await self._tell_resumed(chunk.number, chunk.frames[0].pts)
         record_hop(self._tracer, "ingest", stamp, began, time.time_ns(), max(0.0, (began - last.captured_ns) / 1e6))
 
     def _stamp(self, frame: Captured[np.ndarray]) -> FrameStamp:
@@ -248,6 +284,11 @@ class IngestStream:
             deadline_ns=frame.captured_ns + self._deadline_ns if self._live else 0,
             duration=frame.duration,
         )
+
+    def _no_pixels(self) -> TensorRef:
+        """What a chunk without a source carries: an empty tensor of the stream's size."""
+        shape = (0, self._take.height, self._take.width, 3)
+        return TensorRef(owner="ingest", host="", place=TensorPlace.INLINE, shape=shape, dtype="uint8", data=b"")
 
     async def _put(self, pixels: np.ndarray) -> Any:
         """A shared-memory slot for the chunk; waits while the readers hold them all."""
@@ -299,6 +340,25 @@ class IngestStream:
             intake.stop()
             self._feed.stop()
             await self._fail(line)
+
+    async def _tell_resumed(self, chunk: int = -1, pts: int = -1) -> None:
+        if self._resume_command is not None:
+            command, self._resume_command = self._resume_command, None
+            await self._tell_applied(command, chunk, pts, reason="resumed")
+
+    async def _tell_applied(self, command: str, chunk: int, pts: int, reason: str) -> None:
+        event = StreamEvent(
+            stream=self.stream,
+            event=EventKind.APPLIED,
+            service="ingest",
+            at_ns=time.time_ns(),
+            command=command,
+            chunk=chunk,
+            pts=pts,
+            reason=reason,
+            epoch=self.epoch,
+        )
+        await self._bus.publish(subjects.stream(self.stream, "event"), event)
 
     async def _fail(self, reason: str) -> None:
         event = StreamEvent(

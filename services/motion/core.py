@@ -37,6 +37,8 @@ class MotionStream:
     motion: float = 0.0
     used: float = 0.0  # when it was taken, or its newest chunk came
     draining: bool = False
+    noise_version: int = 0  # the newest s₀ that it was given
+    pure_noise: int = 0  # without a source: the first timestep of text to video; 0: there is one
 
     def mirror(self) -> dict[str, Any]:
         """What another instance needs to go on here."""
@@ -44,6 +46,7 @@ class MotionStream:
             "epoch": self.epoch,
             "chunk": self.gate.newest,
             "motion": self.motion,
+            "noise_version": self.noise_version,
             "state": self.controller.state(),
         }
 
@@ -70,12 +73,21 @@ class MotionCore:
         return known is not None and known.epoch == epoch
 
     def take(
-        self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object = None, now: float = 0.0
+        self,
+        stream: str,
+        epoch: int,
+        noise: float,
+        spec: NoiseSpec,
+        mirror: object = None,
+        now: float = 0.0,
+        noise_version: int = 0,
+        pure_noise: int = 0,
     ) -> Refusal | None:
         """Take a stream, or a new s₀ for one that is here. None when it is taken.
 
-        ``mirror`` is what an earlier life left in the session store. A new epoch keeps the controller, since the picture
-        goes on, and counts its chunks anew.
+        ``pure_noise`` is the first timestep of a stream without a source, 0 for any other. ``mirror`` is what an earlier
+        life left in the session store. A new epoch keeps the controller, since the picture goes on, and counts its chunks
+        anew.
         """
         known = self.streams.get(stream)
         if epoch < max(known.epoch if known is not None else 0, self._left.get(stream, 0)):
@@ -83,6 +95,7 @@ class MotionCore:
             return Refusal.OLD_EPOCH
         if known is not None:
             known.controller.set_s0(noise)
+            known.noise_version = noise_version
             if known.epoch != epoch:
                 known.epoch, known.gate, known.draining = epoch, OrderGate(), False
             known.used = now
@@ -94,7 +107,8 @@ class MotionCore:
         self._left.pop(stream, None)
         taken = self._resumed(stream, epoch, noise, spec, mirror)
         taken = taken or MotionStream(stream, epoch, NoiseController(spec, noise, self._form))
-        taken.used = now
+        taken.used, taken.pure_noise = now, pure_noise
+        taken.noise_version = max(taken.noise_version, noise_version)
         self.streams[stream] = taken
         return None
 
@@ -107,11 +121,12 @@ class MotionCore:
             controller.set_s0(noise)
             newest = int(kept["chunk"]) if int(kept["epoch"]) == epoch else -1
             motion = float(kept.get("motion", 0.0))
+            version = int(kept.get("noise_version", 0))
         except (KeyError, TypeError, ValueError):
             self.count("bad_mirror")
             return None
         self.count("resumed")
-        return MotionStream(stream, epoch, controller, OrderGate(newest), motion)
+        return MotionStream(stream, epoch, controller, OrderGate(newest), motion, noise_version=version)
 
     def leave(self, stream: str, epoch: int, *, drain: bool, now: float) -> None:
         """Let a stream go: at once, or with ``drain`` once its chunks have ceased (see ``forget_idle``)."""
@@ -161,6 +176,8 @@ class MotionCore:
         if arrival is Arrival.DUPLICATE:
             return self._refused(Refusal.DUPLICATE)
         known.used = now
+        if known.pure_noise:
+            return NoiseEstimate(0.0, 1.0, known.pure_noise)
         if arrival is Arrival.OVERTAKEN:
             self.count("overtaken")
             controller = known.controller

@@ -10,8 +10,9 @@ from services.motion.core import MotionCore, Refusal
 from services.motion.settings import Settings
 from shared.bus.port import BusError, Received
 from shared.contracts import subjects
-from shared.contracts.commands import LeaveStream, TakeStream
+from shared.contracts.commands import LeaveStream, NoSource, StreamSpec, TakeStream
 from shared.contracts.events import ChunkStamp, LatentsEncoded, MotionEstimated, StageTiming
+from shared.engine.plan.noise_controller import MAX_TIMESTEP
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import NoiseSpec, SpecError
 from shared.lifecycle import Context
@@ -59,8 +60,17 @@ class Handlers:
         if message.stream not in self._core.streams:
             session = await self._session(message.stream)
             mirror = session.get("controller") if session is not None else None
-        spec, now = noise_spec(message.spec.model, self._settings.models_dir), self._context.clock.monotonic()
-        refusal = self._core.take(message.stream, message.epoch, message.noise, spec, mirror, now)
+        models, now = self._settings.models_dir, self._context.clock.monotonic()
+        refusal = self._core.take(
+            message.stream,
+            message.epoch,
+            message.noise,
+            noise_spec(message.spec.model, models),
+            mirror,
+            now,
+            message.noise_version,
+            pure_noise(message.spec, models),
+        )
         if refusal is not None:
             log.info("stream %s in epoch %d is not taken: %s", message.stream, message.epoch, refusal)
         else:
@@ -91,9 +101,11 @@ class Handlers:
                 self._not_ours.pop(next(iter(self._not_ours)))
             self._not_ours[stamp.stream] = now + NOT_OURS_S
             return
-        spec = noise_spec(session["spec"].model, self._settings.models_dir)  # type: ignore[attr-defined]
-        noise = float(assignment.get("noise", spec.s0))
-        if self._core.take(stamp.stream, stamp.epoch, noise, spec, session.get("controller"), now) is None:
+        wanted, models = StreamSpec.model_validate(session["spec"]), self._settings.models_dir
+        spec = noise_spec(wanted.model, models)
+        noise, version = float(assignment.get("noise", spec.s0)), int(assignment.get("noise_version", 0))
+        mirror, pure = session.get("controller"), pure_noise(wanted, models)
+        if self._core.take(stamp.stream, stamp.epoch, noise, spec, mirror, now, version, pure) is None:
             log.info("stream %s goes on from the session store at chunk %d", stamp.stream, stamp.chunk)
 
     # --- chunks ------------------------------------------------------------------------------------------------------
@@ -120,6 +132,7 @@ class Handlers:
                 motion=estimate.motion,
                 noise_scale=estimate.noise_scale,
                 first_timestep=estimate.first_timestep,
+                noise_version=core.streams[stamp.stream].noise_version,
                 timings=(
                     *chunk.timings,
                     StageTiming(hop=names.MOTION, queue_ms=queue_ms, compute_ms=compute_ms),
@@ -149,6 +162,16 @@ class Handlers:
                 except NoSuchStreamError:
                     log.debug("stream %s is gone from the session store", stream)
             self._dirty.pop(stream, None)
+
+
+def pure_noise(spec: StreamSpec, models_dir: Path | None = None) -> int:
+    """The first timestep of a stream without a source; 0 for one that has a source."""
+    if not isinstance(spec.source, NoSource):
+        return 0
+    try:
+        return model_spec(spec.model, models_dir).steps_from_text[0]
+    except SpecError:
+        return MAX_TIMESTEP
 
 
 def noise_spec(model: str, models_dir: Path | None = None) -> NoiseSpec:

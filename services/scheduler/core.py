@@ -193,11 +193,11 @@ class PipelineCore:
 
     def _bucket(self, work: Work) -> tuple[int, ...]:
         queue = self.streams[work.stream]
-        return (work.frames, queue.height, queue.width)
+        return (work.frames, work.context, queue.height, queue.width)
 
     def _units(self, work: Work) -> int:
         queue = self.streams[work.stream]
-        return work.frames * queue.model.tokens(queue.width, queue.height)
+        return work.forward_frames * queue.model.tokens(queue.width, queue.height)
 
     def _forward_ms(self, units: int) -> float:
         return sum(self.cost.predict(f"stage.{stage}", units) for stage in range(self.stages))
@@ -257,4 +257,6 @@ class PipelineCore:
 def _entry(work: Work) -> BatchEntry:
     if work.item is None:
         raise ValueError("a work without an item cannot be sent")
-    return BatchEntry(item=work.item, stamps=work.stamps, inputs=work.inputs, timings=work.timings)
+    # Without a source there are no latents: what a chunk carries is an empty tensor.
+    inputs = tuple(ref for ref in work.inputs if 0 not in ref.shape)
+    return BatchEntry(item=work.item, stamps=work.stamps, inputs=inputs, timings=work.timings)

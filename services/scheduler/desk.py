@@ -11,15 +11,16 @@ from typing import Any
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.messenger import Messenger, RefusedError
-from services.scheduler.placing import place
+from services.scheduler.placing import check_settings, place
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.settings import Settings
-from services.scheduler.stream_queue import StreamQueue, StreamSettings
+from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
 from shared.bus.port import Bus, BusError
 from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import (
     Mode,
+    NoSource,
     PreparePrompt,
     StartStream,
     StreamPatch,
@@ -114,6 +115,7 @@ class StreamDesk:
         _still_opening(record)
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
+        await self._keep_settings(record, self._queue_of(record))
         await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version)
         self._pump()
 
@@ -132,6 +134,7 @@ class StreamDesk:
                 width=record.width,
                 model=model,
                 plan=StreamPlan.for_model(record.stream, record.epoch, model),
+                from_text=isinstance(record.spec.source, NoSource),
                 settings=StreamSettings(
                     steps=record.spec.steps,
                     seed=record.spec.seed,
@@ -156,36 +159,67 @@ class StreamDesk:
     async def _change(self, record: StreamRecord, command: UpdateStream) -> None:
         patch: StreamPatch = command.patch
         try:
+            queue = self._queue_of(record)
+            if patch.paused is not None:
+                await self._pause(record, queue, command.command, patch.paused)
+                return
+            check_settings(queue.model, patch.steps, patch.frames_per_block)
             version = await self._prepare(record, patch.prompt) if patch.prompt is not None else None
+            queue = self._queue_of(record)  # preparing took a while
         except RefusedError as error:
             await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
             return
         if patch.noise is not None:
-            record.noise = patch.noise
+            record.noise, record.noise_version = patch.noise, record.noise_version + 1
             await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
             await self._messenger.take("motion", record, record.motion, wait=False)
-        queue = self.cores[record.pipeline].streams.get(record.stream)
-        if queue is None:
-            reason = f"stream {record.stream} has ended meanwhile"
-            await self.tell(record.stream, EventKind.REFUSED, reason=reason, command=command.command)
-            return
-        await self.tell(
-            record.stream,
-            EventKind.ACCEPTED,
-            command=command.command,
-            version=version or queue.settings.prompt_version,
-        )
         now = queue.settings
+        await self.tell(
+            record.stream, EventKind.ACCEPTED, command=command.command, version=version or now.prompt_version
+        )
         queue.change(
             command.command,
-            StreamSettings(
-                steps=patch.steps or now.steps,
-                seed=now.seed if patch.seed is None else patch.seed,
-                prompt_version=version or now.prompt_version,
-                frames_per_block=now.frames_per_block,
+            Change(
+                StreamSettings(
+                    steps=patch.steps or now.steps,
+                    seed=now.seed if patch.seed is None else patch.seed,
+                    prompt_version=version or now.prompt_version,
+                    frames_per_block=patch.frames_per_block or now.frames_per_block,
+                ),
+                noise_version=0 if patch.noise is None or queue.from_text else record.noise_version,
+                blend_chunks=patch.blend_chunks,
+                recache=patch.recache,
             ),
         )
+        await self._keep_settings(record, queue)
         self._pump()
+
+    async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
+        """Ingest tells applied, with the chunk."""
+        await self.tell(record.stream, EventKind.ACCEPTED, command=command)
+        record.paused = paused
+        await self._messenger.pause(record, command, paused)
+        await self._keep_settings(record, queue)
+
+    async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
+        """What the stream runs with now, for whoever shows it."""
+        settings = queue.settings
+        kept = {
+            "steps": settings.steps,
+            "seed": settings.seed,
+            "frames_per_block": settings.frames_per_block,
+            "noise": record.noise,
+            "paused": record.paused,
+        }
+        await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})
+
+    def _queue_of(self, record: StreamRecord) -> StreamQueue:
+        """The stream's queue. Raises RefusedError once it has ended."""
+        core = self.cores.get(record.pipeline)
+        queue = core.streams.get(record.stream) if core is not None else None
+        if queue is None:
+            raise RefusedError(f"stream {record.stream} has ended meanwhile")
+        return queue
 
     async def _prepare(self, record: StreamRecord, prompt: str) -> int:
         """Encode a prompt and have every stage compute its cross-attention K/V. Returns its version."""
@@ -211,7 +245,7 @@ class StreamDesk:
     async def _prepare_stage(self, record: StreamRecord, stage: int, version: int) -> None:
         core = self.cores.get(record.pipeline)
         queue = core.streams.get(record.stream) if core is not None else None
-        used = {version} if queue is None else {version, queue.settings.prompt_version, *queue.plan.prompt_versions}
+        used = {version} if queue is None else {version, *queue.prompts_used}
         oldest = min(used)
         record.prompts.retire_before(oldest)
         instance = record.workers[stage]

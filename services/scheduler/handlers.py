@@ -237,6 +237,7 @@ class Handlers:
                     version=applied.version,
                     chunk=applied.chunk,
                     pts=applied.pts,
+                    until_chunk=applied.until,
                 )
             )
         for stream, reason in decisions.failed.items():

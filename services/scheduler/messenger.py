@@ -10,7 +10,7 @@ from services.scheduler.settings import Settings
 from shared.bus.port import Bus
 from shared.clock import Clock
 from shared.contracts import subjects
-from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, TakeStream
+from shared.contracts.commands import LeaveStream, Mode, PauseStream, PreparePrompt, TakeStream
 from shared.contracts.events import EventKind, LedgerTotals, StreamEvent, StreamStats
 
 LOSSLESS_CREDITS = 6
@@ -49,6 +49,7 @@ class Messenger:
             noise=record.noise,
             credits=credits_for(record),
             pipeline=record.pipeline,
+            noise_version=record.noise_version,
         )
         if not wait:
             await self._bus.publish(subjects.assign(service), message)
@@ -71,6 +72,13 @@ class Messenger:
         if (error := answer.result()) is not None:
             raise RefusedError(error)
 
+    async def pause(self, record: StreamRecord, command: str, paused: bool) -> None:
+        """Ingest stops numbering chunks, or goes on; it answers with an applied event."""
+        message = PauseStream(
+            instance=record.ingest, stream=record.stream, epoch=record.epoch, command=command, paused=paused
+        )
+        await self._bus.publish(subjects.assign("ingest"), message)
+
     async def leave(self, service: str, record: StreamRecord, instance: str, drain: bool, failure: str | None) -> None:
         message = LeaveStream(instance=instance, stream=record.stream, epoch=record.epoch, drain=drain, failure=failure)
         await self._bus.publish(subjects.assign(service), message)
@@ -88,6 +96,7 @@ class Messenger:
         totals: LedgerTotals | None = None,
         stats: StreamStats | None = None,
         retry_after_s: float = 0.0,
+        until_chunk: int = -1,
     ) -> None:
         """Publish a lifecycle event."""
         event = StreamEvent(
@@ -103,6 +112,7 @@ class Messenger:
             totals=totals,
             stats=stats,
             retry_after_s=retry_after_s,
+            until_chunk=until_chunk,
         )
         await self._bus.publish(subjects.stream(stream, "event"), event)
 

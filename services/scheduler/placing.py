@@ -8,12 +8,23 @@ from pathlib import Path
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.messenger import RefusedError
 from services.scheduler.records import Phase, StreamRecord
-from shared.contracts.commands import StartStream
+from shared.contracts.commands import NoSource, StartStream
 from shared.engine.plan.registry import model_spec
-from shared.engine.plan.spec import SpecError
+from shared.engine.plan.spec import ModelSpec, SpecError
 
 NOT_READY_RETRY_S = 2.0
 FULL_RETRY_S = 10.0
+
+
+def check_settings(model: ModelSpec, steps: int | None, frames_per_block: int | None) -> None:
+    """Raises RefusedError, with what would be accepted, for what the model cannot run. None: not asked for."""
+    if steps is not None and steps > model.max_steps:
+        raise RefusedError(f"{model.name} has {model.max_steps} denoising steps, not {steps}: give 1…{model.max_steps}")
+    most = model.ring - model.sinks
+    if frames_per_block is not None and frames_per_block > most:
+        raise RefusedError(
+            f"a frame block of {frames_per_block} does not fit beside {model.name}'s {model.sinks} sinks: give 1…{most}"
+        )
 
 
 def place(
@@ -29,6 +40,10 @@ def place(
         model = model_spec(spec.model, models_dir)
     except SpecError as error:
         raise RefusedError(str(error)) from None
+    check_settings(model, spec.steps, spec.frames_per_block)
+    if isinstance(spec.source, NoSource):
+        # Nobody else can say how fast video without a source plays.
+        spec = spec.model_copy(update={"fps": spec.fps or float(model.default_fps)})
     fitting = [pipeline for pipeline in fleet.pipelines() if pipeline.model == spec.model]
     if not fitting:
         raise RefusedError(

@@ -37,6 +37,8 @@ class StreamRecord:
     width: int
     height: int
     noise: float
+    noise_version: int = 0
+    paused: bool = False
     pipeline: str = ""
     workers: tuple[str, ...] = ()
     ingest: str = ""
@@ -69,6 +71,7 @@ class StreamRecord:
             "width": self.width,
             "height": self.height,
             "noise": self.noise,
+            "noise_version": self.noise_version,
         }
 
 

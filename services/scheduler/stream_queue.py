@@ -32,6 +32,33 @@ class StreamSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A command that is not applied yet: a block must carry ``settings`` and an estimate made with ``noise_version``.
+
+    ``blend_chunks`` and ``recache`` go with a new prompt.
+    """
+
+    settings: StreamSettings
+    noise_version: int = 0
+    blend_chunks: int = 0
+    recache: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fade:
+    """One prompt fades into the settings' over ``chunks`` chunks, from chunk ``first`` on (−1: it has not begun)."""
+
+    version: int
+    chunks: int
+    first: int = -1
+
+    def share(self, chunk: int) -> float:
+        """The old prompt's share of a chunk: falls evenly, 0 from ``first`` + ``chunks`` on."""
+        passed = chunk - self.first if self.first >= 0 else 0
+        return max(0.0, 1.0 - (passed + 1) / (self.chunks + 1))
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One candidate for a batch. ``item`` is None for a block that has not entered step 0 yet."""
 
@@ -45,6 +72,8 @@ class Work:
     noise_scale: float = 0.0
     first_timestep: int = 0
     item: Item | None = None
+    context: int = 0  # latent frames of the window that run along (a re-cache)
+    noise_version: int = 0
     timings: tuple[StageTiming, ...] = ()
 
     @property
@@ -52,16 +81,22 @@ class Work:
         """Whether late is worse than lost for this work."""
         return self.stamps[0].live
 
+    @property
+    def forward_frames(self) -> int:
+        """Latent frames of its forwards."""
+        return self.context + self.frames
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A command's change took effect with this chunk."""
+    """A command's change took effect with this chunk; a blend is over with chunk ``until``."""
 
     stream: str
     command: str
     version: int
     chunk: int
     pts: int
+    until: int = -1
 
 
 class Offer(StrEnum):
@@ -86,11 +121,14 @@ class StreamQueue:
     model: ModelSpec
     plan: StreamPlan
     settings: StreamSettings
+    from_text: bool = False  # there is no source: pure noise enters step 0
     ended: bool = False
+    fade: Fade | None = None
+    recache: bool = False
     waiting: deque[MotionEstimated] = field(default_factory=lambda: deque[MotionEstimated]())
     later: dict[int, Work] = field(default_factory=lambda: dict[int, Work]())
     gate: OrderGate = field(default_factory=OrderGate)
-    pending: dict[str, StreamSettings] = field(default_factory=lambda: dict[str, StreamSettings]())
+    pending: dict[str, Change] = field(default_factory=lambda: dict[str, Change]())
     arrived_ns: dict[int, int] = field(default_factory=lambda: dict[int, int]())
 
     def offer(self, chunk: MotionEstimated, now_ns: int) -> Offer:
@@ -106,10 +144,31 @@ class StreamQueue:
         self.arrived_ns[chunk.stamp.chunk] = now_ns
         return Offer.TAKEN
 
-    def change(self, command: str, settings: StreamSettings) -> None:
-        """Bind the next block to ``settings``; :meth:`enter` reports it as applied."""
-        self.pending[command] = settings
-        self.settings = settings
+    def change(self, command: str, change: Change) -> None:
+        """Bind the next block to the change's settings; :meth:`enter` reports it as applied.
+
+        A new prompt during a blend starts from that of the two which has the larger share, so that the picture jumps by
+        half of what is left at most.
+        """
+        if change.settings.prompt_version != self.settings.prompt_version:
+            shown = self.settings.prompt_version
+            if self.fade is not None and self.fade.share(self.next_chunk) > 0.5:
+                shown = self.fade.version
+            self.fade = Fade(shown, change.blend_chunks) if change.blend_chunks else None
+            self.recache = change.recache
+        self.pending[command] = change
+        self.settings = change.settings
+
+    @property
+    def next_chunk(self) -> int:
+        """The oldest chunk that has not entered step 0."""
+        return self.waiting[0].stamp.chunk if self.waiting else self.gate.newest + 1
+
+    @property
+    def prompts_used(self) -> frozenset[int]:
+        """Prompt versions that blocks under way or to come read."""
+        fading = {self.fade.version} if self.fade is not None else set[int]()
+        return self.plan.prompt_versions | {self.settings.prompt_version} | fading
 
     def candidate(self) -> Work | None:
         """The block that could enter step 0 now, or None. Blocks of T > 1 wait for T chunks or the source's end."""
@@ -120,9 +179,12 @@ class StreamQueue:
             return None
         chunks = [self.waiting[i] for i in range(min(wanted, len(self.waiting)))]
         stamps = tuple(chunk.stamp for chunk in chunks)
+        frames = sum(chunk.latent_frames for chunk in chunks)
         return Work(
             stream=self.stream,
-            frames=sum(chunk.latent_frames for chunk in chunks),
+            frames=frames,
+            context=self.plan.context_of(frames) if self.recache else 0,
+            noise_version=min(chunk.noise_version for chunk in chunks),
             stamps=stamps,
             inputs=tuple(chunk.latents for chunk in chunks),
             deadline_ns=stamps[0].frames[0].deadline_ns if self.live else 0,
@@ -147,20 +209,37 @@ class StreamQueue:
         for stamp in work.stamps:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
+        first, fade = work.stamps[0], self.fade
+        if fade is not None and fade.first < 0:
+            fade = replace(fade, first=first.chunk)
+        share = fade.share(first.chunk) if fade is not None else 0.0
+        self.fade = fade if share else None
+        steps = self.model.steps_from_text if self.from_text else self.model.steps
         item = self.plan.enter(
             frames=work.frames,
             noise_scale=work.noise_scale,
-            timesteps=step_timesteps(work.first_timestep, self.model.steps[: self.settings.steps]),
+            timesteps=step_timesteps(work.first_timestep, steps[: self.settings.steps]),
             seed=self.settings.seed,
             prompt_version=self.settings.prompt_version,
+            blend_version=fade.version if fade is not None and share else 0,
+            blend=share,
+            recache=self.recache,
         )
+        self.recache = False
+        return replace(work, item=item), self._applied(work)
+
+    def _applied(self, work: Work) -> list[Applied]:
+        """The commands that are in force with this block, told once each."""
         first = work.stamps[0]
-        applied = [
-            Applied(self.stream, command, settings.prompt_version, first.chunk, first.frames[0].pts)
-            for command, settings in self.pending.items()
-        ]
-        self.pending.clear()
-        return replace(work, item=item), applied
+        told: list[Applied] = []
+        for command, change in list(self.pending.items()):
+            if change.noise_version > work.noise_version:
+                continue  # these chunks' noise was estimated before the change
+            del self.pending[command]
+            until = self.fade.first + self.fade.chunks if change.blend_chunks and self.fade is not None else -1
+            version = change.settings.prompt_version
+            told.append(Applied(self.stream, command, version, first.chunk, first.frames[0].pts, until))
+        return told
 
     def forget(self, work: Work) -> None:
         """Drop a candidate before step 0; legal because nothing was bound yet (rule 4)."""

@@ -33,6 +33,7 @@ from shared.contracts.events import (
 )
 from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
+from shared.engine.plan.spec import FRAMES_PER_LATENT, VAE_STRIDE
 from shared.lifecycle import Context
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorError
@@ -88,6 +89,9 @@ class Handlers:
         placed = self._admit(stamp)
         if placed is None or not await self._in_order(placed.encode_gate, stamp):
             return
+        if 0 in message.pixels.shape:
+            await self._pass_by(message)
+            return
         try:
             pixels = await self._tensors.fetch(message.pixels)
             await self._tensors.release_anywhere(message.pixels)
@@ -116,6 +120,16 @@ class Handlers:
             self._outbox.put(lambda: self._bus.publish(subjects.stream(stamp.stream, "latents"), encoded))
 
         await self._submit_or_drop(Rank.ENCODE, lambda: encode.run(stamp.stream, pixels), done, stamp)
+
+    async def _pass_by(self, message: ChunkCaptured) -> None:
+        """A chunk without a source has nothing to encode: its latents will be pure noise."""
+        encoded = LatentsEncoded(
+            stamp=message.stamp,
+            latents=message.pixels,
+            latent_frames=latent_frames(message.stamp.pixel_frames),
+            rmse=message.rmse,
+        )
+        await self._bus.publish(subjects.stream(message.stamp.stream, "latents"), encoded)
 
     # --- stage -------------------------------------------------------------------------------------------------------
 
@@ -150,7 +164,8 @@ class Handlers:
         try:
             inputs: list[torch.Tensor] | torch.Tensor
             if batch.activations is None:
-                inputs = [await self._item_input(entry, device) for entry in batch.entries]
+                size = (batch.height // VAE_STRIDE, batch.width // VAE_STRIDE)
+                inputs = [await self._item_input(entry, device, size) for entry in batch.entries]
             else:
                 inputs = await receive(self._tensors, batch.activations, device)
         except TensorError as error:
@@ -172,7 +187,9 @@ class Handlers:
         except QueueFullError as error:
             await self._fault(batch, str(error))
 
-    async def _item_input(self, entry: BatchEntry, device: torch.device) -> torch.Tensor:
+    async def _item_input(self, entry: BatchEntry, device: torch.device, size: tuple[int, int]) -> torch.Tensor:
+        if not entry.inputs:  # without a source: s is 1, so whatever this is, the noise replaces it
+            return torch.zeros(entry.item.frames, self._runtime.spec.latent_channels, *size, device=device)
         parts = [await receive(self._tensors, ref, device) for ref in entry.inputs]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -355,6 +372,11 @@ class Handlers:
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
+
+
+def latent_frames(pixel_frames: int) -> int:
+    """Latent frames of a chunk: a stream's first latent frame holds one pixel frame, every other one four."""
+    return -(-pixel_frames // FRAMES_PER_LATENT)
 
 
 def _timing(hop: str, outcome: Outcome) -> StageTiming:

@@ -41,7 +41,14 @@ class PatternSource(Wire):
     frames: int = Field(default=0, ge=0)
 
 
-Source = Annotated[FileSource | PatternSource, Field(discriminator="kind")]
+class NoSource(Wire):
+    """Text to video: no source at all, ``frames`` frames (0: endless) are made from pure noise and the prompt."""
+
+    kind: Literal["none"] = "none"
+    frames: int = Field(default=0, ge=0)
+
+
+Source = Annotated[FileSource | PatternSource | NoSource, Field(discriminator="kind")]
 
 
 class Mp4Sink(Wire):
@@ -99,12 +106,20 @@ class StreamSpec(Wire):
 
 
 class StreamPatch(Wire):
-    """Changes to a running stream; each takes effect at a chunk boundary and is told with that chunk. None: unchanged."""
+    """Changes to a running stream; each takes effect at a chunk boundary and is told with that chunk. None: unchanged.
+
+    ``blend_chunks``: over so many chunks the old prompt fades into the new one. ``recache``: what is cached is made anew
+    under the new prompt, so that the old one does not pull the picture back. ``paused`` comes alone.
+    """
 
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
     steps: int | None = Field(default=None, ge=1, le=4)
     noise: float | None = Field(default=None, ge=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
+    frames_per_block: int | None = Field(default=None, ge=1, le=3)  # T
+    paused: bool | None = None
+    blend_chunks: int = Field(default=0, ge=0, le=64)
+    recache: bool = False
 
     @field_validator("prompt")
     @classmethod
@@ -112,6 +127,15 @@ class StreamPatch(Wire):
         if value is not None and not value.strip():
             raise ValueError("the prompt is empty")
         return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StreamPatch:
+        if self.prompt is None and (self.blend_chunks or self.recache):
+            raise ValueError("blend_chunks and recache go with a new prompt: give one, or leave them out")
+        others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block)
+        if self.paused is not None and any(value is not None for value in others):
+            raise ValueError("paused comes alone: change the rest before or after it")
+        return self
 
 
 class StartStream(Wire):
@@ -161,6 +185,7 @@ class TakeStream(Wire):
     noise: float
     credits: int
     pipeline: str = ""
+    noise_version: int = 0  # counts changes of ``noise``: estimates carry the one that they were made with
 
 
 class LeaveStream(Wire):
@@ -175,6 +200,21 @@ class LeaveStream(Wire):
     epoch: int
     drain: bool = True
     failure: str | None = None
+
+
+class PauseStream(Wire):
+    """scheduler → ingest: number no chunk from now on, or go on. Answered by an applied event with the chunk.
+
+    While paused a source's clock stands still where it can (files, patterns); frames that came all the same are dropped
+    as paused. ``command`` is the id of the command this carries out; a repetition is answered again.
+    """
+
+    kind: Literal["pause"] = "pause"
+    instance: str
+    stream: str
+    epoch: int
+    command: str
+    paused: bool
 
 
 class PreparePrompt(Wire):

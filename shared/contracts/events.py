@@ -147,13 +147,14 @@ class MotionEstimated(Wire):
     noise_scale: float
     first_timestep: int
     timings: tuple[StageTiming, ...] = ()
+    noise_version: int = 0  # the TakeStream whose s₀ this was made with
 
 
 class BatchEntry(Wire):
     """One item of a batch with where its input is.
 
-    ``stamps`` are the chunks of the item's block, one per chunk (T of them for a block of T > 1). ``input`` is None
-    only for text to video at step 0. ``sources`` are the chunks' latents at step 0, in order.
+    ``stamps`` are the chunks of the item's block, one per chunk (T of them for a block of T > 1). ``inputs`` are the chunks'
+    latents at step 0, in order, and what was re-noised later; empty only for text to video at step 0.
     """
 
     item: Item
@@ -338,7 +339,8 @@ class StreamStats(Wire):
 class StreamEvent(Wire):
     """scheduler, ingest, egress → platform, gateway (``.event``, JetStream).
 
-    ``command`` is the id of the command this answers; ``chunk``/``pts`` say where a change took effect; ``totals`` and
+    ``command`` is the id of the command this answers; ``chunk``/``pts`` say where a change took effect, ``until_chunk`` from
+    which chunk on only the new prompt is left of a blend; ``totals`` and
     ``stats`` come with stopped and failed. ``epoch`` is the stream's when it was told (0: not known): an id may be used
     again. ``retry_after_s`` above 0 in a refusal: the same command may be accepted that much later.
     """
@@ -357,13 +359,14 @@ class StreamEvent(Wire):
     stats: StreamStats | None = None
     epoch: int = 0
     retry_after_s: float = 0.0
+    until_chunk: int = -1
 
 
 class Beat(Wire):
     """every service instance → scheduler (``rheo.worker.<id>.beat``), twice a second.
 
     ``incarnation`` is new for every process start: a known instance with a new incarnation came back empty.
-    ``busy`` is the share of the last interval spent computing.
+    ``busy`` is the share of the last interval spent computing. ``stream_bytes`` is the device memory that each stream holds.
     """
 
     kind: Literal["beat"] = "beat"
@@ -380,3 +383,4 @@ class Beat(Wire):
     memory_free: int = 0
     streams: tuple[str, ...] = ()
     role_ms: dict[str, float] = Field(default_factory=dict[str, float])  # measured milliseconds per chunk, by role
+    stream_bytes: dict[str, int] = Field(default_factory=dict[str, int])

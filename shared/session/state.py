@@ -70,7 +70,7 @@ _FIELDS: dict[Owner, tuple[str, ...]] = {
         "state",
         "prompt",
         "prompt_version",
-        "steps",
+        "settings",
         "epoch",
         "rope",
         "placement",

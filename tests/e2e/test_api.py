@@ -95,6 +95,7 @@ def test_bad_requests_are_problems_that_say_what_would_do(api: httpx.Client) -> 
         ({"model": "sora"}, 409, "sora"),
         ({"width": 100, "height": 64}, 422, "multiple of 16"),
         ({"id": "a.b"}, 422, "id"),
+        ({"frames_per_block": 4}, 422, "frames_per_block"),
     ):
         answer = api.post("/v1/streams", json={**good, **change})
         assert answer.status_code == status, (change, answer.text)

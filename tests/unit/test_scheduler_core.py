@@ -8,7 +8,7 @@ import pytest
 
 from services.scheduler.core import Decisions, PipelineCore
 from services.scheduler.cost_model import CostModel
-from services.scheduler.stream_queue import Offer, StreamQueue, StreamSettings
+from services.scheduler.stream_queue import Change, Offer, StreamQueue, StreamSettings
 from shared.contracts.events import BatchDone, ChunkStamp, FrameStamp, ItemResult, MotionEstimated, StageBatch
 from shared.contracts.refs import TensorPlace, TensorRef
 from shared.engine.plan.spec import PRESETS
@@ -234,7 +234,7 @@ def test_a_change_takes_effect_at_the_next_block_and_says_where() -> None:
     queue = bench.stream("a", live=False)
     bench.offer(chunk("a", 0, live=False))
     bench.run()
-    queue.change("command-1", StreamSettings(steps=1, seed=77, prompt_version=2))
+    queue.change("command-1", Change(StreamSettings(steps=1, seed=77, prompt_version=2)))
     bench.offer(chunk("a", 1, live=False))
     decisions = bench.schedule()
     (applied,) = decisions.applied
@@ -250,7 +250,7 @@ def test_items_under_way_keep_their_steps_when_k_goes_down() -> None:
         bench.offer(chunk("a", number, live=False))
     bench.schedule()
     bench.finish()
-    queue.change("down", StreamSettings(steps=1, seed=1, prompt_version=1))
+    queue.change("down", Change(StreamSettings(steps=1, seed=1, prompt_version=1)))
     bench.offer(chunk("a", 2, live=False))
     done = [item for batch in bench.run() for item in steps_of(batch)]
     assert [step for _, block, step in done if block == 0] == [0, 1]

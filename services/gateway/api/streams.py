@@ -50,8 +50,20 @@ def router(desk: Desk, settings: Settings) -> APIRouter:
 
     @api.patch("/{stream}", status_code=202, operation_id="patchStream")
     async def patch(stream: str, body: StreamPatch) -> Receipt:
-        """Change prompt, steps, noise or seed at the next chunk boundary; an applied event names the chunk."""
+        """Change prompt, steps, noise, seed, T or pause at the next chunk boundary; an applied event names the chunk."""
         event = await desk.patch(stream, body)
+        return Receipt(stream=stream, command=event.command, version=event.version)
+
+    @api.post("/{stream}/pause", status_code=202, operation_id="pauseStream")
+    async def pause(stream: str) -> Receipt:
+        """Take no further chunk; the picture stands. An applied event names the last one before the pause."""
+        event = await desk.patch(stream, StreamPatch(paused=True))
+        return Receipt(stream=stream, command=event.command, version=event.version)
+
+    @api.post("/{stream}/resume", status_code=202, operation_id="resumeStream")
+    async def resume(stream: str) -> Receipt:
+        """Go on; an applied event names the first chunk."""
+        event = await desk.patch(stream, StreamPatch(paused=False))
         return Receipt(stream=stream, command=event.command, version=event.version)
 
     @api.delete("/{stream}", status_code=202, operation_id="deleteStream")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.ingest.sources.clock import ClockSource
 from services.ingest.sources.file import FileSource
 from services.ingest.sources.pattern import PatternSource
 from services.ingest.sources.port import Source, SourceError
@@ -19,6 +20,8 @@ def open_source(spec: StreamSpec, width: int, height: int, roots: Sequence[Path]
     source = spec.source
     if isinstance(source, commands.PatternSource):
         return PatternSource(width, height, source.frames, spec.fps)
+    if isinstance(source, commands.NoSource):
+        return ClockSource(source.frames, spec.fps)
     try:
         path = inside(source.path, roots, verb="read")
     except MediaError as error:
