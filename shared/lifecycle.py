@@ -48,6 +48,10 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 3  # NATS or Redis cannot be reached
 
 
+class UnusableError(RuntimeError):
+    """What a service was told to use will not do (a model's files, say): starting it again would not help."""
+
+
 class Phase(StrEnum):
     """Where a service process is in its life."""
 
@@ -208,6 +212,10 @@ class Runner:
             context.failure = str(error)
             log.error("%s", error)
             return ExitCode.UNAVAILABLE
+        except UnusableError as error:
+            context.failure = str(error)
+            log.error("%s", error)
+            return ExitCode.BAD_SETTINGS
         except Exception as error:
             context.failure = str(error) or type(error).__name__
             log.exception("%s failed", self._name)

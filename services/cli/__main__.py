@@ -1,4 +1,4 @@
-"""``rheocast``: demo, up, run, doctor."""
+"""``rheocast``: demo, up, run, models, doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from services.cli.errors import CommandError, ExitCode
 from shared.bus.port import BusError
 from shared.contracts.commands import Fit
+from shared.engine.plan.spec import VaeKind
 from shared.session.port import StoreError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -23,6 +24,15 @@ MODELS_DIR = click.option(
     type=FOLDER,
     envvar="RHEOCAST_MODELS_DIR",
     help="Where models are, beside those that ship; default: ./models, if there is one.",
+)
+
+VAE = click.option(
+    "--vae",
+    type=click.Choice(["auto", *(kind.value for kind in VaeKind)]),
+    envvar="RHEOCAST_VAE",
+    default="auto",
+    show_default=True,
+    help="The full autoencoder, the tiny one, or the full encoder with the tiny decoder; auto: the model's own.",
 )
 
 
@@ -150,6 +160,45 @@ def up(
     asyncio.run(serve(host, port, stages, model, media, run_dir.absolute() if run_dir else None, models))
 
 
+@cli.group()
+def models() -> None:
+    """Which models there are, whether their files will do, and how to get them."""
+
+
+@models.command(name="list")
+@MODELS_DIR
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def list_models(models_dir: Path | None, as_json: bool) -> None:
+    """Every known model, and which of its parts are missing."""
+    from services.cli.models import list_models as show
+
+    show(models_dir, as_json)
+
+
+@models.command()
+@click.argument("target", metavar="NAME|FOLDER")
+@MODELS_DIR
+@VAE
+@click.option("--as", "named", help="Which model a folder holds, if it does not say so itself.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def check(target: str, models_dir: Path | None, vae: str, named: str | None, as_json: bool) -> None:
+    """Open every part of a model, compare names and shapes, say what is wrong. Exits 1 if anything is."""
+    from services.cli.models import check as look
+
+    raise click.exceptions.Exit(look(target, models_dir, vae, named, as_json))
+
+
+@models.command()
+@click.argument("name")
+@MODELS_DIR
+@VAE
+def fetch(name: str, models_dir: Path | None, vae: str) -> None:
+    """Download the files a published model needs, and no others, into the models folder (default: ./models)."""
+    from services.cli.models import fetch as get
+
+    get(name, models_dir, vae)
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def doctor(as_json: bool) -> None:
@@ -177,10 +226,17 @@ def main() -> None:
         _say(f"{' '.join(str(error).split())} (rheocast doctor says what this machine has)")
         code = ExitCode.FAILED
     except click.ClickException as error:
-        command = error.ctx.info_name if isinstance(error, click.UsageError) and error.ctx and error.ctx.parent else ""
+        command = _command(error.ctx) if isinstance(error, click.UsageError) else ""
         _say(f"{' '.join(error.format_message().split())} (see: {' '.join(f'rheocast {command} --help'.split())})")
         code = ExitCode.REFUSED
     sys.exit(int(code or 0))
+
+
+def _command(context: click.Context | None) -> str:
+    """The names after ``rheocast`` that led here."""
+    if context is None or context.parent is None:
+        return ""
+    return f"{_command(context.parent)} {context.info_name}"
 
 
 def _say(line: str) -> None:

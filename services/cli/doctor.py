@@ -17,17 +17,20 @@ import click
 import psutil
 
 from services.cli.errors import CommandError, ExitCode
+from services.cli.models import listed
 from services.cli.system import SHM_DIR
 from services.cli.topology import usable_cores, worker_threads
-from services.cli.validate import check_port
+from services.cli.validate import check_port, given_models_dir, models_dir_of
 from shared.embedded import ServerBinaryMissingError, find_nats_server, find_redis_server
-from shared.engine.plan.registry import known_models, model_folder
+from shared.engine.plan.registry import EMBEDDED_MODEL
 
 PACKAGES = {
     "av": "media",
     "torch": "worker",
     "safetensors": "worker",
     "diffusers": "worker",
+    "transformers": "worker",
+    "ftfy": "worker",
     "fastapi": "gateway",
     "uvicorn": "gateway",
 }
@@ -127,19 +130,21 @@ def _ports() -> list[Finding]:
 
 
 def _models() -> list[Finding]:
+    """The embedded model must be whole; of others the ones that are there in part are worth a line."""
     found: list[Finding] = []
-    for name in known_models():
-        folder = model_folder(name)
-        present = (folder / "dit.safetensors").is_file()
-        found.append(
-            Finding(
-                f"model {name}",
-                present,
-                str(folder) if present else f"no weights in {folder}",
-                "",
-                required=name == "rheo-tiny",
-            )
-        )
+    absent: list[str] = []
+    for line in listed(models_dir_of(given_models_dir())):
+        name, parts = line["model"], line["parts"]
+        if not any(parts.values()) and name != EMBEDDED_MODEL and not line["error"]:
+            absent.append(name)
+            continue
+        missing = [part for part, path in parts.items() if path is None]
+        detail = line["error"] or (f"missing: {', '.join(missing)}" if missing else f"{line['vae']} autoencoder")
+        fix = "" if line["complete"] else f"rheocast models check {name}"
+        found.append(Finding(f"model {name}", line["complete"], detail, fix, required=name == EMBEDDED_MODEL))
+    if absent:
+        detail = f"{', '.join(absent)}: not here"
+        found.append(Finding("other models", False, detail, f"rheocast models fetch {absent[0]}", required=False))
     return found
 
 

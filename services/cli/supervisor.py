@@ -19,6 +19,7 @@ from pathlib import Path
 
 from services.cli.errors import CommandError, ExitCode
 from services.cli.topology import ProcessSpec
+from shared.lifecycle import ExitCode as ServiceExit
 
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
@@ -155,7 +156,7 @@ class Supervisor:
                 self._on_death(child.spec.name, code, self.last_line(child.spec.name))
             now = time.monotonic()
             child.deaths = [at for at in child.deaths if now - at < RESTART_WINDOW_S] + [now]
-            if len(child.deaths) > MAX_RESTARTS:
+            if len(child.deaths) > MAX_RESTARTS or code == ServiceExit.BAD_SETTINGS:
                 child.move(ChildState.GIVEN_UP)
                 return
             child.move(ChildState.BACKOFF)

@@ -58,6 +58,12 @@ def default_size(info: MediaInfo, model: ModelSpec) -> tuple[int, int]:
     return wide if info.width >= info.height else (wide[1], wide[0])
 
 
+def given_models_dir() -> Path | None:
+    """The models folder that the environment names, if it exists."""
+    named = os.environ.get("RHEOCAST_MODELS_DIR")
+    return Path(named) if named and Path(named).expanduser().is_dir() else None
+
+
 def models_dir_of(given: Path | None) -> Path | None:
     """The models folder: the one that was named, else ``./models`` if there is one, else None: what ships is known anyway."""
     if given is not None:

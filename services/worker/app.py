@@ -15,7 +15,9 @@ from services.worker.runtime import Runtime
 from services.worker.settings import Settings
 from services.worker.timeline import Timeline, timeline_for
 from shared.bus.port import BusError
-from shared.lifecycle import Context, run_service
+from shared.engine.model.checkpoints import WeightsError
+from shared.engine.plan.spec import SpecError
+from shared.lifecycle import Context, UnusableError, run_service
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.1
@@ -46,7 +48,10 @@ class Worker:
         from services.worker.core import Rank
 
         self._device.start()
-        await self._device.call(Rank.CONTROL, self._runtime.load)
+        try:
+            await self._device.call(Rank.CONTROL, self._runtime.load)
+        except (WeightsError, SpecError, FileNotFoundError) as error:
+            raise UnusableError(str(error)) from None
         await self._device.call(Rank.CONTROL, self._runtime.warm_up)
         await self._handlers.start()
         self._ready = True

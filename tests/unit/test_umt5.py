@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from shared.engine.model.loading import load_text_encoder
-from shared.engine.model.umt5 import Umt5TextEncoder, WeightsError, check_umt5, clean, load_umt5
+from shared.engine.model.umt5 import Umt5TextEncoder, WeightsError, check_tokenizer, check_umt5, clean, load_umt5
 from tests.support import wan_files
 from tests.support.wan_files import TEXT_DIM, WORDS, original_t5, tiny_wan
 
@@ -142,11 +142,11 @@ def test_a_long_prompt_is_cut(encoder: Umt5TextEncoder) -> None:
 
 
 def test_what_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:
-    assert check_umt5(SPEC, folder) == []
+    assert check_umt5(SPEC, folder) == check_tokenizer(folder) == []
     state = original_t5()
     del state["blocks.1.ffn.fc2.weight"]
     torch.save(state, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
-    weights, tokenizer = check_umt5(SPEC, tmp_path)
+    weights, tokenizer = *check_umt5(SPEC, tmp_path), *check_tokenizer(tmp_path)
     assert "encoder.block.1.layer.1.DenseReluDense.wo.weight: tensor missing" in weights
     assert "no tokenizer weights in" in tokenizer
     assert "google/umt5-xxl" in tokenizer

@@ -153,9 +153,8 @@ def _pickled(path: Path) -> Mapping[str, Tensor]:
     """A torch file's tensors, mapped: pages are read when a tensor is copied. Only the old format is read whole."""
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(f"{path} is no file of weights: {reason}") from None
+    except Exception:
+        raise WeightsError(f"{path} is no file of weights: it is damaged, or holds more than tensors") from None
     for key in _INSIDE:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

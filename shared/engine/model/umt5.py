@@ -105,17 +105,20 @@ def umt5_on_meta(spec: ModelSpec, source: Source) -> tuple[UMT5EncoderModel, Wei
 
 
 def check_umt5(spec: ModelSpec, source: Source) -> list[str]:
-    """What is wrong with the text encoder's files, one line each; of the weights names and shapes only."""
-    found: list[str] = []
+    """What is wrong with the text encoder's weights, one line each; names and shapes only."""
     try:
-        found += complaints(*umt5_on_meta(spec, source))
+        return complaints(*umt5_on_meta(spec, source))
     except (WeightsError, FileNotFoundError) as error:
-        found.append(str(error))
+        return [str(error)]
+
+
+def check_tokenizer(source: Source) -> list[str]:
+    """What is wrong with the tokenizer, one line or none."""
     try:
         _open_tokenizer(_tokenizer_folder(source))
     except (WeightsError, FileNotFoundError) as error:
-        found.append(str(error))
-    return found
+        return [str(error)]
+    return []
 
 
 def _name(name: str) -> str:

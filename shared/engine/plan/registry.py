@@ -43,7 +43,8 @@ def model_spec(name: str, models_dir: Path | None = None) -> ModelSpec:
     """The spec in the model's folder, else the preset of that name. Raises UnknownModelError, SpecError for a bad file."""
     folder = model_folder(name, models_dir)
     if (folder / "spec.json").is_file():
-        return ModelSpec.from_json(folder / "spec.json")
+        # The folder's name is the model's: a copied folder is a model of its own.
+        return replace(ModelSpec.from_json(folder / "spec.json"), name=name)
     variant = read_variant(folder)
     if "preset" in variant:
         preset = str(variant["preset"])
