@@ -39,12 +39,13 @@ def settings_of(args: argparse.Namespace) -> Iterator[Setting]:
     for model in args.model:
         spec = spec_of(model)
         sizes = args.size or [f"{spec.default_width}x{spec.default_height}"]
-        for size, steps, streams, stages in product(sizes, args.steps, args.streams, args.stages):
+        for size in sizes:
             width, height = (int(side) for side in size.split("x"))
             spec.latent_size(width, height)
-            for vae, dtype, compiled, threads in product(args.vae, args.dtype, args.compile, args.threads):
-                on = compiled == "on"
-                yield Setting(model, width, height, steps, streams, stages, vae, dtype, threads, args.device, on)
+            for steps, streams, stages in product(args.steps, args.streams, args.stages):
+                for vae, dtype, compiled, threads in product(args.vae, args.dtype, args.compile, args.threads):
+                    on = compiled == "on"
+                    yield Setting(model, width, height, steps, streams, stages, vae, dtype, threads, args.device, on)
 
 
 def machine() -> str:
