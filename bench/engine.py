@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 from bench.ceilings import Ceilings, measure_ceilings
-from bench.measure import Figures, Setting, measure, spec_for
+from bench.measure import measure
 from bench.peer import PeerError, Record, compare, records
+from bench.setting import Figures, Setting, spec_for
+from bench.weights import Models
 from shared.engine.plan.spec import SpecError, spec_of
 
 COLUMNS = (
@@ -73,6 +75,7 @@ def row(setting: Setting, f: Figures) -> str:
 def run_settings(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Measure and print every setting."""
     ceilings: dict[tuple[Any, ...], Ceilings] = {}
+    models = Models(args.random)
     if not args.json:
         print("Milliseconds per latent frame, median (least); share: the forward's floor over its median.")
         print(f"| {' | '.join(COLUMNS)} |")
@@ -84,7 +87,7 @@ def run_settings(args: argparse.Namespace, results: list[dict[str, Any]]) -> Non
             device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
             size = (setting.width, setting.height)
             ceilings[key] = measure_ceilings(spec_for(setting), size, setting.items, device, dtype)
-        figures = measure(setting, args.ticks, args.random, ceilings[key])
+        figures = measure(setting, args.ticks, models, ceilings[key])
         results.append({**asdict(setting), **asdict(figures), "ceilings": asdict(ceilings[key])})
         if not args.json:
             print(row(setting, figures), flush=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.lockstep import LockStep, timed
-from bench.measure import compile_blocks
+from bench.weights import compile_blocks
 from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.noise_controller import step_timesteps
