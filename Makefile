@@ -8,7 +8,7 @@ OUT ?= out
 # Threads that spin at a barrier starve everything else on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check up bench install clean
+.PHONY: demo test check up bench gpu install clean
 
 install: $(STAMP)
 
@@ -38,6 +38,13 @@ bench: install
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.bus
 	$(BIN)/python -m bench.system
+
+# For who has a GPU: the tests that need one, then the engine's table. Random weights: 14B needs about 30 GiB of memory.
+GPU_BENCH = $(BIN)/python -m bench.engine --device cuda --dtype bfloat16 --random --steps 1,2,3,4 --vae wan,taehv
+gpu: install
+	$(BIN)/python -m pytest -m gpu
+	$(GPU_BENCH) --model wan2.1-1.3b --size 832x480,512x512
+	$(GPU_BENCH) --model wan2.1-14b --size 512x512
 
 clean:
 	rm -rf $(VENV) $(OUT)

@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 from bench.ceilings import Ceilings, measure_ceilings
-from bench.measure import Figures, Setting, measure, spec_for
+from bench.measure import measure
 from bench.peer import PeerError, Record, compare, records
+from bench.setting import Figures, Setting, spec_for
+from bench.weights import Models
 from shared.engine.plan.spec import SpecError, spec_of
 
 COLUMNS = (
@@ -39,12 +41,13 @@ def settings_of(args: argparse.Namespace) -> Iterator[Setting]:
     for model in args.model:
         spec = spec_of(model)
         sizes = args.size or [f"{spec.default_width}x{spec.default_height}"]
-        for size, steps, streams, stages in product(sizes, args.steps, args.streams, args.stages):
+        for size in sizes:
             width, height = (int(side) for side in size.split("x"))
             spec.latent_size(width, height)
-            for vae, dtype, compiled, threads in product(args.vae, args.dtype, args.compile, args.threads):
-                on = compiled == "on"
-                yield Setting(model, width, height, steps, streams, stages, vae, dtype, threads, args.device, on)
+            for steps, streams, stages in product(args.steps, args.streams, args.stages):
+                for vae, dtype, compiled, threads in product(args.vae, args.dtype, args.compile, args.threads):
+                    on = compiled == "on"
+                    yield Setting(model, width, height, steps, streams, stages, vae, dtype, threads, args.device, on)
 
 
 def machine() -> str:
@@ -72,6 +75,7 @@ def row(setting: Setting, f: Figures) -> str:
 def run_settings(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Measure and print every setting."""
     ceilings: dict[tuple[Any, ...], Ceilings] = {}
+    models = Models(args.random)
     if not args.json:
         print("Milliseconds per latent frame, median (least); share: the forward's floor over its median.")
         print(f"| {' | '.join(COLUMNS)} |")
@@ -83,7 +87,7 @@ def run_settings(args: argparse.Namespace, results: list[dict[str, Any]]) -> Non
             device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
             size = (setting.width, setting.height)
             ceilings[key] = measure_ceilings(spec_for(setting), size, setting.items, device, dtype)
-        figures = measure(setting, args.ticks, args.random, ceilings[key])
+        figures = measure(setting, args.ticks, models, ceilings[key])
         results.append({**asdict(setting), **asdict(figures), "ceilings": asdict(ceilings[key])})
         if not args.json:
             print(row(setting, figures), flush=True)
@@ -107,8 +111,10 @@ def run_peer(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     )
     if not args.json:
         print("Milliseconds per tick of K latent frame-steps, median (least); ratio: peer over engine, of medians.")
-        print("| size | K | text | dtype | threads | peer | engine | ratio | of leasts | largest difference of x0 |")
-        print("|" + "---|" * 10)
+        print(
+            "| size | K | text | dtype | threads | peer | engine | ratio | of leasts | of CPU time | largest difference of x0 |"
+        )
+        print("|" + "---|" * 11)
     for record in chosen:
         b = compare(args.peer, record, args.ticks)
         results.append({**asdict(record), **asdict(b)})
@@ -117,7 +123,7 @@ def run_peer(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
             print(
                 f"| {record.width}×{record.height} | {record.steps} | {record.text_len} | {dtype} | {record.threads} "
                 f"| {b.peer:.1f} ({b.least_peer:.1f}) | {b.engine:.1f} ({b.least_engine:.1f}) | {b.ratio:.2f} "
-                f"| {b.least_ratio:.2f} | {b.same:.1e}{'' if b.equal else ': NOT THE SAME NUMBERS'} |",
+                f"| {b.least_ratio:.2f} | {b.cpu_ratio:.2f} | {b.same:.1e}{'' if b.equal else ': NOT THE SAME NUMBERS'} |",
                 flush=True,
             )
 

@@ -48,6 +48,11 @@ class LockStep:
             stage.open(plan.stream, rows, columns)
             stage.set_prompt(plan.stream, 1, embedding)
 
+    def close(self) -> None:
+        """Take the streams off the stages: others may be measured on them."""
+        for plan, stage in itertools.product(self.plans, self.stages):
+            stage.close(plan.stream)
+
     @property
     def next_frames(self) -> int:
         """Latent frames of the next block: 2 of the first one, 1 of the others."""

@@ -12,10 +12,12 @@ import importlib
 import logging
 import statistics
 import sys
+import time
 import types
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bench.lockstep import LockStep, timed
-from bench.measure import compile_blocks
+from bench.weights import compile_blocks
 from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.noise_controller import step_timesteps
@@ -43,7 +45,8 @@ class Beside:
     """Milliseconds of one tick (K rows, re-noising included). ``same`` is the largest difference of x0 over all ticks.
 
     ``engine`` is the engine as it serves; ``reference`` the engine under the public code's rule of ring places, which
-    computes the same numbers. Ratios are peer over engine: above 1 the engine is faster.
+    computes the same numbers. Ratios are peer over engine: above 1 the engine is faster. ``cpu_ratio`` compares the
+    medians of processor time, which other work on the machine disturbs less than it does the clock.
     """
 
     peer: float
@@ -53,6 +56,7 @@ class Beside:
     least_engine: float
     ratio: float
     least_ratio: float
+    cpu_ratio: float
     same: float
     equal: bool
     ticks: int
@@ -325,17 +329,19 @@ def beside(
     served.tick()
 
     device, scale, start = torch.device("cpu"), spec.noise.s0, 2
-    rows: list[tuple[float, float, float]] = []
+    rows: list[tuple[float, ...]] = []
     warm = spec.ring + steps + 2
     for _ in range(warm + ticks):
         start = spec.ring - 1 if spec.rope_refresh_at and start >= spec.rope_refresh_at else start
         x = torch.randn(1, 1, spec.latent_channels, *latent)
-        # Local names bind now: the lambdas run at once.
-        theirs, x0 = timed(device, lambda x=x, at=start: peer.tick(x, scale, own_steps[0], at))
+        marks = [time.process_time()]
+        theirs, x0 = timed(device, partial(peer.tick, x, scale, own_steps[0], start))
+        marks.append(time.process_time())
         ours = sum(served.tick(x))
-        same, ref = timed(device, lambda x=x, at=start: reference.tick(x, scale, own_steps[0], at, peer.drawn))
+        marks.append(time.process_time())
+        same, ref = timed(device, partial(reference.tick, x, scale, own_steps[0], start, peer.drawn))
         worst = max(worst, _far(x0, ref))
-        rows.append((theirs, ours, same))
+        rows.append((theirs, ours, same, marks[1] - marks[0], marks[2] - marks[1]))
         start += 1
     columns = list(zip(*rows[warm:], strict=True))
     middle, least = [statistics.median(c) for c in columns], [min(c) for c in columns]
@@ -347,6 +353,7 @@ def beside(
         least_engine=least[1],
         ratio=middle[0] / middle[1],
         least_ratio=least[0] / least[1],
+        cpu_ratio=middle[3] / middle[4],
         same=worst,
         equal=worst <= TOLERANCE[str(dtype).removeprefix("torch.")],
         ticks=ticks,

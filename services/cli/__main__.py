@@ -6,10 +6,14 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from services.cli.errors import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from services.cli.validate import RunRequest
 from shared.bus.port import BusError
 from shared.contracts.commands import Fit
 from shared.engine.plan.spec import VaeKind
@@ -88,8 +92,6 @@ def run(
     as_json: bool,
 ) -> None:
     """Send a clip through every service: lossless and as fast as the machine goes, or --realtime."""
-    from services.cli import run as runner
-    from services.cli.progress import Progress
     from services.cli.validate import models_dir_of, run_request
 
     request = run_request(
@@ -107,10 +109,59 @@ def run(
         fit=Fit(fit),
         models_dir=models_dir_of(models_dir),
     )
-    expected = request.info.frames if fps is None else round(request.info.duration_s * fps)
-    log = batch_log.absolute() if batch_log is not None else None
+    _carry_out(request, as_json, batch_log.absolute() if batch_log is not None else None)
+
+
+@cli.command()
+@click.argument("output", metavar="OUT", type=FILE)
+@click.option("--prompt", required=True, help="What the video shows.")
+@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=5.0, show_default=True)
+@click.option("--steps", type=click.IntRange(1, 4), default=4, show_default=True, help="Denoising steps, 1 to 4.")
+@click.option("--size", help="WIDTHxHEIGHT, multiples of 16; default: the model's.")
+@click.option("--fps", type=click.FloatRange(0, 240, min_open=True), help="Frame rate; default: the model's.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same pixels.")
+@STAGES
+@MODEL
+@MODELS_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line, last, on stdout; no progress.")
+def generate(
+    output: Path,
+    prompt: str,
+    seconds: float,
+    steps: int,
+    size: str | None,
+    fps: float | None,
+    seed: int,
+    stages: int,
+    model: str,
+    models_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Text to video: no source, pure noise enters step 0. The embedded rheo-tiny has not learnt to; a Wan model has."""
+    from services.cli.validate import generate_request, models_dir_of
+
+    request = generate_request(
+        output,
+        prompt=prompt,
+        seconds=seconds,
+        steps=steps,
+        size=size,
+        fps=fps,
+        seed=seed,
+        stages=stages,
+        model=model,
+        models_dir=models_dir_of(models_dir),
+    )
+    _carry_out(request, as_json)
+
+
+def _carry_out(request: RunRequest, as_json: bool, log: Path | None = None) -> None:
+    """Run the request through every service and say what came of it."""
+    from services.cli import run as runner
+    from services.cli.progress import Progress
+
     try:
-        with Progress(expected, quiet=as_json) as progress:
+        with Progress(request.frames, quiet=as_json) as progress:
             result, warnings = asyncio.run(runner.run(request, progress, log))
     except runner.RunEnded as ended:
         if as_json:

@@ -35,7 +35,7 @@ def demo(out: Path, prompt: str) -> None:
         model="rheo-tiny",
         fit=Fit.CROP,
     )
-    with Progress(request.info.frames) as progress:
+    with Progress(request.frames) as progress:
         result, _ = asyncio.run(run(request, progress))
     demo_clip.beside(source, restyled, pair)
     click.echo(

@@ -101,7 +101,7 @@ async def run(
     topology = Topology(
         model=request.model.name,
         stages=request.stages,
-        read_roots=(request.source.parent,),
+        read_roots=(request.source.parent,) if request.source is not None else (),
         write_roots=(request.output.parent,),
         batch_log=batch_log,
         models_dir=request.models_dir,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from services.cli.errors import CommandError
-from shared.contracts.commands import FileSource, Fit, Mode, Mp4Sink, StreamSpec
+from shared.contracts.commands import FileSource, Fit, Mode, Mp4Sink, NoSource, StreamSpec
 from shared.engine.plan.model_parts import Part, PartMissingError, find_parts, needed_parts
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import ModelSpec, SpecError
@@ -26,11 +26,11 @@ OUTPUT_SUFFIXES = (".mp4", ".m4v")
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A validated ``rheocast run``."""
+    """A validated ``rheocast run``, or ``generate``, which has no source. ``frames`` are expected to come out."""
 
-    source: Path
+    source: Path | None
     output: Path
-    info: MediaInfo
+    frames: int | None
     model: ModelSpec
     spec: StreamSpec
     stages: int
@@ -101,7 +101,7 @@ def check_parts(spec: ModelSpec, models_dir: Path | None = None) -> None:
         raise CommandError(str(error)) from None
 
 
-def check_output(source: Path, output: Path) -> None:
+def check_output(source: Path | None, output: Path) -> None:
     """The output can be written, and is not the input."""
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise CommandError(f"{output}: the output is an MP4 file, so name it *.mp4")
@@ -110,7 +110,7 @@ def check_output(source: Path, output: Path) -> None:
     if not output.parent.is_dir():
         raise CommandError(f"{output}: its folder does not exist; create it with: mkdir -p {output.parent}")
     for written in (output, part_path(output)):
-        if source.exists() and written.exists() and source.samefile(written):
+        if source is not None and source.exists() and written.exists() and source.samefile(written):
             raise CommandError(f"{output}: the output would overwrite the input; choose another name")
     probe_path = output.parent / f".{output.name}.{os.getpid()}.writable"
     try:
@@ -172,7 +172,50 @@ def run_request(
         )
     except ValidationError as error:
         raise CommandError(_first_complaint(error)) from None
-    return RunRequest(source, output, info, model_spec, spec, stages, models_dir)
+    frames = info.frames if fps is None else round(info.duration_s * fps)
+    return RunRequest(source, output, frames, model_spec, spec, stages, models_dir)
+
+
+def generate_request(
+    output: Path,
+    *,
+    prompt: str,
+    seconds: float,
+    steps: int,
+    size: str | None,
+    fps: float | None,
+    seed: int,
+    stages: int,
+    model: str,
+    models_dir: Path | None = None,
+) -> RunRequest:
+    """Check everything about video from text alone. Raises CommandError with the one line to show."""
+    output, wanted = output.expanduser().absolute(), parse_size(size)
+    model_spec = model_of(model, models_dir)
+    if not 1 <= stages <= model_spec.layers:
+        raise CommandError(f"--stages {stages}: {model} can be split into 1 to {model_spec.layers} stages")
+    check_output(None, output)
+    check_parts(model_spec, models_dir)
+    width, height = wanted or (model_spec.default_width, model_spec.default_height)
+    rate = fps or float(model_spec.default_fps)
+    frames = max(1, round(seconds * rate))
+    try:
+        spec = StreamSpec(
+            source=NoSource(frames=frames),
+            sinks=(Mp4Sink(path=str(output)),),
+            prompt=prompt,
+            mode=Mode.LOSSLESS,
+            model=model,
+            width=width,
+            height=height,
+            fps=rate,
+            steps=steps,
+            seed=seed,
+            audio=False,
+        )
+    except ValidationError as error:
+        raise CommandError(_first_complaint(error)) from None
+    return RunRequest(None, output, frames, model_spec, spec, stages, models_dir)
 
 
 def _first_complaint(error: ValidationError) -> str:

@@ -45,11 +45,9 @@ class LocalShelf:
         return slot, generation
 
     def get(self, slot: int, generation: int) -> Any:
-        """The object. Raises LookupError when its lease is over."""
+        """The object; None when its lease is over."""
         held = self._held.get(slot)
-        if held is None or held.generation != generation:
-            raise LookupError(slot)
-        return held.value
+        return held.value if held is not None and held.generation == generation else None
 
     def release(self, slot: int, generation: int) -> bool:
         """Forget the object; False when its lease was over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,10 @@ class StaleTensorError(TensorError, LookupError):
 
 @dataclass(slots=True)
 class TensorCounters:
-    """``expired`` leases ended by their time limit, not by a release: a reader died or forgot."""
+    """``expired`` leases ended by their time limit, not by a release: a reader died or forgot.
+
+    ``device_fetched``: tensors on the device that a reader could not open there and fetched over the bus.
+    """
 
     puts: int = 0
     gets: int = 0
@@ -40,6 +43,7 @@ class TensorCounters:
     expired: int = 0
     stale: int = 0
     full: int = 0
+    device_fetched: int = 0
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -112,6 +116,31 @@ class TensorStore(TensorReader, Protocol):
 
     def put_local(self, obj: Any, shape: tuple[int, ...], dtype: str, *, ttl_s: float = TTL_S) -> TensorRef:
         """Lease an object of this process, e.g. a torch tensor on the device. Others fetch a copy over the bus."""
+        ...
+
+    def put_device(
+        self,
+        obj: Any,
+        shape: tuple[int, ...],
+        dtype: str,
+        handle: bytes,
+        on_end: Callable[[bool], None] | None,
+        *,
+        ttl_s: float = TTL_S,
+    ) -> TensorRef:
+        """Lease a device tensor that other processes of this host open by ``handle``. Others fetch a copy over the bus.
+
+        ``on_end`` is called once when the lease ends: True when by ``release_opened``. Raises TensorStoreFullError, and
+        ValueError as ``put`` does.
+        """
+        ...
+
+    def release_opened(self, ref: TensorRef) -> bool:
+        """End the lease of a device tensor that was opened by its handle and closed again. False as ``release``."""
+        ...
+
+    def is_leased(self, ref: TensorRef) -> bool:
+        """Whether the lease of a slot of this host still holds: asked before and after its device memory is read."""
         ...
 
     def is_local(self, ref: TensorRef) -> bool:

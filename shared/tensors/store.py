@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import struct
 import threading
 import time
@@ -14,7 +13,7 @@ import numpy as np
 from shared.bus.port import Bus, Subscription
 from shared.contracts.refs import TensorPlace, TensorRef, check_tensor
 from shared.tensors import remote, shm
-from shared.tensors.arena import HEADER, Arena, ArenaFullError, Grant, Slot
+from shared.tensors.arena import HEADER, ArenaFullError, Slot
 from shared.tensors.local import LocalFullError, LocalShelf, export
 from shared.tensors.port import (
     TTL_S,
@@ -26,6 +25,7 @@ from shared.tensors.port import (
     numpy_dtype,
     size_of,
 )
+from shared.tensors.slots import OnEnd, OwnSlots
 
 MAX_OBJECTS = 4096
 
@@ -50,16 +50,13 @@ class HostTensorStore:
         self.counters = TensorCounters()
         self.owner = instance
         self._dir = Path(shm_dir)
-        self._run_id = run_id
         self._host = host_identity(self._dir)
         self._bus = bus
         self._lock = threading.RLock()
         # No generation may repeat over restarts of an instance: an old reference would fit a new tensor.
         first = time.time_ns()
-        self._arena = Arena(max_bytes, first)
+        self._slots = OwnSlots(self._dir, run_id, instance, max_bytes, first)
         self._shelf = LocalShelf(max_objects, first)
-        self._life = secrets.token_hex(3)
-        self._own: dict[int, shm.Mapping] = {}
         self._others = shm.Mapped(self._dir)
         self._serving: Subscription | None = None
         self._closed = False
@@ -101,19 +98,47 @@ class HostTensorStore:
         slot, mapping = self._lease(array.nbytes, expires_ns)
         target = np.frombuffer(mapping.memory, array.dtype, array.size, slot.offset).reshape(array.shape)
         np.copyto(target, array)
+        return self._leased(place, slot, mapping, array.nbytes, array.shape, name)
+
+    def put_device(
+        self, obj: Any, shape: tuple[int, ...], dtype: str, handle: bytes, on_end: OnEnd | None, *, ttl_s: float = TTL_S
+    ) -> TensorRef:
+        """Lease a device tensor that other processes of the host open by ``handle``; ``on_end`` follows the lease.
+
+        The lease is an empty slot of shared memory, so that a reader checks its generation and releases it without the
+        bus. Others fetch a copy. Raises TensorStoreFullError, ValueError.
+        """
+        check_tensor(shape, dtype)
+        expires_ns = time.monotonic_ns() + int(ttl_s * 1e9)
+        with self._lock:
+            slot, mapping = self._lease(0, expires_ns)
+            self._slots.hold(slot, obj, on_end)
+            return self._leased(TensorPlace.CUDA_IPC, slot, mapping, 0, shape, dtype, data=handle)
+
+    def _leased(
+        self,
+        place: TensorPlace,
+        slot: Slot,
+        mapping: shm.Mapping,
+        size: int,
+        shape: tuple[int, ...],
+        dtype: str,
+        **more: Any,
+    ) -> TensorRef:
         # Readers take the data only once the generation stands in the header.
-        mapping.set_size(slot.header, array.nbytes)
+        mapping.set_size(slot.header, size)
         mapping.set_generation(slot.header, slot.generation)
         self.counters.puts += 1
         return self._ref(
             place,
-            array.shape,
-            name,
+            shape,
+            dtype,
             slot=slot.number,
             generation=slot.generation,
-            segment=self._name(slot.segment.number),
+            segment=self._slots.segment(slot),
             offset=slot.offset,
-            expires_ns=expires_ns,
+            expires_ns=slot.expires_ns,
+            **more,
         )
 
     def put_local(self, obj: Any, shape: tuple[int, ...], dtype: str, *, ttl_s: float = TTL_S) -> TensorRef:
@@ -142,9 +167,6 @@ class HostTensorStore:
         plain = tuple(int(side) for side in shape)
         return TensorRef(owner=self.owner, host=self._host, place=place, shape=plain, dtype=dtype, **fields)
 
-    def _name(self, segment: int) -> str:
-        return shm.segment_name(self._run_id, self.owner, f"{self._life}{segment}")
-
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the tensor store is closed")
@@ -152,56 +174,30 @@ class HostTensorStore:
     def _lease(self, size: int, expires_ns: int) -> tuple[Slot, shm.Mapping]:
         with self._lock:
             self._check_open()
-            self._collect()
+            self.counters.released += self._slots.collect()
             try:
-                grant = self._arena.lease(size, expires_ns)
-            except ArenaFullError:
-                self.sweep()
                 try:
-                    grant = self._arena.lease(size, expires_ns)
+                    return self._slots.lease(size, expires_ns)
                 except ArenaFullError:
-                    self.counters.full += 1
-                    raise TensorStoreFullError(
-                        f"no room for {size} bytes: {len(self._arena.leased)} tensors are leased of "
-                        f"{self._arena.total_bytes >> 20} MiB (limit {self._arena.max_bytes >> 20} MiB)"
-                    ) from None
-            self._apply(grant)
-            return grant.slot, self._own[grant.slot.segment.number]
-
-    def _apply(self, grant: Grant) -> None:
-        for segment in grant.remove:
-            self._unlink(segment.number)
-        if grant.create is None:
-            return
-        segment = grant.create
-        try:
-            self._own[segment.number] = shm.create(self._dir / self._name(segment.number), segment.total_bytes)
-        except OSError as error:
-            self._arena.forget(segment)
+                    self.sweep()
+                    return self._slots.lease(size, expires_ns)
+            except ArenaFullError:
+                arena = self._slots.arena
+                reason = (
+                    f"no room for {size} bytes: {len(arena.leased)} tensors are leased of "
+                    f"{arena.total_bytes >> 20} MiB (limit {arena.max_bytes >> 20} MiB)"
+                )
+            except OSError as error:
+                reason = f"{self._dir} has no room for {size} bytes: {error.strerror}"
             self.counters.full += 1
-            raise TensorStoreFullError(
-                f"{self._dir} has no room for {segment.total_bytes} bytes: {error.strerror}"
-            ) from error
-
-    def _collect(self) -> None:
-        """Free what readers have released, so that the next lease can reuse it."""
-        released = 0
-        for slot in list(self._arena.leased.values()):
-            mapping = self._own[slot.segment.number]
-            if mapping.released(slot.header) == slot.generation:
-                self._end(slot)
-                released += 1
-        self.counters.released += released
-
-    def _end(self, slot: Slot) -> None:
-        self._own[slot.segment.number].set_generation(slot.header, 0)
-        self._arena.free(slot)
+            raise TensorStoreFullError(reason)
 
     # --- read --------------------------------------------------------------------------------------------------------
 
     def is_local(self, ref: TensorRef) -> bool:
         """Whether ``get_local`` can give the object itself."""
-        return ref.place is TensorPlace.LOCAL and ref.owner == self.owner and ref.host == self._host
+        kept = (TensorPlace.LOCAL, TensorPlace.CUDA_IPC)
+        return ref.place in kept and ref.owner == self.owner and ref.host == self._host
 
     def is_reachable(self, ref: TensorRef) -> bool:
         """Whether ``get`` can read it without the network."""
@@ -212,16 +208,24 @@ class HostTensorStore:
     def get_local(self, ref: TensorRef) -> Any:
         """The object that was put, not a copy. Raises StaleTensorError."""
         with self._lock:
-            if self.is_local(ref):
-                try:
-                    value = self._shelf.get(ref.slot, ref.generation)
-                except LookupError:
-                    pass
-                else:
-                    self.counters.gets += 1
-                    return value
+            value = self._own_object(ref.slot, ref.generation) if self.is_local(ref) else None
+            if value is not None:
+                self.counters.gets += 1
+                return value
         self.counters.stale += 1
         raise StaleTensorError(f"the lease of local tensor {ref.slot} of {ref.owner} is over")
+
+    def _own_object(self, number: int, generation: int) -> Any:
+        """What is leased under the number, or None."""
+        slot = self._slots.arena.find(number, generation)
+        return self._slots.held(slot) if slot is not None else self._shelf.get(number, generation)
+
+    def is_leased(self, ref: TensorRef) -> bool:
+        """Whether the slot still holds this lease: for who reads a place of this host by other means than ``get``."""
+        try:
+            return ref.host == self._host and self._mapping(ref).generation(ref.offset - HEADER) == ref.generation
+        except (StaleTensorError, struct.error, ValueError):
+            return False
 
     def get(self, ref: TensorRef, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
         """A copy of the tensor, into ``out`` when given. Raises StaleTensorError, also when it is out of reach."""
@@ -257,10 +261,10 @@ class HostTensorStore:
         with self._lock:
             self._check_open()
             if ref.owner == self.owner:
-                slot = self._arena.find(ref.slot, ref.generation)
+                slot = self._slots.arena.find(ref.slot, ref.generation)
                 if slot is None or slot.offset != ref.offset:
                     raise StaleTensorError(f"the lease of slot {ref.slot} of {ref.owner} is over")
-                return self._own[slot.segment.number]
+                return self._slots.memory(slot)
             return self._others.of(ref.segment)
 
     async def fetch(self, ref: TensorRef) -> np.ndarray[Any, Any]:
@@ -276,15 +280,17 @@ class HostTensorStore:
     def _read_part(self, number: int, generation: int, start: int, length: int) -> tuple[bytes, int]:
         """For readers on other hosts: bytes [start, start+length) and the total size."""
         with self._lock:
-            slot = self._arena.find(number, generation)
-            if slot is not None:
-                memory = self._own[slot.segment.number].memory
+            slot = self._slots.arena.find(number, generation)
+            value = self._own_object(number, generation)
+            if value is None and slot is None:
+                raise StaleTensorError(f"the lease of slot {number} of {self.owner} is over")
+            if value is None and slot is not None:
+                memory = self._slots.memory(slot).memory
                 end = min(start + length, slot.size)
                 return bytes(memory[slot.offset + start : slot.offset + end]), slot.size
-            try:
-                value = self._shelf.get(number, generation)
-            except LookupError:
-                raise StaleTensorError(f"the lease of slot {number} of {self.owner} is over") from None
+            if slot is not None:
+                # Who fetches a device's tensor could not open it.
+                self.counters.device_fetched += start == 0
         flat = export(value).reshape(-1).view(np.uint8)
         return flat[start : start + length].tobytes(), flat.size
 
@@ -296,7 +302,14 @@ class HostTensorStore:
             return True
         if ref.owner == self.owner and ref.host == self._host:
             return self._release_slot(ref.slot, ref.generation)
-        if ref.place is not TensorPlace.SHM or ref.host != self._host:
+        return ref.place is TensorPlace.SHM and self._release_header(ref)
+
+    def release_opened(self, ref: TensorRef) -> bool:
+        """End the lease of a device tensor that was opened by its handle and closed again: its owner counts on that."""
+        return ref.place is TensorPlace.CUDA_IPC and self._release_header(ref)
+
+    def _release_header(self, ref: TensorRef) -> bool:
+        if ref.host != self._host:
             return False
         try:
             mapping = self._mapping(ref)
@@ -318,9 +331,9 @@ class HostTensorStore:
 
     def _release_slot(self, number: int, generation: int) -> bool:
         with self._lock:
-            slot = self._arena.find(number, generation)
+            slot = self._slots.arena.find(number, generation)
             if slot is not None:
-                self._end(slot)
+                self._slots.end(slot)
             elif not self._shelf.release(number, generation):
                 return False
             self.counters.released += 1
@@ -330,13 +343,11 @@ class HostTensorStore:
         """End the leases that have expired, and forget others' segments that are gone; how many leases ended."""
         now = time.monotonic_ns()
         with self._lock:
-            self._collect()
-            over = [slot for slot in self._arena.leased.values() if slot.expires_ns <= now]
-            for slot in over:
-                self._end(slot)
-            self.counters.expired += len(over)
+            self.counters.released += self._slots.collect()
+            over = self._slots.expired(now)
+            self.counters.expired += over
             self._others.forget_unlinked()
-            return len(over) + self._sweep_shelf()
+            return over + self._sweep_shelf()
 
     def _sweep_shelf(self) -> int:
         over = self._shelf.sweep(time.monotonic_ns())
@@ -346,17 +357,17 @@ class HostTensorStore:
     @property
     def leased(self) -> int:
         """Tensors under lease now."""
-        return len(self._arena.leased) + len(self._shelf)
+        return len(self._slots.arena.leased) + len(self._shelf)
 
     @property
     def shm_leased(self) -> int:
         """Tensors in shared memory that no reader has released yet, as of the last sweep."""
-        return len(self._arena.leased)
+        return len(self._slots.arena.leased)
 
     @property
     def shm_bytes(self) -> int:
         """Shared memory held now."""
-        return self._arena.total_bytes
+        return self._slots.arena.total_bytes
 
     async def aclose(self) -> None:
         """Stop serving, then ``close``."""
@@ -372,16 +383,8 @@ class HostTensorStore:
                 return
             self._closed = True
             self._shelf.clear()
-            for slot in list(self._arena.leased.values()):
-                self._end(slot)
-            for number in list(self._own):
-                self._unlink(number)
+            self._slots.close()
             self._others.close()
-
-    def _unlink(self, segment: int) -> None:
-        mapping = self._own.pop(segment)
-        (self._dir / self._name(segment)).unlink(missing_ok=True)
-        mapping.close()
 
 
 def _count(ref: TensorRef) -> int:
