@@ -271,6 +271,11 @@ class Handlers:
                 "step": entry.item.step,
                 "steps": entry.item.steps,
                 "chunks": [stamp.chunk for stamp in entry.stamps],
+                "context": entry.item.context,
+                "noise": entry.item.noise_scale,
+                "seed": entry.item.seed,
+                "prompt": entry.item.prompt_version,
+                "blend": [entry.item.blend_version, entry.item.blend] if entry.item.blend else [],
             }
             for entry in batch.entries
         ]

@@ -1,0 +1,175 @@
+"""Changes while a stream runs, in virtual time: each binds whole blocks, and is told with the chunk it is bound to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from services.motion.core import MotionCore
+from services.scheduler.messenger import RefusedError
+from services.scheduler.placing import check_settings
+from services.scheduler.stream_queue import Applied, Change, Fade, StreamQueue, StreamSettings
+from shared.contracts.commands import StreamPatch
+from shared.contracts.events import LatentsEncoded
+from shared.engine.plan.items import Item
+from shared.engine.plan.noise_controller import NoiseEstimate
+from shared.engine.plan.spec import NoiseSpec, spec_of
+from tests.unit.test_scheduler_core import REF, Bench, chunk
+
+NANO = spec_of("nano")
+
+
+def feed(bench: Bench, *numbers: int, noise_version: int = 0) -> list[Item]:
+    """Offer chunks and run everything; returns the step-0 items in order."""
+    seen = len(bench.ran)
+    for number in numbers:
+        event = chunk("a", number, live=False).model_copy(update={"noise_version": noise_version})
+        bench.offer(event)
+        bench.run()
+    return [e.item for batch in bench.ran[seen:] for e in batch.entries if e.item.step == 0]
+
+
+def told(bench: Bench) -> list[Applied]:
+    return [applied for decisions in bench.said for applied in decisions.applied]
+
+
+def settings(queue: StreamQueue, **changes: int) -> StreamSettings:
+    return replace(queue.settings, **changes)
+
+
+def test_a_blend_falls_evenly_and_ends_at_the_new_prompt_alone() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0, 1)
+    queue.change("fade", Change(settings(queue, prompt_version=2), blend_chunks=3))
+    items = feed(bench, 2, 3, 4, 5, 6)
+    assert [round(item.blend, 3) for item in items] == [0.75, 0.5, 0.25, 0.0, 0.0]
+    assert [item.prompts for item in items] == [(2, 1), (2, 1), (2, 1), (2,), (2,)]
+    (applied,) = told(bench)
+    assert (applied.command, applied.chunk, applied.until, applied.version) == ("fade", 2, 5, 2)
+
+
+def test_the_old_prompt_is_kept_until_nothing_reads_it() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0)
+    queue.change("fade", Change(settings(queue, prompt_version=2), blend_chunks=2))
+    assert queue.prompts_used == {1, 2}
+    feed(bench, 1, 2)
+    assert queue.prompts_used == {1, 2}
+    feed(bench, 3)
+    assert queue.prompts_used == {2}
+
+
+def test_a_new_prompt_during_a_blend_starts_from_the_one_that_is_seen_more() -> None:
+    for chunks_before, shown in ((1, 1), (4, 2)):
+        bench = Bench()
+        queue = bench.stream("a", steps=1, live=False)
+        feed(bench, 0)
+        queue.change("first", Change(settings(queue, prompt_version=2), blend_chunks=4))
+        feed(bench, *range(1, 1 + chunks_before))
+        queue.change("second", Change(settings(queue, prompt_version=3), blend_chunks=4))
+        (item,) = feed(bench, 1 + chunks_before)
+        assert item.prompts == (3, shown)
+
+
+def test_a_hard_change_ends_a_blend() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0)
+    queue.change("fade", Change(settings(queue, prompt_version=2), blend_chunks=8))
+    feed(bench, 1)
+    queue.change("cut", Change(settings(queue, prompt_version=3)))
+    assert [item.prompts for item in feed(bench, 2)] == [(3,)]
+
+
+def test_a_blend_passes_with_the_chunks_even_when_some_are_dropped() -> None:
+    fade = Fade(1, 4, first=10)
+    assert [round(fade.share(n), 2) for n in (10, 11, 13, 14, 20)] == [0.8, 0.6, 0.2, 0.0, 0.0]
+    shares = [fade.share(n) for n in range(10, 20)]
+    assert all(a >= b for a, b in pairwise(shares))
+
+
+def test_a_recache_rides_with_the_first_block_under_the_new_prompt_only() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=2, live=False)
+    feed(bench, 0, 1, 2, 3)
+    queue.change("anew", Change(settings(queue, prompt_version=2), recache=True))
+    before = len(bench.ran)
+    items = feed(bench, 4, 5)
+    assert [item.context for item in items] == [NANO.ring - 1, 0]
+    later = [e.item for batch in bench.ran[before:] for e in batch.entries if e.item.block == 4]
+    assert [item.context for item in later] == [NANO.ring - 1] * 2, "at every step"
+    for batch in bench.ran:
+        assert len({(e.item.frames, e.item.context) for e in batch.entries}) == 1
+
+
+def test_t_changes_at_a_block() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0)
+    queue.change("longer", Change(settings(queue, frames_per_block=2)))
+    assert [item.frames for item in feed(bench, 1, 2, 3, 4)] == [2, 2]
+    assert [(a.command, a.chunk) for a in told(bench)] == [("longer", 1)]
+
+
+def test_a_noise_change_is_told_with_the_first_chunk_that_was_estimated_with_it() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0)
+    queue.change("louder", Change(settings(queue, steps=2), noise_version=1))
+    feed(bench, 1, 2)
+    assert told(bench) == [], "the steps changed, but these chunks' noise was estimated before"
+    feed(bench, 3, noise_version=1)
+    assert [(a.command, a.chunk) for a in told(bench)] == [("louder", 3)]
+
+
+def test_motion_marks_its_estimates_with_the_noise_they_were_made_with() -> None:
+    core, spec = MotionCore(), NoiseSpec()
+    core.take("a", 1, 0.8, spec)
+    core.take("a", 1, 0.4, spec, noise_version=3)
+    assert core.streams["a"].noise_version == 3
+    resumed = MotionCore()
+    resumed.take("a", 1, 0.4, spec, core.streams["a"].mirror())
+    assert resumed.streams["a"].noise_version == 3
+
+
+def test_without_a_source_every_chunk_is_pure_noise() -> None:
+    core = MotionCore()
+    core.take("a", 1, 0.5, NoiseSpec(), pure_noise=1000)
+    encoded = LatentsEncoded(stamp=chunk("a", 0).stamp, latents=REF, latent_frames=2, rmse=(0.0,) * 5)
+    assert core.estimate(encoded, 0.0) == NoiseEstimate(0.0, 1.0, 1000)
+
+
+def test_text_to_video_takes_the_models_own_steps_for_it() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=3, live=False)
+    queue.from_text, queue.model = True, replace(NANO, text_steps=(1000, 750, 500, 250))
+    event = chunk("a", 0, live=False).model_copy(update={"noise_scale": 1.0, "first_timestep": 1000})
+    bench.offer(event)
+    bench.run()
+    assert bench.ran[0].entries[0].item.timesteps == (1000, 750, 500)
+
+
+@pytest.mark.parametrize(("steps", "frames", "word"), [(5, None, "1…4"), (None, 4, "1…3")])
+def test_what_the_model_cannot_run_is_refused_with_what_it_can(steps: int, frames: int, word: str) -> None:
+    with pytest.raises(RefusedError, match=word):
+        check_settings(NANO, steps, frames)
+    check_settings(NANO, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("patch", "word"),
+    [
+        ({"blend_chunks": 3}, "go with a new prompt"),
+        ({"recache": True}, "go with a new prompt"),
+        ({"paused": True, "steps": 1}, "comes alone"),
+        ({"prompt": "neon", "blend_chunks": 65}, "64"),
+        ({"frames_per_block": 0}, "frames_per_block"),
+    ],
+)
+def test_changes_that_do_not_fit_together_are_refused(patch: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        StreamPatch.model_validate(patch)
