@@ -23,6 +23,7 @@ from shared.contracts.commands import (
     FileSource,
     Mode,
     Mp4Sink,
+    Source,
     StartStream,
     StopStream,
     StreamPatch,
@@ -98,9 +99,9 @@ class Lab:
             await system.wait_ready()
             yield cls(system, folder, batch_log)
 
-    def spec(self, source: Path, output: Path | None, **fields: Any) -> StreamSpec:
+    def spec(self, source: Path | Source, output: Path | None, **fields: Any) -> StreamSpec:
         values: dict[str, Any] = {
-            "source": FileSource(path=str(source)),
+            "source": FileSource(path=str(source)) if isinstance(source, Path) else source,
             "prompt": "a pencil drawing",
             "mode": Mode.LOSSLESS,
             "width": 160,
@@ -110,7 +111,7 @@ class Lab:
             values["sinks"] = (Mp4Sink(path=str(output)),)
         return StreamSpec.model_validate({**values, **fields})
 
-    async def begin(self, source: Path, output: Path | None = None, **fields: Any) -> Running:
+    async def begin(self, source: Path | Source, output: Path | None = None, **fields: Any) -> Running:
         """Start a stream and wait until it is accepted or refused."""
         running = Running(f"t-{secrets.token_hex(4)}", output)
         bus = self.system.bus
@@ -149,7 +150,7 @@ class Lab:
         await asyncio.wait_for(running.ended.wait(), timeout_s)
         return running.last
 
-    async def run(self, source: Path, output: Path | None = None, **fields: Any) -> Running:
+    async def run(self, source: Path | Source, output: Path | None = None, **fields: Any) -> Running:
         """A stream from start to end."""
         running = await self.begin(source, output, **fields)
         await self.end(running)
