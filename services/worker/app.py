@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import os
 import time
 
 import torch
 
-from services.worker.device_thread import DeviceThread
+from services.worker.core import Rank
+from services.worker.device_thread import DeviceThread, QueueFullError
 from services.worker.handlers import Handlers
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
@@ -21,6 +24,7 @@ from shared.lifecycle import Context, UnusableError, run_service
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.1
+WEIGH_EVERY = 10
 
 
 class Worker:
@@ -35,6 +39,7 @@ class Worker:
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
+        self._stream_bytes: dict[str, int] = {}
 
     def _prepare(self) -> Timeline:
         """In the device thread: thread counts come from the launcher (rule 12)."""
@@ -45,8 +50,6 @@ class Worker:
 
     async def start(self) -> None:
         """Load and warm up in the device thread, then take work."""
-        from services.worker.core import Rank
-
         self._device.start()
         try:
             await self._device.call(Rank.CONTROL, self._runtime.load)
@@ -73,11 +76,15 @@ class Worker:
             "busy": min(1.0, busy),
             "streams": tuple(self._handlers.assignments.streams),
             "role_ms": dict(self._handlers.role_ms),
+            "stream_bytes": self._stream_bytes,
         }
 
     async def _watch_gaps(self) -> None:
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(WATCH_S)
+            if turn % WEIGH_EVERY == 0:
+                with contextlib.suppress(QueueFullError):  # the thread that owns what is weighed has more urgent work
+                    self._stream_bytes = await self._device.call(Rank.CONTROL, self._runtime.stream_bytes)
             try:
                 await self._handlers.watch_gaps()
             except BusError as error:

@@ -14,6 +14,7 @@ from services.worker.roles.encode import EncodeRole
 from services.worker.roles.stage import StageRole
 from services.worker.roles.text import TextRole
 from services.worker.settings import Settings
+from shared.engine.compile import EAGER_RUNS, Speed
 from shared.engine.model.autoencoder import Autoencoder
 from shared.engine.model.loading import load_text_encoder, load_vae, text_encoder_bytes
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
@@ -65,7 +66,11 @@ class Runtime:
             self.decode = DecodeRole(autoencoder) if Role.DECODE in settings.roles else None
         if Role.STAGE in settings.roles:
             blocks = split_blocks(spec.layers, settings.stages)[settings.stage]
-            self.stage = StageRole(Stage.load(spec, parts, blocks, str(self.device), self.dtype))
+            stage = Stage.load(
+                spec, parts, blocks, str(self.device), self.dtype, speed=settings.speed, fp8=settings.fp8
+            )
+            stage.tune(*spec.latent_size(spec.default_width, spec.default_height))
+            self.stage = StageRole(stage)
         if Role.TEXT in settings.roles:
             self.text = self._load_text(parts)
         log.info("loaded %s on %s in %.1f s", ", ".join(settings.roles), self.device, time.perf_counter() - begin)
@@ -95,8 +100,19 @@ class Runtime:
             if role is not None:
                 role.close(stream)
 
+    def stream_bytes(self) -> dict[str, int]:
+        """Device memory that each stream holds: KV slots, prompts, and the autoencoder's caches."""
+        held: dict[str, int] = dict(self.stage.stage.memory().streams) if self.stage is not None else {}
+        for role in (self.encode, self.decode):
+            for stream, nbytes in role.nbytes().items() if role is not None else ():
+                held[stream] = held.get(stream, 0) + nbytes
+        return held
+
     def warm_up(self) -> None:
-        """Run every role once or twice at the model's default size, so that the first real chunk is not the slow one."""
+        """Run every role at the model's default size, so that the first real chunk is not the slow one.
+
+        Where forwards are compiled or recorded, that is done here for every number of steps.
+        """
         height, width, stream = self.spec.default_height, self.spec.default_width, "warm-up"
         self.open(stream, height, width)
         try:
@@ -105,39 +121,59 @@ class Runtime:
                 shape = (latents, self.spec.latent_channels, height // 8, width // 8)
                 if self.encode is not None:
                     self.encode.run(stream, np.zeros((frames, height, width, 3), dtype=np.uint8))
-                if self.stage is not None:
-                    self._warm_stage(stream, chunk, latents, shape)
                 if self.decode is not None:
                     self.decode.run(stream, torch.zeros(shape, device=self.device, dtype=self.dtype))
+            if self.stage is not None:
+                self._warm_stage(self.stage, stream)
             if self.text is not None:
                 self.text.run("warm up")
         finally:
             self.close(stream)
 
-    def _warm_stage(self, stream: str, chunk: int, latents: int, shape: tuple[int, ...]) -> None:
-        if self.stage is None:
+    def _warm_stage(self, role: StageRole, stream: str) -> None:
+        role.set_prompt(stream, 1, torch.zeros(self.spec.text_len, self.spec.text_dim))
+        plain = self.settings.speed.on(self.device) is Speed.EAGER
+        self._warm_batch(role, stream, 0, (SlotOp(SlotOpKind.RESET, 0),), frames=2)
+        for block in range(1, 2 if plain else self.spec.ring):
+            self._warm_batch(role, stream, block, ())
+        if plain:
             return
-        stage = self.stage.stage
-        if chunk == 0:
-            empty = torch.zeros(self.spec.text_len, self.spec.text_dim)
-            self.stage.set_prompt(stream, 1, empty)
-        item = Item(
-            stream=stream,
-            epoch=1,
-            block=chunk,
-            step=0,
-            slot=0,
-            frames=latents,
-            first_latent=2 * chunk,
-            start_frame=2 * chunk,
-            noise_scale=0.5,
-            timesteps=step_timesteps(400, self.spec.steps[:1]),
-            seed=0,
-            prompt_version=1,
-            ops=(SlotOp(SlotOpKind.RESET, 0),) if chunk == 0 else (),
-        )
-        if stage.is_first:
-            self.stage.run([item], [torch.zeros(shape, device=self.device, dtype=self.dtype)])
+        # Rings are full: these are the shapes that a stream keeps. Each is met as often as it takes to be recorded.
+        block = self.spec.ring
+        for items in range(1, self.spec.max_steps + 1):
+            fork = (SlotOp(SlotOpKind.FORK, items - 1, source=0),) if items > 1 else ()
+            for _ in range(EAGER_RUNS + 1):
+                self._warm_batch(role, stream, block, fork, items=items)
+                block, fork = block + 1, ()
+
+    def _warm_batch(
+        self, role: StageRole, stream: str, block: int, ops: tuple[SlotOp, ...], *, frames: int = 1, items: int = 1
+    ) -> None:
+        """One forward on made-up input: ``items`` items of one stream, the last of them after ``ops``."""
+        at = 0 if block == 0 else block + 1
+        batch = [
+            Item(
+                stream=stream,
+                epoch=1,
+                block=block,
+                step=0,
+                slot=slot,
+                frames=frames,
+                first_latent=at,
+                start_frame=at,
+                noise_scale=0.5,
+                timesteps=step_timesteps(400, self.spec.steps[:1]),
+                seed=0,
+                prompt_version=1,
+                ops=ops if slot == items - 1 else (),
+            )
+            for slot in range(items)
+        ]
+        height, width = self.spec.default_height, self.spec.default_width
+        if role.stage.is_first:
+            rows, columns = self.spec.latent_size(width, height)
+            shape = (frames, self.spec.latent_channels, rows, columns)
+            role.run(batch, [torch.zeros(shape, device=self.device, dtype=self.dtype)] * items)
         else:
-            tokens = latents * self.spec.tokens(self.spec.default_width, self.spec.default_height)
-            self.stage.run([item], torch.zeros(1, tokens, stage.wire_width, device=self.device, dtype=self.dtype))
+            tokens = frames * self.spec.tokens(width, height)
+            role.run(batch, torch.zeros(items, tokens, role.stage.wire_width, device=self.device, dtype=self.dtype))

@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from services.worker.core import Role
 from shared.config import ServiceSettings
+from shared.engine.compile import Speed
 from shared.engine.plan.model_parts import Part
 from shared.engine.plan.spec import VaeKind
 
@@ -24,6 +25,8 @@ class Settings(ServiceSettings):
     stages: int = 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: str = "auto"  # auto, float32, bfloat16
+    speed: Speed = Speed.AUTO  # auto, eager, compiled, graphs (see shared/engine/compile.py)
+    fp8: bool = False  # the DiT's products in 8 bits: a GPU of capability 8.9 and torchao
     vae: str = "auto"  # auto (the model's own), wan, taehv, wan+taehv (the full encoder, the tiny decoder)
     text_device: str = "auto"  # auto (the worker's, if there is room for it there), cpu, cuda, cuda:1, …
     # Where parts of the model are, if not where find_parts looks: a file or a folder each.

@@ -23,6 +23,10 @@ class DecodeRole:
         """Forget a stream."""
         self._states.pop(stream, None)
 
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of each stream's decoder cache."""
+        return {stream: state.nbytes() for stream, state in self._states.items()}
+
     def run(self, stream: str, latents: torch.Tensor) -> np.ndarray:
         """Decode consecutive latent frames [n, C, h, w] to uint8 [frames, height, width, 3].
 

@@ -44,6 +44,10 @@ class EncodeRole:
         """Forget a stream."""
         self._states.pop(stream, None)
 
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of each stream's encoder cache."""
+        return {stream: state.nbytes() for stream, state in self._states.items()}
+
     def run(self, stream: str, pixels: np.ndarray) -> Encoded:
         """Encode one chunk. ``pixels``: uint8 [frames, height, width, 3]. Raises KeyError for an unknown stream."""
         latents = self._autoencoder.encode(self._states[stream], torch.from_numpy(pixels))
