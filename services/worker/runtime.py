@@ -16,6 +16,7 @@ from services.worker.roles.text import TextRole
 from services.worker.settings import Settings
 from shared.engine.model.autoencoder import Autoencoder
 from shared.engine.model.loading import load_text_encoder, load_vae, text_encoder_bytes
+from shared.engine.model.lora import LoraSet
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.model_parts import ModelParts, find_parts
 from shared.engine.plan.noise_controller import step_timesteps
@@ -65,7 +66,11 @@ class Runtime:
             self.decode = DecodeRole(autoencoder) if Role.DECODE in settings.roles else None
         if Role.STAGE in settings.roles:
             blocks = split_blocks(spec.layers, settings.stages)[settings.stage]
-            self.stage = StageRole(Stage.load(spec, parts, blocks, str(self.device), self.dtype))
+            stage = Stage.load(spec, parts, blocks, str(self.device), self.dtype)
+            if settings.loras:
+                paths, scales = zip(*settings.loras, strict=True)
+                LoraSet.open(spec, paths, keep_base=False).apply(stage.model, scales)
+            self.stage = StageRole(stage)
         if Role.TEXT in settings.roles:
             self.text = self._load_text(parts)
         log.info("loaded %s on %s in %.1f s", ", ".join(settings.roles), self.device, time.perf_counter() - begin)
