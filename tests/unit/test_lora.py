@@ -151,6 +151,7 @@ def test_what_does_not_fit_is_named() -> None:
     def opened(more: dict[str, Tensor]) -> Lora:
         return Lora.open(NANO, {**as_layout("peft"), **more})
 
+    ffn = "diffusion_model.blocks.0.ffn.0"
     with pytest.raises(LoraError, match=r"diffusion_model\.blocks\.9\.ffn\.0\.lora_A\.weight: tensor not part of nano"):
         opened({"diffusion_model.blocks.9.ffn.0.lora_A.weight": torch.zeros(4, 64)})
     with pytest.raises(LoraError, match=r"k_img\.lora_A\.weight.*not part of nano"):
@@ -162,8 +163,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(LoraError, match="nothing that it scales"):
         opened({"diffusion_model.blocks.0.ffn.0.alpha": torch.ones(())})
     with pytest.raises(LoraError, match=r"do not make the \[128, 64\] of blocks\.0\.ffn\.0\.weight"):
-        name = "diffusion_model.blocks.0.ffn.0"
-        opened({f"{name}.lora_A.weight": torch.zeros(4, 60), f"{name}.lora_B.weight": torch.zeros(128, 4)})
+        opened({f"{ffn}.lora_A.weight": torch.zeros(4, 60), f"{ffn}.lora_B.weight": torch.zeros(128, 4)})
     with pytest.raises(LoraError, match=r"diff_b is \[3\], blocks\.0\.ffn\.0\.bias is \[128\]"):
         opened({"diffusion_model.blocks.0.ffn.0.diff_b": torch.zeros(3)})
     stage = Stage.random(NANO)
@@ -177,8 +177,8 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def test_the_setting_lists_paths_and_scales() -> None:
-    settings = Settings(loras="/a/ink.safetensors:0.8, b.safetensors,/c:d/e.safetensors:-1")  # type: ignore[arg-type]
+    settings = Settings(loras="/a/ink.safetensors:0.8, b.safetensors,/c:d/e.safetensors:-1")
     assert settings.loras == (("/a/ink.safetensors", 0.8), ("b.safetensors", 1.0), ("/c:d/e.safetensors", -1.0))
-    assert Settings(loras="").loras == ()  # type: ignore[arg-type]
+    assert Settings(loras="").loras == ()
     with pytest.raises(ValueError, match="no number: write path:scale"):
-        Settings(loras="a.safetensors:much")  # type: ignore[arg-type]
+        Settings(loras="a.safetensors:much")

@@ -26,7 +26,7 @@ from shared.engine.plan.spec import ModelSpec
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?P<kind>lora_down|lora_up|lora_A|lora_B|alpha|diff_b|diff_m|diff)(?:\.[A-Za-z0-9_]+?)??(?:\.weight)?$"
 )
-_KIND = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
+_KIND = {"alpha": "alpha", "lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
 _TARGET = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.")
 _KOHYA = ("lora_unet_", "lora_transformer_")
@@ -64,8 +64,10 @@ class Lora:
     @classmethod
     def open(cls, spec: ModelSpec, source: Path | str | dict[str, Tensor] | Weights) -> Lora:
         """Sort a file's keys. Raises LoraError for keys that are no part of this model, or that lack their other half."""
-        weights = source if isinstance(source, Weights) else None
-        weights = weights or (in_memory(source) if isinstance(source, dict) else open_file(Path(source)))
+        if isinstance(source, Weights):
+            weights = source
+        else:
+            weights = in_memory(source) if isinstance(source, dict) else open_file(Path(source))
         with torch.device("meta"):
             shapes = {name: tuple(t.shape) for name, t in Dit(spec).state_dict().items()}
         flat = {name.rpartition(".")[0].replace(".", "_"): name.rpartition(".")[0] for name in shapes}
@@ -78,11 +80,7 @@ class Lora:
             if target not in shapes:
                 unknown.append(key)
                 continue
-            setattr(
-                lora.changes.setdefault(target, _Change()),
-                _KIND.get(kind, "alpha" if kind == "alpha" else "difference"),
-                key,
-            )
+            setattr(lora.changes.setdefault(target, _Change()), _KIND.get(kind, "difference"), key)
         if unknown:
             raise LoraError(f"{some(sorted(unknown))} not part of {spec.name}, in {weights.source}")
         for target, change in lora.changes.items():
