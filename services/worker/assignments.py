@@ -16,7 +16,7 @@ from services.worker.device_thread import DeviceThread, QueueFullError
 from services.worker.runtime import Runtime
 from shared.bus.port import Handler, Received, Subscription
 from shared.contracts import subjects
-from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, TakeStream, TextEncode, TextEncoded
+from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, ScaleLoras, TakeStream, TextEncode, TextEncoded
 from shared.contracts.events import ChunkStamp, PromptReady, StreamTaken
 from shared.contracts.order import OrderGate
 from shared.engine.plan.prompts import digest
@@ -65,13 +65,15 @@ class Assignments:
 
     async def on_assign(self, received: Received) -> None:
         """Take, leave, prepare; what is meant for another instance is ignored."""
-        message: TakeStream | LeaveStream | PreparePrompt = received.message
+        message: TakeStream | LeaveStream | PreparePrompt | ScaleLoras = received.message
         if message.instance != self._context.instance:
             return
         if isinstance(message, TakeStream):
             await self._take(message)
         elif isinstance(message, LeaveStream):
             await self._leave(message.stream, message.epoch)
+        elif isinstance(message, ScaleLoras):
+            await self._scale_loras(message)
         else:
             await self._prepare(message)
 
@@ -160,6 +162,15 @@ class Assignments:
             error=error,
         )
         await self._bus.publish(subjects.pipeline_done(self._settings.pipeline), ready)
+
+    async def _scale_loras(self, message: ScaleLoras) -> None:
+        role = self._runtime.stage
+        if role is None:
+            return
+        try:  # with the stage's rank: between batches, behind those that were admitted before
+            await self._device.call(Rank.STAGE, lambda: role.stage.scale_loras(message.scales))
+        except (ValueError, QueueFullError) as error:
+            log.warning("LoRA scales %s are not applied: %s", message.scales, error)
 
     async def on_text(self, received: Received) -> TextEncoded:
         """Encode a prompt once; its embedding is kept by content."""

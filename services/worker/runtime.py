@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,7 +68,14 @@ class Runtime:
         if Role.STAGE in settings.roles:
             blocks = split_blocks(spec.layers, settings.stages)[settings.stage]
             stage = Stage.load(
-                spec, parts, blocks, str(self.device), self.dtype, speed=settings.speed, fp8=settings.fp8
+                spec,
+                parts,
+                blocks,
+                str(self.device),
+                self.dtype,
+                speed=settings.speed,
+                fp8=settings.fp8,
+                loras=[(Path(path), scale) for path, scale in settings.loras],
             )
             stage.tune(*spec.latent_size(spec.default_width, spec.default_height))
             self.stage = StageRole(stage)

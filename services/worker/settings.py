@@ -36,6 +36,25 @@ class Settings(ServiceSettings):
     text_weights: Path | None = None  # with the tokenizer beside it
     gap_timeout_s: float = 0.5  # a missing batch is a pipeline fault after this
     max_streams: int = 16
+    loras: Annotated[tuple[tuple[str, float], ...], NoDecode] = ()  # "path:scale,path:scale", merged when loading
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        """A path may hold colons: the scale is what follows the last one, if that is no part of a path; else 1."""
+        if not isinstance(value, str):
+            return value
+        pairs: list[tuple[str, float]] = []
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            path, colon, scale = part.rpartition(":")
+            if not colon or "/" in scale:
+                pairs.append((part, 1.0))
+                continue
+            try:
+                pairs.append((path, float(scale)))
+            except ValueError:
+                raise ValueError(f"{part!r}: {scale!r} is no number: write path:scale") from None
+        return tuple(pairs)
 
     @field_validator("vae")
     @classmethod

@@ -71,7 +71,7 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         s.assign("*"),
-        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream),
+        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras),
         Delivery.JETSTREAM,
         ("scheduler",),
         ("ingest", "worker", "egress", "motion"),

@@ -232,6 +232,17 @@ class PreparePrompt(Wire):
     oldest: int = 0
 
 
+class ScaleLoras(Wire):
+    """operator → one worker (``rheo.worker.assign``): the LoRAs it was started with get other scales, in their order.
+
+    Weights are shared, so this holds for every stream on the worker; send it to every stage of the pipeline.
+    """
+
+    kind: Literal["scale_loras"] = "scale_loras"
+    instance: str
+    scales: tuple[float, ...] = Field(max_length=16)
+
+
 class TextEncode(Wire):
     """scheduler → worker:text (``rheo.text.encode``, request/reply). The embedding is stored in Redis by its digest."""
 

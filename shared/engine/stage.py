@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ from shared.engine.model.fp8 import parameter_bytes, to_fp8
 from shared.engine.model.kernels import KernelName, fastest_kernel, kernel_of
 from shared.engine.model.kv_cache import KvPool, SlotCopy
 from shared.engine.model.loading import load_dit, random_dit_weights
-from shared.engine.model.packed import can_pack, pack
+from shared.engine.model.lora import LoraError, LoraSet
+from shared.engine.model.packed import can_pack, pack, repack
 from shared.engine.model.prompt_pool import PromptPool
 from shared.engine.model.transfers import to_device, used_here
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind, check_batch
@@ -62,6 +64,7 @@ class Stage:
         public_rule: bool = False,
         speed: Speed = Speed.EAGER,
         fp8: bool = False,
+        loras: LoraSet | None = None,
     ) -> None:
         self.model, self.spec, self.blocks = model, model.spec, model.range
         self.layers = model.layers()
@@ -75,6 +78,7 @@ class Stage:
         self._max_slots, self._public_rule = max_slots, public_rule
         prompts = PromptPool(self.spec, len(self.layers), self.device, self.dtype)
         self._streams = Streams(prompts, self._make_pool)
+        self._loras, self._fp8 = loras, fp8
         self._speed = speed
         self._use(kernel_of(KernelName.FUSED))
 
@@ -92,15 +96,20 @@ class Stage:
         public_rule: bool = False,
         speed: Speed = Speed.EAGER,
         fp8: bool = False,
+        loras: Sequence[tuple[Path, float]] = (),
     ) -> Stage:
         """A stage of these blocks (default: all), from a model folder, its parts, a file or a state dict.
 
         ``public_rule`` reproduces the public code's choice of ring places, faults included, to replay its recordings.
         ``speed`` says how forwards run, ``fp8`` turns the blocks' products into 8-bit ones; both raise ValueError where the
-        device cannot. Raises WeightsError, FileNotFoundError.
+        device cannot. ``loras`` (file, scale) are merged. Raises WeightsError, FileNotFoundError.
         """
         model = load_dit(spec, source, range(spec.layers) if blocks is None else blocks, device, dtype)
-        return cls(model, noise=noise, max_slots=max_slots, public_rule=public_rule, speed=speed, fp8=fp8)
+        merged: LoraSet | None = None
+        if loras:
+            merged = LoraSet.open(spec, [path for path, _ in loras], keep_base=not fp8)
+            merged.apply(model, [scale for _, scale in loras])
+        return cls(model, noise=noise, max_slots=max_slots, public_rule=public_rule, speed=speed, fp8=fp8, loras=merged)
 
     @classmethod
     def random(
@@ -162,6 +171,8 @@ class Stage:
         there = embedding.ne(0).any(1).nonzero()
         words = int(there.max()) + 1 if len(there) else 0
         self._streams.put_prompt(stream, version, self.model.context_kv(embedding.to(self.device)[None]), words)
+        if self._loras is not None:
+            self._streams.of(stream).embeddings[version] = embedding.cpu()
 
     def has_prompt(self, stream: str, version: int) -> bool:
         """Whether items of the stream may use this prompt version."""
@@ -170,6 +181,21 @@ class Stage:
     def drop_prompts(self, stream: str, keep: set[int]) -> None:
         """Forget all prompt versions of the stream but these."""
         self._streams.keep_prompts(stream, keep)
+
+    @torch.inference_mode()
+    def scale_loras(self, scales: Sequence[float]) -> None:
+        """Give the LoRAs that were loaded other scales, for every stream; prompts are computed anew. Waits for the device.
+
+        Raises LoraError for a wrong number of scales, and where weights can no longer be changed (fp8).
+        """
+        if self._loras is None or self._fp8:
+            why = "fp8 weights cannot be changed" if self._fp8 else "none was loaded"
+            raise LoraError(f"{len(scales)} LoRA scales: {why}")
+        self._loras.apply(self.model, scales)
+        repack(self.model)
+        for stream, known in self._streams.states.items():
+            for version, embedding in list(known.embeddings.items()):
+                self.set_prompt(stream, version, embedding)
 
     # --- forwards ----------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class StreamState:
     slots: dict[int, int] = field(default_factory=dict)
     prompts: dict[int, int] = field(default_factory=dict)
     mixes: OrderedDict[tuple[int, int, float], int] = field(default_factory=OrderedDict)
+    embeddings: dict[int, Tensor] = field(default_factory=dict)  # on the host, where prompts may have to be made anew
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,7 +56,7 @@ class Streams:
         self.empty(stream)
         fresh = StreamState(height, width)
         if known is not None:
-            fresh.prompts, fresh.mixes = known.prompts, known.mixes
+            fresh.prompts, fresh.mixes, fresh.embeddings = known.prompts, known.mixes, known.embeddings
         self.states[stream] = fresh
 
     def close(self, stream: str) -> None:
@@ -136,6 +137,7 @@ class Streams:
     def _forget(self, known: StreamState, gone: Callable[[int], bool]) -> None:
         for version in [number for number in known.prompts if gone(number)]:
             self.prompts.give_back(known.prompts.pop(version))
+            known.embeddings.pop(version, None)
         for key in [key for key in known.mixes if gone(key[0]) or gone(key[1])]:
             self.prompts.give_back(known.mixes.pop(key))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from services.worker.core import TEXT_HEADROOM, Role, choose_text_device
 from services.worker.runtime import Runtime
@@ -140,6 +141,20 @@ def test_settings_and_model_json_point_at_parts(models: Path, tmp_path: Path) ->
         model_spec("../mine", tmp_path / "models")
 
 
+def test_loras_are_merged_where_a_stage_loads(models: Path, tmp_path: Path) -> None:
+    name, file = "diffusion_model.blocks.1.ffn.0", tmp_path / "style.safetensors"
+    up, down = torch.randn(SPEC.ffn_dim, 4), torch.randn(4, SPEC.dim)
+    save_file({f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}, file)
+    weights = []
+    for loras in ((), ((str(file), 0.5),)):
+        worker = runtime(models, roles=(Role.STAGE,), loras=loras)
+        assert worker.stage is not None
+        weights.append(worker.stage.stage.model.state_dict())
+    changed = [key for key, tensor in weights[1].items() if not torch.equal(tensor, weights[0][key])]
+    assert changed == ["blocks.1.ffn.0.weight"]
+    assert torch.allclose(weights[1][changed[0]], weights[0][changed[0]] + 0.5 * up @ down, atol=1e-5)
+
+
 def test_shipped_models_are_found_beside_ones_own(models: Path) -> None:
     assert model_spec("rheo-tiny", models).name == "rheo-tiny"
     assert find_parts("rheo-tiny", models).need(Part.DIT).is_file()
@@ -166,3 +181,17 @@ def test_the_text_encoder_leaves_the_gpu_when_memory_is_short(
 def test_an_unknown_autoencoder_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'best' is no autoencoder: auto, wan, taehv, wan\+taehv"):
         Settings(vae="best")
+
+
+@pytest.mark.gpu
+def test_a_worker_serves_the_published_files_on_the_gpu(models: Path) -> None:
+    worker = Runtime(Settings(model="tiny-wan", models_dir=models, device="cuda"))
+    worker.load()
+    worker.warm_up()
+    assert worker.stage is not None
+    assert worker.text is not None
+    weights = worker.stage.stage.model.state_dict()
+    assert {(t.device.type, t.dtype) for t in weights.values()} == {("cuda", torch.bfloat16)}
+    free = torch.cuda.mem_get_info()[0]
+    assert worker.text.beside == (free < TEXT_HEADROOM)
+    assert worker.text.run("a neon cat").device.type == "cpu"

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shared.engine.model.transfers import to_device
+
 RopeTable = tuple[Tensor, Tensor]
 """(cos, ∓sin), float32, broadcastable to [B, L, heads, D]: every pair has (cos, cos) and (−sin, sin)."""
 
@@ -67,7 +69,7 @@ class Rope:
         still = torch.zeros(2 * self._side.numel(), dtype=torch.float64)
         angle = torch.cat([self._time * float(frames), still])
         cos, sin = _pairs(angle)
-        return cos.to(device), sin.to(device)
+        return to_device(cos, torch.device(device)), to_device(sin, torch.device(device))
 
     def _space(self, rows: int, columns: int, device: torch.device | str) -> RopeTable:
         """The table of one latent frame's tokens: [rows·columns, 4·⌊c/3⌋] each."""
