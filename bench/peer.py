@@ -76,7 +76,7 @@ class Record:
     compiled: bool = False
 
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """How far x0 may be off between two ways to the same numbers."""
 
 

@@ -93,6 +93,8 @@ def compile_blocks(stage: Stage) -> None:
 
     The cache itself stays as it is: its places change with every forward.
     """
+    # What earlier settings compiled would count towards the limit of recompilations.
+    torch.compiler.reset()
     for block in stage.layers:
         for part in (block.self_attn.norm_q, block.self_attn.norm_k, block.cross_attn, block.ffn):
             part.compile(dynamic=False)
