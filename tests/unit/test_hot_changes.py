@@ -108,6 +108,18 @@ def test_the_end_of_a_blend_is_told_right_for_longer_blocks_and_beside_a_noise_c
     assert [(a.command, a.chunk, a.until) for a in told(bench)] == [("fade", 8, 6)]
 
 
+def test_a_blend_ends_where_it_was_told_even_if_blocks_grow_meanwhile() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0)
+    queue.change("fade", Change(settings(queue, prompt_version=2), blend_chunks=3))
+    feed(bench, 1)
+    queue.change("longer", Change(settings(queue, frames_per_block=3)))
+    (item,) = feed(bench, 2, 3, 4)
+    assert told(bench)[0].until == 4
+    assert item.prompts == (2,), "the block reaches past the end, so nothing is left of the old prompt"
+
+
 def test_a_live_pause_lets_a_short_block_go_and_a_lossless_one_keeps_it() -> None:
     for live in (True, False):
         bench = Bench()
