@@ -50,7 +50,7 @@ class Running:
         self.events.append(event)
         if event.event in (EventKind.ACCEPTED, EventKind.REFUSED):
             self.answered.set()
-        if event.event is EventKind.REFUSED:
+        if event.event is EventKind.REFUSED and not self.accepted:  # else a change was refused: the stream goes on
             self.ended.set()
         elif event.event in (EventKind.STOPPED, EventKind.FAILED) and event.service == "egress" and self.accepted:
             self.final = event
