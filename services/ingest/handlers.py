@@ -105,8 +105,7 @@ class Handlers:
             if take.epoch < running.epoch:
                 self._count("take_old_epoch")
                 return
-            if take.epoch > running.epoch:
-                running.adopt(take)
+            running.adopt(take)
             await self._answer(take, None)
         elif take.epoch <= self._ended.get(take.stream, (-1, 0.0))[0]:
             self._count("take_repeated")

@@ -15,6 +15,7 @@ import numpy as np
 from services.ingest.audio import AudioBatcher
 from services.ingest.core import Captured, Chunk, DropReason, Intake
 from services.ingest.feed import Feed
+from services.ingest.pausing import Answer, Pauses
 from services.ingest.reader import Behind, End, Item, Reader, Shot
 from services.ingest.rmse import chunk_rmse
 from services.ingest.settings import Settings
@@ -84,8 +85,7 @@ class IngestStream:
         self._flushed = False
         self._closing = False
         self._resumed_ns = 0
-        self._resume_command: str | None = None  # to be told with the next chunk
-        self._last_numbered = (-1, -1)  # (chunk, its last frame's pts)
+        self._pauses = Pauses()
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
@@ -133,9 +133,10 @@ class IngestStream:
     # --- from outside ------------------------------------------------------------------------------------------------
 
     def adopt(self, take: TakeStream) -> None:
-        """The same stream in a newer epoch: chunks carry it from now on."""
-        self.epoch = take.epoch
-        self._intake.credits = take.credits
+        """The same stream in a newer epoch: chunks carry it from now on. Or in its epoch, with more credits."""
+        newer, self.epoch = take.epoch > self.epoch, take.epoch
+        # Within an epoch an older assignment may be delivered after a newer one; credits only grow.
+        self._intake.credits = take.credits if newer else max(take.credits, self._intake.credits)
         self._wake.set()
 
     def on_closed(self, message: ChunkClosed) -> None:
@@ -145,20 +146,15 @@ class IngestStream:
 
     async def pause(self, message: PauseStream) -> None:
         """Number no chunk from now on, or go on. A pause is told at once, going on with the first chunk numbered."""
-        if message.paused:
-            self._resume_command = None
-            if not self._intake.paused and not self._intake.ended:
-                self._feed.hold()
-                self._intake.pause()
-            await self._tell_applied(message.command, *self._last_numbered, reason="paused")
-        else:
-            self._resume_command = message.command
-            if self._intake.paused:
-                self._resumed_ns = time.time_ns()
-                self._intake.resume()
-                self._feed.go_on()
-            if self._intake.ended:
-                await self._tell_resumed()
+        carry_out, answers = self._pauses.ask(message.command, message.paused, ended=self._intake.finished)
+        if carry_out and message.paused and not self._intake.paused:
+            self._feed.hold()
+            self._intake.pause()
+        elif carry_out and not message.paused and self._intake.paused:
+            self._resumed_ns = time.time_ns()
+            self._intake.resume()
+            self._feed.go_on()
+        await self._tell_applied(answers)
         self._wake.set()
 
     def leave(self, drain: bool) -> bool:
@@ -254,7 +250,7 @@ class IngestStream:
             self._previous = frames[-1]
             ref = await self._put(np.stack(frames + [frames[-1]] * chunk.padding))
         last = chunk.frames[-1]
-        self._last_numbered = (chunk.number, last.pts)
+        resumed = self._pauses.numbered(chunk.number, chunk.frames[0].pts, last.pts)
         await self._send_audio((last.pts + last.duration) * self._time_base)
         stamp = ChunkStamp(
             stream=self.stream,
@@ -273,7 +269,7 @@ class IngestStream:
         # The mirror is written first: a successor must not number this chunk again.
         await self._mirror()
         await self._bus.publish(subjects.stream(self.stream, "chunk"), message)
-        await self._tell_resumed(chunk.number, chunk.frames[0].pts)
+        await self._tell_applied(resumed)
         record_hop(self._tracer, "ingest", stamp, began, time.time_ns(), max(0.0, (began - last.captured_ns) / 1e6))
 
     def _stamp(self, frame: Captured[np.ndarray]) -> FrameStamp:
@@ -314,6 +310,7 @@ class IngestStream:
             self._flushed = True
             if not self._leaving:
                 await self._send_audio(None)
+            await self._tell_applied(self._pauses.finish())
             await self._mirror()
         ended = SourceEnded(
             stream=self.stream,
@@ -341,24 +338,23 @@ class IngestStream:
             self._feed.stop()
             await self._fail(line)
 
-    async def _tell_resumed(self, chunk: int = -1, pts: int = -1) -> None:
-        if self._resume_command is not None:
-            command, self._resume_command = self._resume_command, None
-            await self._tell_applied(command, chunk, pts, reason="resumed")
-
-    async def _tell_applied(self, command: str, chunk: int, pts: int, reason: str) -> None:
-        event = StreamEvent(
-            stream=self.stream,
-            event=EventKind.APPLIED,
-            service="ingest",
-            at_ns=time.time_ns(),
-            command=command,
-            chunk=chunk,
-            pts=pts,
-            reason=reason,
-            epoch=self.epoch,
-        )
-        await self._bus.publish(subjects.stream(self.stream, "event"), event)
+    async def _tell_applied(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            event = StreamEvent(
+                stream=self.stream,
+                event=EventKind.APPLIED,
+                service="ingest",
+                at_ns=time.time_ns(),
+                command=answer.command,
+                chunk=answer.chunk,
+                pts=answer.pts,
+                reason=answer.reason,
+                epoch=self.epoch,
+            )
+            try:
+                await self._bus.publish(subjects.stream(self.stream, "event"), event)
+            except (BusError, OSError) as error:  # the picture goes on all the same
+                log.warning("stream %s: %s was not told: %s", self.stream, answer.reason, error)
 
     async def _fail(self, reason: str) -> None:
         event = StreamEvent(

@@ -94,8 +94,11 @@ class MotionCore:
             self.count(Refusal.OLD_EPOCH)
             return Refusal.OLD_EPOCH
         if known is not None:
-            known.controller.set_s0(noise)
-            known.noise_version = noise_version
+            if noise_version >= known.noise_version or epoch > known.epoch:
+                known.controller.set_s0(noise)
+                known.noise_version = noise_version
+            else:
+                self.count("old_noise")  # an assignment that was delivered once more, after a newer one
             if known.epoch != epoch:
                 known.epoch, known.gate, known.draining = epoch, OrderGate(), False
             known.used = now
@@ -105,23 +108,27 @@ class MotionCore:
             return Refusal.FULL
         # Assignments come in order, so a stream that is taken after it was let go is really back.
         self._left.pop(stream, None)
-        taken = self._resumed(stream, epoch, noise, spec, mirror)
+        taken = self._resumed(stream, epoch, noise, spec, mirror, noise_version)
         taken = taken or MotionStream(stream, epoch, NoiseController(spec, noise, self._form))
         taken.used, taken.pure_noise = now, pure_noise
-        taken.noise_version = max(taken.noise_version, noise_version)
+        taken.noise_version = max(taken.noise_version, noise_version)  # its s₀ goes with it, see _resumed
         self.streams[stream] = taken
         return None
 
-    def _resumed(self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object) -> MotionStream | None:
+    def _resumed(
+        self, stream: str, epoch: int, noise: float, spec: NoiseSpec, mirror: object, noise_version: int
+    ) -> MotionStream | None:
         if not isinstance(mirror, Mapping):
             return None
         kept = cast("Mapping[str, Any]", mirror)
         try:
             controller = NoiseController.from_state(kept["state"], spec)
-            controller.set_s0(noise)
-            newest = int(kept["chunk"]) if int(kept["epoch"]) == epoch else -1
+            same = int(kept["epoch"]) == epoch
+            newest = int(kept["chunk"]) if same else -1
             motion = float(kept.get("motion", 0.0))
-            version = int(kept.get("noise_version", 0))
+            version = int(kept.get("noise_version", 0)) if same else 0
+            if noise_version >= version:
+                controller.set_s0(noise)
         except (KeyError, TypeError, ValueError):
             self.count("bad_mirror")
             return None

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
-from services.scheduler.messenger import Messenger, RefusedError
+from services.scheduler.messenger import Messenger, RefusedError, all_of, credits_for
 from services.scheduler.placing import check_settings, place
+from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
-from shared.bus.port import Bus, BusError
+from shared.bus.port import Bus
 from shared.clock import Clock
-from shared.contracts import subjects
 from shared.contracts.commands import (
     Mode,
     NoSource,
-    PreparePrompt,
     StartStream,
     StreamPatch,
     StreamSpec,
-    TextEncode,
     UpdateStream,
 )
 from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.refs import TensorRef
-from shared.engine.plan.prompts import digest
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.stream_plan import StreamPlan
 from shared.session.port import NoSuchStreamError, SessionStore, StreamExistsError
@@ -44,7 +39,6 @@ class StreamDesk:
 
     def __init__(self, settings: Settings, bus: Bus, store: SessionStore, clock: Clock, fleet: Fleet) -> None:
         self._settings = settings
-        self._bus = bus
         self._store = store
         self._clock = clock
         self._fleet = fleet
@@ -56,6 +50,7 @@ class StreamDesk:
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
+        self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
@@ -102,13 +97,13 @@ class StreamDesk:
         record.epoch = 1 if former is None else int(former.get("epoch", 0)) + 1
         await self._store.create(stream, spec)
         await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
-        await _all(
+        await all_of(
             *(self._messenger.take("worker", record, worker) for worker in record.workers),
             self._messenger.take("motion", record, record.motion, wait=False),
             self._messenger.take("egress", record, record.egress),
         )
         _still_opening(record)
-        version = await self._prepare(record, spec.prompt)
+        version = await self._prompting.prepare(record, spec.prompt)
         _still_opening(record)
         self._enqueue(record, pipeline, version)
         await self._messenger.take("ingest", record, record.ingest)
@@ -163,16 +158,15 @@ class StreamDesk:
             if patch.paused is not None:
                 await self._pause(record, queue, command.command, patch.paused)
                 return
-            check_settings(queue.model, patch.steps, patch.frames_per_block)
-            version = await self._prepare(record, patch.prompt) if patch.prompt is not None else None
+            check_settings(queue.model, patch.steps, patch.frames_per_block, patch.noise, queue.from_text)
+            version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
+            await self._make_room(record, patch.frames_per_block or 1)
             queue = self._queue_of(record)  # preparing took a while
         except RefusedError as error:
             await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
             return
         if patch.noise is not None:
             record.noise, record.noise_version = patch.noise, record.noise_version + 1
-            await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
-            await self._messenger.take("motion", record, record.motion, wait=False)
         now = queue.settings
         await self.tell(
             record.stream, EventKind.ACCEPTED, command=command.command, version=version or now.prompt_version
@@ -186,20 +180,32 @@ class StreamDesk:
                     prompt_version=version or now.prompt_version,
                     frames_per_block=patch.frames_per_block or now.frames_per_block,
                 ),
-                noise_version=0 if patch.noise is None or queue.from_text else record.noise_version,
+                noise_version=0 if patch.noise is None else record.noise_version,
                 blend_chunks=patch.blend_chunks,
                 recache=patch.recache,
             ),
         )
+        if patch.noise is not None:
+            # Last of all: the first chunk that is estimated with it must find the change waiting here.
+            await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
+            await self._messenger.take("motion", record, record.motion, wait=False)
         await self._keep_settings(record, queue)
         self._pump()
 
     async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
         """Ingest tells applied, with the chunk."""
         await self.tell(record.stream, EventKind.ACCEPTED, command=command)
-        record.paused = paused
+        record.paused = queue.paused = paused
         await self._messenger.pause(record, command, paused)
         await self._keep_settings(record, queue)
+        self._pump()
+
+    async def _make_room(self, record: StreamRecord, frames_per_block: int) -> None:
+        """Longer frame blocks need more chunks under way: give ingest the credits. Raises RefusedError."""
+        before = credits_for(record)
+        record.frames_per_block = max(record.frames_per_block, frames_per_block)
+        if credits_for(record) > before:
+            await self._messenger.take("ingest", record, record.ingest)
 
     async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
         """What the stream runs with now, for whoever shows it."""
@@ -220,46 +226,6 @@ class StreamDesk:
         if queue is None:
             raise RefusedError(f"stream {record.stream} has ended meanwhile")
         return queue
-
-    async def _prepare(self, record: StreamRecord, prompt: str) -> int:
-        """Encode a prompt and have every stage compute its cross-attention K/V. Returns its version."""
-        try:
-            encoded = await self._bus.request(
-                subjects.TEXT_ENCODE,
-                TextEncode(model=record.spec.model, prompt=prompt),
-                self._settings.answer_timeout_s,
-            )
-        except BusError as error:
-            raise RefusedError(f"no worker encoded the prompt: {error}") from None
-        if encoded.error is not None:
-            raise RefusedError(f"the prompt could not be encoded: {encoded.error}")
-        if encoded.digest != digest(record.spec.model, prompt):
-            raise RefusedError("the text worker answered for another prompt")
-        version = record.prompts.prepare(encoded.digest, len(record.workers))
-        await self._store.put(record.stream, Owner.SCHEDULER, {"prompt": prompt, "prompt_version": version})
-        stages = range(len(record.workers))
-        await _all(*(self._prepare_stage(record, stage, version) for stage in stages))
-        record.prompts.require(version)
-        return version
-
-    async def _prepare_stage(self, record: StreamRecord, stage: int, version: int) -> None:
-        core = self.cores.get(record.pipeline)
-        queue = core.streams.get(record.stream) if core is not None else None
-        used = {version} if queue is None else {version, *queue.prompts_used}
-        oldest = min(used)
-        record.prompts.retire_before(oldest)
-        instance = record.workers[stage]
-        key = ("prompt", record.stream, str(record.epoch), str(version), str(stage))
-        message = PreparePrompt(
-            instance=instance,
-            stream=record.stream,
-            epoch=record.epoch,
-            version=version,
-            digest=record.prompts.digest_of(version),
-            oldest=oldest,
-        )
-        await self._messenger.ask("worker", message, f"{instance} did not prepare the prompt in time", key)
-        record.prompts.stage_ready(version, stage)
 
     # --- stop and fail -----------------------------------------------------------------------------------------------
 
@@ -380,15 +346,3 @@ def _still_opening(record: StreamRecord) -> None:
     """Raises RefusedError when the stream was stopped, or lost a service, while it was being opened."""
     if record.phase is not Phase.OPENING:
         raise RefusedError(record.failure or "stopped before it started")
-
-
-async def _all(*works: Coroutine[Any, Any, None]) -> None:
-    """All of them; when one fails the others are cancelled, and its error is raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

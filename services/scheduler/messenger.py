@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Coroutine
+from typing import Any
 
 from services.scheduler.records import Answers, StreamRecord
 from services.scheduler.settings import Settings
@@ -122,4 +124,18 @@ def credits_for(record: StreamRecord) -> int:
     if record.spec.mode is Mode.LOSSLESS:
         return LOSSLESS_CREDITS
     chunk_s = 4.0 / (record.spec.fps or ASSUMED_FPS)
-    return max(2, math.ceil(record.spec.deadline_ms / 1000.0 / chunk_s) + 1)
+    in_time = math.ceil(record.spec.deadline_ms / 1000.0 / chunk_s) + 1
+    # One frame block fills while another is under way; with less than a block's chunks none could ever start.
+    return max(2 * record.frames_per_block, in_time)
+
+
+async def all_of(*works: Coroutine[Any, Any, None]) -> None:
+    """All of them; when one fails the others are cancelled, and its error is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

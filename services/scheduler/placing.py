@@ -16,10 +16,19 @@ NOT_READY_RETRY_S = 2.0
 FULL_RETRY_S = 10.0
 
 
-def check_settings(model: ModelSpec, steps: int | None, frames_per_block: int | None) -> None:
+def check_settings(
+    model: ModelSpec,
+    steps: int | None,
+    frames_per_block: int | None,
+    noise: float | None = None,
+    from_text: bool = False,
+) -> None:
     """Raises RefusedError, with what would be accepted, for what the model cannot run. None: not asked for."""
-    if steps is not None and steps > model.max_steps:
-        raise RefusedError(f"{model.name} has {model.max_steps} denoising steps, not {steps}: give 1…{model.max_steps}")
+    if noise is not None and from_text:
+        raise RefusedError("without a source everything is noise already: leave noise out")
+    known = len(model.steps_from_text) if from_text else model.max_steps
+    if steps is not None and steps > known:
+        raise RefusedError(f"{model.name} has {known} denoising steps, not {steps}: give 1…{known}")
     most = model.ring - model.sinks
     if frames_per_block is not None and frames_per_block > most:
         raise RefusedError(
@@ -40,7 +49,7 @@ def place(
         model = model_spec(spec.model, models_dir)
     except SpecError as error:
         raise RefusedError(str(error)) from None
-    check_settings(model, spec.steps, spec.frames_per_block)
+    check_settings(model, spec.steps, spec.frames_per_block, spec.noise, isinstance(spec.source, NoSource))
     if isinstance(spec.source, NoSource):
         # Nobody else can say how fast video without a source plays.
         spec = spec.model_copy(update={"fps": spec.fps or float(model.default_fps)})
@@ -71,6 +80,7 @@ def place(
         width=spec.width or model.default_width,
         height=spec.height or model.default_height,
         noise=model.noise.s0 if spec.noise is None else spec.noise,
+        frames_per_block=spec.frames_per_block,
         pipeline=pipeline.name,
         workers=pipeline.workers,
         ingest=chosen["ingest"],

@@ -39,6 +39,7 @@ class StreamRecord:
     noise: float
     noise_version: int = 0
     paused: bool = False
+    frames_per_block: int = 1  # the largest T it has run with: credits are enough for it
     pipeline: str = ""
     workers: tuple[str, ...] = ()
     ingest: str = ""

@@ -35,22 +35,28 @@ class StreamSettings:
 class Change:
     """A command that is not applied yet: a block must carry ``settings`` and an estimate made with ``noise_version``.
 
-    ``blend_chunks`` and ``recache`` go with a new prompt.
+    ``blend_chunks`` and ``recache`` go with a new prompt. ``until`` is known once its blend has begun: see :class:`Fade`.
     """
 
     settings: StreamSettings
     noise_version: int = 0
     blend_chunks: int = 0
     recache: bool = False
+    until: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Fade:
-    """One prompt fades into the settings' over ``chunks`` chunks, from chunk ``first`` on (−1: it has not begun)."""
+    """One prompt fades into the settings' over ``chunks`` chunks, from chunk ``first`` on (−1: it has not begun).
+
+    From ``until`` on nothing is left of the old one. Blocks are bound whole: it is the first block after the ``chunks``.
+    """
 
     version: int
     chunks: int
     first: int = -1
+    until: int = -1
+    command: str = ""
 
     def share(self, chunk: int) -> float:
         """The old prompt's share of a chunk: falls evenly, 0 from ``first`` + ``chunks`` on."""
@@ -89,7 +95,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A command's change took effect with this chunk; a blend is over with chunk ``until``."""
+    """A command's change took effect with this chunk; a blend is over with chunk ``until`` (−1: there is none)."""
 
     stream: str
     command: str
@@ -123,6 +129,8 @@ class StreamQueue:
     settings: StreamSettings
     from_text: bool = False  # there is no source: pure noise enters step 0
     ended: bool = False
+    paused: bool = False  # no chunk follows for now
+    shown: int = 0  # the prompt version that most of the newest bound block is made of; 0: none is bound yet
     fade: Fade | None = None
     recache: bool = False
     waiting: deque[MotionEstimated] = field(default_factory=lambda: deque[MotionEstimated]())
@@ -147,35 +155,33 @@ class StreamQueue:
     def change(self, command: str, change: Change) -> None:
         """Bind the next block to the change's settings; :meth:`enter` reports it as applied.
 
-        A new prompt during a blend starts from that of the two which has the larger share, so that the picture jumps by
-        half of what is left at most.
+        A blend starts from what is seen: not from a prompt that no block has been bound to yet, and within another blend
+        from that of the two which has the larger share, so that the picture jumps by half at most.
         """
         if change.settings.prompt_version != self.settings.prompt_version:
-            shown = self.settings.prompt_version
-            if self.fade is not None and self.fade.share(self.next_chunk) > 0.5:
-                shown = self.fade.version
-            self.fade = Fade(shown, change.blend_chunks) if change.blend_chunks else None
+            blends = change.blend_chunks > 0 and self.shown > 0
+            self.fade = Fade(self.shown, change.blend_chunks, command=command) if blends else None
             self.recache = change.recache
         self.pending[command] = change
         self.settings = change.settings
 
     @property
-    def next_chunk(self) -> int:
-        """The oldest chunk that has not entered step 0."""
-        return self.waiting[0].stamp.chunk if self.waiting else self.gate.newest + 1
-
-    @property
     def prompts_used(self) -> frozenset[int]:
-        """Prompt versions that blocks under way or to come read."""
+        """Prompt versions that blocks under way read, or those to come may: a blend may yet start from what is shown."""
         fading = {self.fade.version} if self.fade is not None else set[int]()
-        return self.plan.prompt_versions | {self.settings.prompt_version} | fading
+        shown = {self.shown} if self.shown else set[int]()
+        return self.plan.prompt_versions | {self.settings.prompt_version} | fading | shown
 
     def candidate(self) -> Work | None:
-        """The block that could enter step 0 now, or None. Blocks of T > 1 wait for T chunks or the source's end."""
+        """The block that could enter step 0 now, or None. Blocks of T > 1 wait for T chunks or the source's end.
+
+        A pause is an end for a live stream, whose chunks would be too old after it. A lossless one waits, so that its
+        pixels do not depend on when it was paused.
+        """
         if not self.waiting or not self.plan.can_enter(self.settings.steps):
             return None
         wanted = self.settings.frames_per_block
-        if len(self.waiting) < wanted and not self.ended:
+        if len(self.waiting) < wanted and not (self.ended or (self.paused and self.live)):
             return None
         chunks = [self.waiting[i] for i in range(min(wanted, len(self.waiting)))]
         stamps = tuple(chunk.stamp for chunk in chunks)
@@ -209,11 +215,9 @@ class StreamQueue:
         for stamp in work.stamps:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
-        first, fade = work.stamps[0], self.fade
-        if fade is not None and fade.first < 0:
-            fade = replace(fade, first=first.chunk)
-        share = fade.share(first.chunk) if fade is not None else 0.0
-        self.fade = fade if share else None
+        share = self._fade_on(work)
+        fade = self.fade
+        self.shown = fade.version if fade is not None and share > 0.5 else self.settings.prompt_version
         steps = self.model.steps_from_text if self.from_text else self.model.steps
         item = self.plan.enter(
             frames=work.frames,
@@ -221,12 +225,26 @@ class StreamQueue:
             timesteps=step_timesteps(work.first_timestep, steps[: self.settings.steps]),
             seed=self.settings.seed,
             prompt_version=self.settings.prompt_version,
-            blend_version=fade.version if fade is not None and share else 0,
+            blend_version=fade.version if fade is not None else 0,
             blend=share,
             recache=self.recache,
         )
         self.recache = False
         return replace(work, item=item), self._applied(work)
+
+    def _fade_on(self, work: Work) -> float:
+        """The old prompt's share of the block that enters; the fade begins with it, or is over and forgotten."""
+        fade, first, last = self.fade, work.stamps[0].chunk, work.stamps[-1].chunk
+        if fade is None:
+            return 0.0
+        if fade.first < 0:
+            length = self.settings.frames_per_block
+            fade = replace(fade, first=first, until=max(last + 1, first + -(-fade.chunks // length) * length))
+            if (change := self.pending.get(fade.command)) is not None:
+                self.pending[fade.command] = replace(change, until=fade.until)
+        share = fade.share(first) if last < fade.until else 0.0
+        self.fade = fade if share else None
+        return share
 
     def _applied(self, work: Work) -> list[Applied]:
         """The commands that are in force with this block, told once each."""
@@ -236,9 +254,8 @@ class StreamQueue:
             if change.noise_version > work.noise_version:
                 continue  # these chunks' noise was estimated before the change
             del self.pending[command]
-            until = self.fade.first + self.fade.chunks if change.blend_chunks and self.fade is not None else -1
             version = change.settings.prompt_version
-            told.append(Applied(self.stream, command, version, first.chunk, first.frames[0].pts, until))
+            told.append(Applied(self.stream, command, version, first.chunk, first.frames[0].pts, change.until))
         return told
 
     def forget(self, work: Work) -> None:

@@ -17,6 +17,7 @@ from services.worker.runtime import Runtime
 from services.worker.transfer import publish_local, publish_shared, receive
 from shared.bus.port import Received
 from shared.contracts import subjects
+from shared.contracts.commands import NoSource
 from shared.contracts.events import (
     BatchDone,
     BatchEntry,
@@ -89,7 +90,7 @@ class Handlers:
         placed = self._admit(stamp)
         if placed is None or not await self._in_order(placed.encode_gate, stamp):
             return
-        if 0 in message.pixels.shape:
+        if isinstance(placed.take.spec.source, NoSource):
             await self._pass_by(message)
             return
         try:

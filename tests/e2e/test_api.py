@@ -74,6 +74,15 @@ def test_a_stream_from_create_to_delete(api: httpx.Client, tmp_path: Path) -> No
     patched = api.patch("/v1/streams/mine", json={"prompt": "neon", "steps": 1})
     assert patched.status_code == 202, patched.text
     assert patched.json()["version"] == 2
+    shown = api.get("/v1/streams/mine").json()
+    assert (shown["prompt"], shown["steps"], shown["frames_per_block"], shown["paused"]) == ("neon", 1, 1, False)
+    assert api.post("/v1/streams/mine/pause").status_code == 202
+    assert api.get("/v1/streams/mine").json()["paused"] is True
+    assert api.post("/v1/streams/mine/resume").status_code == 202
+    assert api.get("/v1/streams/mine").json()["paused"] is False
+    alone = api.patch("/v1/streams/mine", json={"blend_chunks": 3})
+    assert alone.status_code == 422
+    assert "give one" in alone.json()["detail"]
     time.sleep(2.0)
     assert api.delete("/v1/streams/mine").status_code == 202
     view = wait_for(api, "mine", "stopped", "failed")

@@ -87,16 +87,18 @@ async def test_each_change_binds_whole_blocks_and_is_told_with_its_chunk(lab: La
 
 
 async def test_pause_and_resume_through_the_whole_system(lab: Lab) -> None:
-    running = await lab.begin(PatternSource(), mode=Mode.LIVE, fps=16, width=96, height=64)
+    running = await lab.begin(
+        PatternSource(), mode=Mode.LIVE, fps=16, width=96, height=64, frames_per_block=3, deadline_ms=3000
+    )
     await asyncio.sleep(1.5)
     paused = await lab.update(running, paused=True)
     assert paused.reason == "paused"
     await asyncio.sleep(1.2)
     newest = entering(lab, running)[-1]["chunks"][-1]
-    assert newest == paused.chunk
+    assert newest == paused.chunk, "chunks that do not fill a frame block are not left behind"
     resumed = await lab.update(running, paused=False)
     assert resumed.chunk == paused.chunk + 1
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(2.2)
     event = await lab.stop(running)
     assert event.event is EventKind.STOPPED, event.reason
     assert reconciles(event)
@@ -123,6 +125,19 @@ async def test_text_to_video_depends_on_prompt_and_seed_alone(lab: Lab) -> None:
     assert difference(a, b) == 0
     assert difference(a, c) > 20
     assert difference(a, d) > 20
+    endless = await lab.begin(NoSource(), mode=Mode.LIVE, fps=16, width=96, height=64)
+    assert endless.accepted, endless.events
+    refused = await lab.update(endless, noise=0.5)
+    assert refused.event is EventKind.REFUSED
+    assert "leave noise out" in refused.reason
+    async with asyncio.timeout(20):
+        while not entering(lab, endless):  # before that nothing is seen that could fade
+            await asyncio.sleep(0.05)
+    changed = await lab.update(endless, prompt="sepia", blend_chunks=2, recache=True)
+    assert (changed.event, changed.until_chunk) == (EventKind.APPLIED, changed.chunk + 2)
+    event = await lab.stop(endless)
+    assert event.event is EventKind.STOPPED, event.reason
+    assert reconciles(event)
 
 
 @pytest.mark.asyncio(loop_scope="function")

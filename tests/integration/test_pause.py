@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest_asyncio
 
 from shared.contracts import subjects
-from shared.contracts.commands import Mode, NoSource, PatternSource, PauseStream
+from shared.contracts.commands import Mode, NoSource, PatternSource, PauseStream, TakeStream
 from shared.contracts.events import EventKind, StreamEvent
 from tests.support import clips
 from tests.support.media_bench import Bench, bench
@@ -106,6 +106,45 @@ async def test_a_repeated_pause_is_answered_again_and_changes_nothing(media: Ben
     assert first.chunk == again.chunk
     await pause(media, stream, False)
     assert (await pause(media, stream, False)).reason == "resumed"
+
+
+async def test_an_old_pause_that_is_delivered_again_does_not_pause_the_stream_again(media: Bench) -> None:
+    stream = await media.begin(PatternSource(), mode=Mode.LIVE, fps=50)
+    await until(lambda: len(media.chunks) >= 2)
+    old = PauseStream(instance="ingest-0", stream=stream, epoch=1, command="old", paused=True)
+    await media.bus.publish(subjects.assign("ingest"), old)
+    await until(lambda: any(event.command == "old" for event in media.events))
+    await pause(media, stream, False)
+    await media.bus.publish(subjects.assign("ingest"), old)
+    await until(lambda: sum(event.command == "old" for event in media.events) == 2)
+    first, again = (event for event in media.events if event.command == "old")
+    assert (first.chunk, first.pts) == (again.chunk, again.pts)
+    count = len(media.chunks)
+    await until(lambda: len(media.chunks) >= count + 3)
+
+
+async def test_more_credits_come_within_an_epoch_and_never_go(media: Bench) -> None:
+    media.lose = lambda chunk: True
+    source = PatternSource()
+    stream = await media.begin(source, credits=2)
+    await until(lambda: len(media.chunks) == 2)
+    session = await media.store.get(stream)
+    assert session is not None
+    for credits, chunks in ((6, 6), (2, 6)):
+        take = TakeStream(
+            instance="ingest-0",
+            stream=stream,
+            epoch=1,
+            spec=session["spec"],
+            width=96,
+            height=64,
+            noise=0.5,
+            credits=credits,
+        )
+        assert await media.take("ingest", take) is None
+        await until(lambda: len(media.chunks) >= 6)
+        await asyncio.sleep(0.1)
+        assert len(media.chunks) == chunks
 
 
 async def test_without_a_source_chunks_carry_their_stamps_and_no_pixels(media: Bench) -> None:

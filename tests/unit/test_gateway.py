@@ -57,3 +57,13 @@ def test_a_session_is_shown_with_its_resolved_size() -> None:
     }
     view = view_of("a", session, LedgerTotals(frames_in=5, on_time=5))
     assert (view.width, view.height, view.prompt, view.prompt_version, view.state) == (320, 192, "ink", 2, "live")
+
+
+def test_a_stream_is_shown_as_it_runs_now_not_as_it_was_started() -> None:
+    spec = StreamSpec.model_validate({"source": {"kind": "pattern"}, "prompt": "neon", "steps": 2, "seed": 1})
+    session: dict[str, object] = {"spec": spec, "state": "live"}
+    view = view_of("a", session, LedgerTotals())
+    assert (view.steps, view.seed, view.frames_per_block, view.noise, view.paused) == (2, 1, 1, None, False)
+    session["settings"] = {"steps": 3, "seed": 7, "frames_per_block": 2, "noise": 0.25, "paused": True}
+    view = view_of("a", session, LedgerTotals())
+    assert (view.steps, view.seed, view.frames_per_block, view.noise, view.paused) == (3, 7, 2, 0.25, True)

@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 
 from services.motion.core import MotionCore
-from services.scheduler.messenger import RefusedError
+from services.scheduler.messenger import RefusedError, credits_for
 from services.scheduler.placing import check_settings
+from services.scheduler.records import StreamRecord
 from services.scheduler.stream_queue import Applied, Change, Fade, StreamQueue, StreamSettings
-from shared.contracts.commands import StreamPatch
+from shared.contracts.commands import PatternSource, StreamPatch, StreamSpec
 from shared.contracts.events import LatentsEncoded
 from shared.engine.plan.items import Item
 from shared.engine.plan.noise_controller import NoiseEstimate
@@ -75,6 +76,76 @@ def test_a_new_prompt_during_a_blend_starts_from_the_one_that_is_seen_more() -> 
         assert item.prompts == (3, shown)
 
 
+def test_a_blend_never_starts_from_a_prompt_that_was_not_seen() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    queue.change("unseen", Change(settings(queue, prompt_version=2), blend_chunks=4))
+    feed(bench, 0)
+    assert bench.ran[0].entries[0].item.prompts == (2,), "nothing was seen before: there is nothing to fade from"
+    queue.change("blink", Change(settings(queue, prompt_version=3), blend_chunks=1))
+    queue.change("cut", Change(settings(queue, prompt_version=4)))
+    queue.change("fade", Change(settings(queue, prompt_version=5), blend_chunks=1))
+    assert queue.prompts_used == {2, 5}, "2 is on the screen, 3 and 4 never were"
+    assert [item.prompts for item in feed(bench, 1, 2)] == [(5, 2), (5,)]
+    assert [(a.command, a.chunk, a.until) for a in told(bench)] == [
+        ("unseen", 0, -1),
+        ("blink", 1, -1),
+        ("cut", 1, -1),
+        ("fade", 1, 2),
+    ]
+
+
+def test_the_end_of_a_blend_is_told_right_for_longer_blocks_and_beside_a_noise_change() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False, frames_per_block=2)
+    feed(bench, 0, 1)
+    change = Change(settings(queue, prompt_version=2), blend_chunks=3, noise_version=1)
+    queue.change("fade", change)
+    items = feed(bench, 2, 3, 4, 5, 6, 7)
+    assert [round(item.blend, 2) for item in items] == [0.75, 0.25, 0.0]
+    assert told(bench) == [], "the noise has not changed yet"
+    feed(bench, 8, 9, noise_version=1)
+    assert [(a.command, a.chunk, a.until) for a in told(bench)] == [("fade", 8, 6)]
+
+
+def test_a_blend_ends_where_it_was_told_even_if_blocks_grow_meanwhile() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0)
+    queue.change("fade", Change(settings(queue, prompt_version=2), blend_chunks=3))
+    feed(bench, 1)
+    queue.change("longer", Change(settings(queue, frames_per_block=3)))
+    (item,) = feed(bench, 2, 3, 4)
+    assert told(bench)[0].until == 4
+    assert item.prompts == (2,), "the block reaches past the end, so nothing is left of the old prompt"
+
+
+def test_a_live_pause_lets_a_short_block_go_and_a_lossless_one_keeps_it() -> None:
+    for live in (True, False):
+        bench = Bench()
+        queue = bench.stream("a", steps=1, live=live, frames_per_block=3)
+        for number in range(4):
+            bench.offer(chunk("a", number, live=live))
+        bench.run()
+        assert len(queue.waiting) == 1
+        queue.paused = True
+        bench.run()
+        assert len(queue.waiting) == (0 if live else 1)
+        queue.paused = False
+        for number in (4, 5, 6):
+            bench.offer(chunk("a", number, live=live, captured_ms=bench.now // 1_000_000))
+        blocks = [[s.chunk for s in e.stamps] for batch in bench.run() for e in batch.entries]
+        assert blocks == ([[0, 1, 2], [3], [4, 5, 6]] if live else [[0, 1, 2], [3, 4, 5]])
+
+
+def test_credits_are_enough_for_the_longest_blocks() -> None:
+    spec = StreamSpec(source=PatternSource(), prompt="neon", fps=4, deadline_ms=100)
+    record = StreamRecord("a", 1, spec, 96, 64, 0.5)
+    assert credits_for(record) == 2
+    record.frames_per_block = 3
+    assert credits_for(record) == 6
+
+
 def test_a_hard_change_ends_a_blend() -> None:
     bench = Bench()
     queue = bench.stream("a", steps=1, live=False)
@@ -136,6 +207,20 @@ def test_motion_marks_its_estimates_with_the_noise_they_were_made_with() -> None
     assert resumed.streams["a"].noise_version == 3
 
 
+def test_an_older_noise_that_is_delivered_again_changes_nothing() -> None:
+    core, spec = MotionCore(), NoiseSpec()
+    for noise, version in ((0.8, 0), (0.6, 1), (0.4, 2), (0.6, 1)):
+        core.take("a", 1, noise, spec, noise_version=version)
+    assert (core.streams["a"].noise_version, core.streams["a"].controller.s0) == (2, 0.4)
+    assert core.counts == {"old_noise": 1}
+    resumed = MotionCore()
+    resumed.take("a", 1, 0.6, spec, core.streams["a"].mirror(), noise_version=1)
+    assert (resumed.streams["a"].noise_version, resumed.streams["a"].controller.s0) == (2, 0.4)
+    anew = MotionCore()
+    anew.take("a", 2, 0.7, spec, core.streams["a"].mirror())
+    assert (anew.streams["a"].noise_version, anew.streams["a"].controller.s0) == (0, 0.7), "another life counts anew"
+
+
 def test_without_a_source_every_chunk_is_pure_noise() -> None:
     core = MotionCore()
     core.take("a", 1, 0.5, NoiseSpec(), pure_noise=1000)
@@ -158,6 +243,11 @@ def test_what_the_model_cannot_run_is_refused_with_what_it_can(steps: int, frame
     with pytest.raises(RefusedError, match=word):
         check_settings(NANO, steps, frames)
     check_settings(NANO, 4, 3)
+    few = replace(NANO, text_steps=(1000, 500))
+    with pytest.raises(RefusedError, match="1…2"):
+        check_settings(few, 3, 1, from_text=True)
+    with pytest.raises(RefusedError, match="leave noise out"):
+        check_settings(few, 2, 1, noise=0.5, from_text=True)
 
 
 @pytest.mark.parametrize(
