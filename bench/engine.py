@@ -105,7 +105,10 @@ def run_peer(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         records()
         if args.record
         else [
-            Record(s.model, s.width, s.height, s.steps, args.text_len, s.dtype, s.threads, s.compiled)
+            Record(
+                *(s.model, s.width, s.height, s.steps, args.text_len, s.dtype, s.threads, s.compiled),
+                words=args.text_len,
+            )
             for s in settings_of(args)
         ]
     )
@@ -120,8 +123,9 @@ def run_peer(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         results.append({**asdict(record), **asdict(b)})
         if not args.json:
             dtype = record.dtype + (", ours compiled" if record.compiled else "")
+            text = f"{record.words} of {record.text_len} × {record.text_dim}"
             print(
-                f"| {record.width}×{record.height} | {record.steps} | {record.text_len} | {dtype} | {record.threads} "
+                f"| {record.width}×{record.height} | {record.steps} | {text} | {dtype} | {record.threads} "
                 f"| {b.peer:.1f} ({b.least_peer:.1f}) | {b.engine:.1f} ({b.least_engine:.1f}) | {b.ratio:.2f} "
                 f"| {b.least_ratio:.2f} | {b.cpu_ratio:.2f} | {b.same:.1e}{'' if b.equal else ': NOT THE SAME NUMBERS'} |",
                 flush=True,
@@ -147,7 +151,9 @@ def main() -> None:
     parser.add_argument("--vae", type=_words, default=["own"], help="own, wan, taehv, tiny (rheo-tiny's widths)")
     parser.add_argument("--dtype", type=_words, default=["float32"])
     parser.add_argument("--threads", type=_numbers, default=[os.cpu_count() or 1])
-    parser.add_argument("--compile", type=_words, default=["off"], help="off, on: torch.compile on the DiT blocks")
+    parser.add_argument(
+        "--compile", type=_words, default=["off"], help="off, on: compiled pieces of blocks, graphs on a GPU"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ticks", type=int, default=20, help="timed ticks of every setting")
     parser.add_argument("--random", action="store_true", help="random weights even where trained ones are")

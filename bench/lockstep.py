@@ -34,16 +34,22 @@ class LockStep:
     """Streams × K items in one forward per tick, once the pipeline of steps is full."""
 
     def __init__(
-        self, spec: ModelSpec, stages: Sequence[Stage], size: tuple[int, int], steps: int, streams: int = 1
+        self,
+        spec: ModelSpec,
+        stages: Sequence[Stage],
+        size: tuple[int, int],
+        steps: int,
+        streams: int = 1,
+        prompt: Tensor | None = None,
     ) -> None:
-        """``size`` is (width, height) in pixels."""
+        """``size`` is (width, height) in pixels; ``prompt`` an embedding [text_len, text_dim], None: a random one."""
         rows, columns = spec.latent_size(*size)
         self.spec, self.stages, self.device = spec, list(stages), stages[0].device
         self.shape = (spec.latent_channels, rows, columns)
         self.timesteps = step_timesteps(spec.steps[0], spec.steps[:steps])
         self.plans = [StreamPlan.for_model(f"bench-{i}", 0, spec) for i in range(streams)]
         self.waiting: list[tuple[StreamPlan, Item, Tensor]] = []
-        embedding = torch.randn(spec.text_len, spec.text_dim)
+        embedding = torch.randn(spec.text_len, spec.text_dim) if prompt is None else prompt
         for plan, stage in itertools.product(self.plans, stages):
             stage.open(plan.stream, rows, columns)
             stage.set_prompt(plan.stream, 1, embedding)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.setting import Setting
+from shared.engine.compile import Speed
 from shared.engine.model.dit import Dit
 from shared.engine.model.loading import load_vae, random_vae_weights
 from shared.engine.plan.registry import model_folder
@@ -63,13 +64,14 @@ class Models:
         if self._stages is None or self._stages[0] != key:
             self._stages = None
             device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
+            fast = Speed.GRAPHS if device.type == "cuda" else Speed.COMPILED
+            speed = fast if setting.compiled else Speed.EAGER
             made: list[Stage] = []
             for blocks in split_blocks(spec.layers, setting.stages):
                 source = folder or RandomTensors(_shapes(spec, blocks), device, dtype)
-                made.append(Stage.load(spec, source, blocks, device, dtype))
-            if setting.compiled:
-                for stage in made:
-                    compile_blocks(stage)
+                stage = Stage.load(spec, source, blocks, device, dtype, speed=speed)
+                stage.tune(*spec.latent_size(setting.width, setting.height), setting.steps)
+                made.append(stage)
             self._stages = (key, made)
         return self._stages[1]
 
@@ -86,18 +88,6 @@ class Models:
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in AutoencoderKLWan().state_dict().items()}
         return load_vae(spec, RandomTensors(shapes, device, dtype), device, dtype)
-
-
-def compile_blocks(stage: Stage) -> None:
-    """torch.compile, with fixed shapes, what a block computes around its cache: norms, cross-attention and MLP.
-
-    The cache itself stays as it is: its places change with every forward.
-    """
-    # What earlier settings compiled would count towards the limit of recompilations.
-    torch.compiler.reset()
-    for block in stage.layers:
-        for part in (block.self_attn.norm_q, block.self_attn.norm_k, block.cross_attn, block.ffn):
-            part.compile(dynamic=False)
 
 
 def _shapes(spec: ModelSpec, blocks: range) -> dict[str, torch.Size]:

@@ -32,11 +32,11 @@ from shared.engine.model.lora import LoraError, LoraSet
 from shared.engine.model.packed import can_pack, pack, repack
 from shared.engine.model.prompt_pool import PromptPool
 from shared.engine.model.transfers import to_device, used_here
-from shared.engine.plan.items import Item, SlotOp, SlotOpKind, check_batch
+from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec
 from shared.engine.random import KeyedNoise, NoiseSource
-from shared.engine.stream_state import StageError, Streams, StreamState
+from shared.engine.stream_state import StageError, Streams, check_forward
 
 __all__ = ["Stage", "StageError", "StageMemory"]
 
@@ -223,7 +223,8 @@ class Stage:
         Returns the wire tensor [B, F·tokens, wire_width], or on the last stage x0 [B, T, C, h, w] float32.
         Raises StageError before anything was changed.
         """
-        pool, stream = self._check(items, x)
+        stream = check_forward(items, x, self._streams, self.spec, None if self.is_first else self.wire_width)
+        pool = self._streams.pool(*stream.size)
         context, frames = items[0].context, items[0].forward_frames
         rows, columns = stream.height // PATCH, stream.width // PATCH
         slots = [self._prepare(item, pool) for item in items]
@@ -317,43 +318,6 @@ class Stage:
             public_rule=self._public_rule,
             inputs_shape=(self.spec.latent_channels, height, width) if self.is_first else None,
         )
-
-    def _check(self, items: Sequence[Item], x: Tensor) -> tuple[KvPool, StreamState]:
-        """Everything that can be wrong with a batch, before any slot changes."""
-        if not items:
-            raise StageError("an empty batch")
-        first = self._streams.of(items[0].stream)
-        try:
-            check_batch(items)
-        except ValueError as error:
-            raise StageError(str(error)) from None
-        for item in items:
-            known = self._streams.of(item.stream)
-            if known.size != first.size:
-                raise StageError(f"streams {items[0].stream} and {item.stream} differ in size")
-            if missing := [version for version in item.prompts if version not in known.prompts]:
-                raise StageError(f"prompt {missing[0]} of stream {item.stream} is not ready on this stage")
-            most = self._room(item, known)
-            if item.forward_frames > most:
-                raise StageError(
-                    f"block {item.block} of stream {item.stream} has {item.forward_frames} frames, its slot takes {most}"
-                )
-        tokens = first.height * first.width // PATCH**2
-        shape = (
-            (len(items), items[0].frames, self.spec.latent_channels, first.height, first.width)
-            if self.is_first
-            else (len(items), items[0].forward_frames * tokens, self.wire_width)
-        )
-        if tuple(x.shape) != shape:
-            raise StageError(f"input is {list(x.shape)}, the batch needs {list(shape)}")
-        return self._streams.pool(first.height, first.width), first
-
-    def _room(self, item: Item, known: StreamState) -> int:
-        """Latent frames the item's slot can take: all of it while empty, else what is no sink."""
-        emptied = any(op.kind is SlotOpKind.RESET and op.slot == item.slot for op in item.ops)
-        if emptied or item.slot not in known.slots:
-            return self.spec.ring
-        return self.spec.ring - self.spec.sinks
 
     def _prepare(self, item: Item, pool: KvPool) -> int:
         """Carry out the item's operations; returns its pool slot."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from shared.engine.model.attention import ContextKv
 from shared.engine.model.kv_cache import KvPool
 from shared.engine.model.prompt_pool import PromptPool
-from shared.engine.plan.items import Item
-from shared.engine.plan.spec import PATCH
+from shared.engine.plan.items import Item, SlotOpKind, check_batch
+from shared.engine.plan.spec import PATCH, ModelSpec
 
 MAX_MIXES = 8
 """Mixtures of two prompts kept per stream: more than a stream has blocks under way."""
@@ -157,3 +157,48 @@ class Streams:
         entries = len(known.prompts) + len(known.mixes)
         prompts = self.prompts.nbytes() // self.prompts.keys.shape[1] * entries
         return prompts + (self.pool(*known.size).slot_bytes() * len(known.slots) if known.slots else 0)
+
+
+def check_forward(
+    items: Sequence[Item], x: Tensor, streams: Streams, spec: ModelSpec, wire_width: int | None
+) -> StreamState:
+    """Everything that can be wrong with a batch, before any slot changes. Returns the state of its first stream.
+
+    x is what the stage was given: latents [B, T, C, h, w], or with a ``wire_width`` the stage before's [B, F·tokens,
+    wire_width]. Raises StageError.
+    """
+    if not items:
+        raise StageError("an empty batch")
+    first = streams.of(items[0].stream)
+    try:
+        check_batch(items)
+    except ValueError as error:
+        raise StageError(str(error)) from None
+    for item in items:
+        known = streams.of(item.stream)
+        if known.size != first.size:
+            raise StageError(f"streams {items[0].stream} and {item.stream} differ in size")
+        if missing := [version for version in item.prompts if version not in known.prompts]:
+            raise StageError(f"prompt {missing[0]} of stream {item.stream} is not ready on this stage")
+        most = _room(item, known, spec)
+        if item.forward_frames > most:
+            raise StageError(
+                f"block {item.block} of stream {item.stream} has {item.forward_frames} frames, its slot takes {most}"
+            )
+    tokens = first.height * first.width // PATCH**2
+    shape = (
+        (len(items), items[0].frames, spec.latent_channels, *first.size)
+        if wire_width is None
+        else (len(items), items[0].forward_frames * tokens, wire_width)
+    )
+    if tuple(x.shape) != shape:
+        raise StageError(f"input is {list(x.shape)}, the batch needs {list(shape)}")
+    return first
+
+
+def _room(item: Item, known: StreamState, spec: ModelSpec) -> int:
+    """Latent frames the item's slot can take: all of it while empty, else what is no sink."""
+    emptied = any(op.kind is SlotOpKind.RESET and op.slot == item.slot for op in item.ops)
+    if emptied or item.slot not in known.slots:
+        return spec.ring
+    return spec.ring - spec.sinks

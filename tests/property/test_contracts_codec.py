@@ -69,6 +69,8 @@ SMALL = {
     "frames_per_block": st.integers(1, 3),
     "deadline_ms": st.integers(50, 60_000),
     "frames": st.integers(0, 1000),
+    "paused": st.none(),  # it comes alone
+    "blend_chunks": st.integers(0, 64),
     "shape": st.lists(st.integers(0, 12), max_size=8).map(tuple).filter(lambda shape: math.prod(shape) <= 1 << 27),
     "dtype": st.sampled_from(sorted(DTYPE_BYTES)),
 }
@@ -77,7 +79,15 @@ SMALL = {
 
 def messages(message: type[Wire]) -> st.SearchStrategy[Wire]:
     """Valid messages of a type."""
-    limited = message.__name__ in ("StreamSpec", "StreamPatch", "FileSource", "PatternSource", "Mp4Sink", "TensorRef")
+    limited = message.__name__ in (
+        "StreamSpec",
+        "StreamPatch",
+        "FileSource",
+        "PatternSource",
+        "NoSource",
+        "Mp4Sink",
+        "TensorRef",
+    )
     fields = {
         name: SMALL[name] if limited and name in SMALL else values(field.annotation)
         for name, field in message.model_fields.items()

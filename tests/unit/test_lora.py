@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from services.worker.settings import Settings
+from shared.engine.model.loading import random_dit_weights
 from shared.engine.model.lora import Lora, LoraError, LoraSet
+from shared.engine.model.packed import repack
 from shared.engine.stage import Stage
 from tests.support.engine import NANO, item, latents, open_on, run
 
@@ -30,7 +32,8 @@ def one_thread() -> None:
 
 
 def weights_of(stage: Stage) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in stage.model.state_dict().items()}
+    """Copies of the stage's weights; the joined projections are views of their parts."""
+    return {n: t.clone() for n, t in stage.model.state_dict().items() if ".qkv." not in n}
 
 
 def factors(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -105,10 +108,12 @@ def test_a_stage_reads_the_factors_of_its_own_blocks_only_and_computes_alike() -
     read: list[str] = []
     whole, parts = Stage.random(NANO), [Stage.random(NANO, blocks) for blocks in (range(2), range(2, 3))]
     LoraSet([Lora.open(NANO, as_layout("peft"))]).apply(whole.model, [1.0])
+    repack(whole.model)
     for stage in parts:
         lora = Lora.open(NANO, as_layout("peft"))
         watched = type(lora.weights)(lora.weights.source, lora.weights.entries, None, lambda name, _: read.append(name))
         LoraSet([Lora(watched, lora.changes)], keep_base=False).apply(stage.model, [1.0])
+        repack(stage.model)
         assert not any(f"blocks.{i}." in name for name in read for i in range(3) if i not in stage.blocks)
         read.clear()
     x = latents(0, 2)[None]
@@ -174,6 +179,28 @@ def test_what_does_not_fit_is_named() -> None:
         fixed.apply(stage.model, [0.0])
     with pytest.raises(LoraError, match="2 scales for 1 LoRAs"):
         LoraSet([opened({})]).apply(stage.model, [1.0, 2.0])
+
+
+def test_a_stage_takes_other_scales_while_it_serves(tmp_path: Path) -> None:
+    path = tmp_path / "style.safetensors"
+    save_file({n: t.contiguous() for n, t in as_layout("peft", None).items()}, path)
+    weights = random_dit_weights(NANO, range(NANO.layers))
+
+    def fresh(scale: float) -> Tensor:
+        stage = Stage.load(NANO, weights, loras=[(path, scale)])
+        open_on([stage], "a")
+        return run([stage], [item("a", 0)], latents(0, 2)[None])
+
+    stage = Stage.load(NANO, weights, loras=[(path, 1.0)])
+    open_on([stage], "a")
+    for scale in (0.3, 0.0, 1.0):
+        stage.scale_loras([scale])
+        assert torch.equal(run([stage], [item("a", 0)], latents(0, 2)[None]), fresh(scale)), "prompts are made anew too"
+    assert not torch.allclose(fresh(1.0), fresh(0.0), atol=1e-2)
+    with pytest.raises(LoraError, match="2 scales for 1"):
+        stage.scale_loras([1.0, 2.0])
+    with pytest.raises(LoraError, match="none was loaded"):
+        Stage.load(NANO, weights).scale_loras([1.0])
 
 
 def test_the_setting_lists_paths_and_scales() -> None:
