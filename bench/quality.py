@@ -44,10 +44,14 @@ PROMPTS = {
     "thermal": "thermal camera",
     "sepia": "an old sepia photograph",
     "night vision": "night vision goggles",
-    "comic": "pop art comic",
+    "comic": "a comic book",
     "watercolour": "a soft watercolour painting",
     "vaporwave": "vaporwave, pink and teal",
     "x-ray": "an x-ray picture",
+    "pixel art": "8-bit pixel art",
+    "pop art": "a pop art poster",
+    "aurora": "aurora borealis",
+    "stained glass": "a stained glass window",
 }
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from shared.engine.model.tiny_vae import LEAD, MemBlock, TGrow, TinyVae
 from training.filters import FILTERS, NO_STYLE, stylise
 from training.linear_decoder import start_decoder
-from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, measure
+from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, markov_clips, measure
 from training.muon import Muon
 from training.pool import build_pool
 from training.runs import (
@@ -38,9 +38,10 @@ from training.runs import (
     write_weights,
 )
 
-WIDTHS, ENCODER_WIDTH = (96, 48, 16, 16), 16
+WIDTHS, CHANNELS = (96, 48, 16, 16), 48
+"""The decoder's widths; the latents' channels, and as many the encoder's."""
 SHAPES = ((4, 9, 96, 96), (2, 17, 96, 96), (3, 9, 96, 128))
-LATENT_GAIN = 2.2
+LATENT_GAIN = 3.5
 """Root mean square of the latents that the DiT sees, where the noise has 1. More of the picture survives the same noise."""
 STYLES = tuple(name for name in FILTERS if name != NO_STYLE)
 
@@ -123,7 +124,10 @@ def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Pat
         )
         return measure(vae)
     video = torch.cat([mixed_batch(pool, rng, (4, 8, 128, 192)) for _ in range(24)])
-    code = fit(vae, video)
+    fit(vae, torch.cat([video, markov_clips((16, *video.shape[1:]), 1)]))
+    for parameter in vae.encoder.parameters():  # as it is published, so that training sees the code that is served
+        parameter.data.copy_(parameter.data.half())
+    code = measure(vae)
     mean, scale = amplitudes(vae, code, video[:, :5], LATENT_GAIN)
     write_text(run / "latents.json", json.dumps({"mean": mean, "scale": scale}))
     write_weights(run / "vae.safetensors", vae.state_dict())
@@ -151,7 +155,7 @@ def train(args: argparse.Namespace) -> None:
     step, spent = (state["step"], state["spent"]) if state else (0, 0.0)
     rng = np.random.default_rng([args.seed, step])
     pool = ClipPool(path, rng)
-    vae = TinyVae(WIDTHS, ENCODER_WIDTH)
+    vae = TinyVae(WIDTHS, CHANNELS, CHANNELS)
     initialise(vae)
     if state:
         vae.load_state_dict(state["vae"])
@@ -179,7 +183,7 @@ def train(args: argparse.Namespace) -> None:
         video = mixed_batch(pool, rng, SHAPES[step % len(SHAPES)])
         with torch.no_grad():
             z = code.encode(video)
-            level = torch.rand(len(video), 1, 1, 1, 1) * 0.6 * (torch.rand(len(video), 1, 1, 1, 1) < 0.8)
+            level = torch.rand(len(video), 1, 1, 1, 1) * 0.6 * (torch.rand(len(video), 1, 1, 1, 1) < 0.6)
             z = z + level * scale * torch.randn_like(z)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             made = vae.decode_unclamped(z)
