@@ -43,6 +43,7 @@ WIDTHS, CHANNELS = (96, 48, 16, 16), 48
 SHAPES = ((4, 9, 96, 96), (2, 17, 96, 96), (3, 9, 96, 128))
 LATENT_GAIN = 3.5
 """Root mean square of the latents that the DiT sees, where the noise has 1. More of the picture survives the same noise."""
+NOISE_SHARE, STYLED_SHARE = 0.2, 0.45
 STYLES = tuple(name for name in FILTERS if name != NO_STYLE)
 
 
@@ -88,10 +89,14 @@ def picture_loss(made: Tensor, true: Tensor) -> Tensor:
 
 
 def mixed_batch(pool: ClipPool, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Tensor:
-    """Clips of which about 55 % show one of the styles."""
+    """Clips of which about a half show one of the styles, and some are noise that no one drew (``markov_clips``)."""
     video = pool.draw(*shape)
     for i in range(len(video)):
-        if rng.random() < 0.55:
+        kind = rng.random()
+        if kind < NOISE_SHARE:
+            time, space = float(rng.uniform(0.75, 0.97)), float(rng.uniform(0.8, 0.97))
+            video[i] = markov_clips((1, *video.shape[1:]), int(rng.integers(2**31)), time, space)[0].clamp(0, 1)
+        elif kind < NOISE_SHARE + STYLED_SHARE:
             video[i] = stylise(STYLES[rng.integers(len(STYLES))], video[i])
     return video
 
