@@ -13,6 +13,7 @@ from services.worker.device_thread import DeviceThread
 from services.worker.handlers import Handlers
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
+from services.worker.timeline import Timeline, timeline_for
 from shared.bus.port import BusError
 from shared.lifecycle import Context, run_service
 
@@ -33,11 +34,12 @@ class Worker:
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> Timeline:
         """In the device thread: thread counts come from the launcher (rule 12)."""
         threads = self._settings.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
+        return timeline_for(self._runtime.device)
 
     async def start(self) -> None:
         """Load and warm up in the device thread, then take work."""

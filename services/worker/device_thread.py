@@ -1,8 +1,13 @@
-"""The one thread that drives the device. The event loop hands it jobs and gets results back; it never touches messages."""
+"""The one thread that drives the device. The event loop hands it jobs and gets results back; it never touches messages.
+
+On a GPU it runs ahead of the device, by at most :data:`MAX_AHEAD` jobs per lane; one more thread per lane waits for the ends of
+jobs and hands their results on in the lane's order (:mod:`services.worker.timeline`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.worker.core import Job, JobQueue, Rank
+from services.worker.timeline import HostTimeline, Mark, Timeline, lane_of
+
+MAX_AHEAD = 4
+"""Jobs of a lane that may be enqueued on the device and not done: enough to keep it busy, few enough to stay in order."""
 
 
 class QueueFullError(RuntimeError):
@@ -33,20 +42,35 @@ class _DeviceWork:
     done: Callable[[Outcome], None]
 
 
-class DeviceThread:
-    """Runs jobs one at a time, in the order :class:`JobQueue` picks them."""
+@dataclass(frozen=True, slots=True)
+class _Enqueued:
+    """A job whose device work is under way."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, prepare: Callable[[], None], size: int = 256) -> None:
+    job: Job[_DeviceWork]
+    value: Any
+    mark: Mark
+
+
+class DeviceThread:
+    """Runs jobs one at a time, in the order :class:`JobQueue` picks them.
+
+    ``prepare`` runs first in the thread and returns the device's timeline, or None for a CPU's.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, prepare: Callable[[], Timeline | None], size: int = 256
+    ) -> None:
         self._loop = loop
         self._prepare = prepare
         self._jobs: JobQueue[_DeviceWork] = JobQueue(size)
         self._wake = threading.Condition()
         self._stopping = False
         self._busy_s = 0.0
+        self._ahead: dict[str, queue.Queue[_Enqueued | None]] = {}
         self._thread = threading.Thread(target=self._main, name="device", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; ``prepare`` runs first in it (thread counts, device choice)."""
+        """Start the thread."""
         self._thread.start()
 
     @property
@@ -96,21 +120,54 @@ class DeviceThread:
             self._thread.join(timeout_s)
 
     def _main(self) -> None:
-        self._prepare()
+        timeline: Timeline = self._prepare() or HostTimeline()
+        finishers: list[threading.Thread] = []
+        for lane in timeline.lanes:
+            self._ahead[lane] = queue.Queue(MAX_AHEAD)
+            finisher = threading.Thread(
+                target=self._finish, args=(self._ahead[lane],), name=f"{lane}-ends", daemon=True
+            )
+            finisher.start()
+            finishers.append(finisher)
         while (job := self._next()) is not None:
-            started_ns, begin = time.time_ns(), time.perf_counter()
-            value, error = None, None
+            self._run(job, timeline)
+        for ends in self._ahead.values():
+            ends.put(None)
+        for finisher in finishers:
+            finisher.join()
+
+    def _run(self, job: Job[_DeviceWork], timeline: Timeline) -> None:
+        started_ns, begin = time.time_ns(), time.perf_counter()
+        lane = lane_of(job.rank)
+        try:
+            value, mark = timeline.mark(lane, job.work.run)
+        except Exception as error:
+            self._hand_on(job, None, error, started_ns, (time.perf_counter() - begin) * 1e3)
+            return
+        if mark is None:
+            self._hand_on(job, value, None, started_ns, (time.perf_counter() - begin) * 1e3)
+        else:
+            self._ahead[lane].put(_Enqueued(job, value, mark))  # waits while the device is far behind
+
+    def _finish(self, ends: queue.Queue[_Enqueued | None]) -> None:
+        """Wait for one lane's jobs, in order."""
+        while (enqueued := ends.get()) is not None:
             try:
-                value = job.work.run()
-            except Exception as caught:
-                error = caught
-            elapsed = time.perf_counter() - begin
-            self._busy_s += elapsed
-            outcome = Outcome(value, error, started_ns, (started_ns - job.queued_ns) / 1e6, elapsed * 1e3)
-            try:
-                self._loop.call_soon_threadsafe(job.work.done, outcome)
-            except RuntimeError:  # the loop has closed: nobody is left to tell
-                return
+                took_ms = enqueued.mark.wait()
+            except Exception as error:  # a kernel failed: everything the device has done since is in doubt
+                self._hand_on(enqueued.job, None, error, time.time_ns(), 0.0)
+                continue
+            self._hand_on(enqueued.job, enqueued.value, None, time.time_ns() - int(took_ms * 1e6), took_ms)
+
+    def _hand_on(
+        self, job: Job[_DeviceWork], value: Any, error: Exception | None, started_ns: int, took_ms: float
+    ) -> None:
+        self._busy_s += took_ms / 1e3
+        outcome = Outcome(value, error, started_ns, (started_ns - job.queued_ns) / 1e6, took_ms)
+        try:
+            self._loop.call_soon_threadsafe(job.work.done, outcome)
+        except RuntimeError:  # the loop has closed: nobody is left to tell
+            self._stopping = True
 
     def _next(self) -> Job[_DeviceWork] | None:
         with self._wake:

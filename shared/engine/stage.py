@@ -1,51 +1,52 @@
 """One worker's DiT blocks: a batch of items of several streams and steps in one forward.
 
 The first stage takes latents and noises them, every stage carries out the items' slot operations and runs its blocks, the
-last one returns x0 and re-noises what has steps left. A single stage does all of it.
+last one returns x0 and re-noises what has steps left. A single stage does all of it. This file prepares a forward on the
+host; what then runs on the device is :mod:`shared.engine.forward`.
 
-Between stages a batch travels as one tensor [B, T·tokens, width]: the activations, and behind them the noisy latents x_t of the
-same tokens as the raw bytes of float32, because the last stage needs x_t exactly (x0 = x_t − σ·v).
+Between stages a batch travels as one tensor [B, F·tokens, width]: the activations, and behind them the noisy latents x_t of the
+same tokens as the raw bytes of float32, because the last stage needs x_t exactly (x0 = x_t − σ·v). F is T, or more where
+an item runs its window along (a re-cache).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from shared.engine.model.attention import ContextKv
+from shared.engine.compile import Speed, make_forward
+from shared.engine.forward import StepForward, StepInputs
+from shared.engine.model.attention import Kernel
+from shared.engine.model.cache_run import CacheRun
 from shared.engine.model.dit import Dit, patchify, unpatchify
-from shared.engine.model.kv_cache import CacheRun, KvPool, SlotCopy
+from shared.engine.model.fp8 import parameter_bytes, to_fp8
+from shared.engine.model.kernels import KernelName, fastest_kernel, kernel_of
+from shared.engine.model.kv_cache import KvPool, SlotCopy
 from shared.engine.model.loading import load_dit, random_dit_weights
+from shared.engine.model.prompt_pool import PromptPool
+from shared.engine.model.transfers import to_device, used_here
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind, check_batch
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec
 from shared.engine.random import KeyedNoise, NoiseSource
+from shared.engine.stream_state import StageError, Streams, StreamState
 
-
-class StageError(RuntimeError):
-    """A batch this stage cannot run: an unknown stream, prompt or shape. The message says which."""
-
-
-@dataclass(slots=True)
-class _Stream:
-    height: int
-    width: int
-    slots: dict[int, int] = field(default_factory=dict)
-    prompts: dict[int, list[ContextKv]] = field(default_factory=dict)
+__all__ = ["Stage", "StageError", "StageMemory"]
 
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """Bytes held by a stage, and the KV slots in use."""
+    """Bytes held by a stage, and the KV slots in use. ``streams`` is what each stream holds of kv and prompts."""
 
     weights: int
     kv: int
     prompts: int
     slots: int
+    streams: Mapping[str, int]
 
 
 class Stage:
@@ -58,14 +59,21 @@ class Stage:
         noise: NoiseSource | None = None,
         max_slots: int = 4096,
         public_rule: bool = False,
+        speed: Speed = Speed.EAGER,
+        fp8: bool = False,
     ) -> None:
         self.model, self.spec, self.blocks = model, model.spec, model.range
         self.layers = model.layers()
+        model.fuse()
+        if fp8:
+            to_fp8(model)
         self.device, self.dtype = model.time_weight.device, model.time_weight.dtype
         self._noise: NoiseSource = noise or KeyedNoise()
         self._max_slots, self._public_rule = max_slots, public_rule
-        self._streams: dict[str, _Stream] = {}
-        self._pools: dict[tuple[int, int], KvPool] = {}
+        prompts = PromptPool(self.spec, len(self.layers), self.device, self.dtype)
+        self._streams = Streams(prompts, self._make_pool)
+        self._speed = speed
+        self._use(kernel_of(KernelName.FUSED))
 
     @classmethod
     def load(
@@ -79,14 +87,17 @@ class Stage:
         noise: NoiseSource | None = None,
         max_slots: int = 4096,
         public_rule: bool = False,
+        speed: Speed = Speed.EAGER,
+        fp8: bool = False,
     ) -> Stage:
         """A stage of these blocks (default: all), from a model folder, a safetensors file or a state dict.
 
         ``public_rule`` reproduces the public code's choice of ring places, faults included, to replay its recordings.
-        Raises WeightsError, FileNotFoundError.
+        ``speed`` says how forwards run, ``fp8`` turns the blocks' products into 8-bit ones; both raise ValueError where the
+        device cannot. Raises WeightsError, FileNotFoundError.
         """
         model = load_dit(spec, source, range(spec.layers) if blocks is None else blocks, device, dtype)
-        return cls(model, noise=noise, max_slots=max_slots, public_rule=public_rule)
+        return cls(model, noise=noise, max_slots=max_slots, public_rule=public_rule, speed=speed, fp8=fp8)
 
     @classmethod
     def random(
@@ -96,10 +107,12 @@ class Stage:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        speed: Speed = Speed.EAGER,
     ) -> Stage:
         """A stage with random weights that depend on the seed only: any split of the blocks computes the same."""
         blocks = range(spec.layers) if blocks is None else blocks
-        return cls.load(spec, random_dit_weights(spec, blocks, seed), blocks, device, dtype)
+        return cls.load(spec, random_dit_weights(spec, blocks, seed), blocks, device, dtype, speed=speed)
 
     @property
     def is_first(self) -> bool:
@@ -116,30 +129,20 @@ class Stage:
         """Channels of the tensor that travels to the next stage."""
         return self.spec.dim + self._latent_channels
 
+    # --- streams and prompts -----------------------------------------------------------------------------------------
+
     def open(self, stream: str, latent_height: int, latent_width: int) -> None:
         """Make the stream known, with empty slots. An open stream is reset; its prompts stay."""
-        if latent_height % PATCH or latent_width % PATCH or min(latent_height, latent_width) < PATCH:
-            raise StageError(
-                f"stream {stream}: {latent_height}×{latent_width} latents are no multiple of the patch {PATCH}"
-            )
-        known = self._streams.get(stream)
-        prompts = known.prompts if known else {}
-        self._release(stream)
-        self._streams[stream] = _Stream(latent_height, latent_width, prompts=prompts)
+        self._streams.open(stream, latent_height, latent_width)
 
     def close(self, stream: str) -> None:
         """Forget the stream and free its slots. Unknown streams are no error."""
-        self._release(stream)
-        known = self._streams.pop(stream, None)
-        pool = self._pools.get((known.height, known.width)) if known else None
-        if known and pool and pool.idle and len(self._pools) > 1:
-            # Sizes come and go; the last one used keeps its memory for the next stream.
-            del self._pools[known.height, known.width]
+        self._streams.close(stream)
 
     def reset(self) -> None:
         """Every stream's slots become empty; streams and prompts stay."""
-        for stream in self._streams:
-            self._release(stream)
+        for stream in self._streams.states:
+            self._streams.empty(stream)
 
     @torch.inference_mode()
     def set_prompt(self, stream: str, version: int, embedding: Tensor) -> None:
@@ -152,16 +155,35 @@ class Stage:
                 f"prompt {version} of stream {stream} is {list(embedding.shape)}, "
                 f"the model needs {[self.spec.text_len, self.spec.text_dim]}"
             )
-        self._stream(stream).prompts[version] = self.model.context_kv(embedding.to(self.device)[None])
+        self._streams.of(stream)
+        there = embedding.ne(0).any(1).nonzero()
+        words = int(there.max()) + 1 if len(there) else 0
+        self._streams.put_prompt(stream, version, self.model.context_kv(embedding.to(self.device)[None]), words)
 
     def has_prompt(self, stream: str, version: int) -> bool:
         """Whether items of the stream may use this prompt version."""
-        return stream in self._streams and version in self._streams[stream].prompts
+        return stream in self._streams.states and version in self._streams.states[stream].prompts
 
     def drop_prompts(self, stream: str, keep: set[int]) -> None:
         """Forget all prompt versions of the stream but these."""
-        known = self._stream(stream)
-        known.prompts = {version: kv for version, kv in known.prompts.items() if version in keep}
+        self._streams.keep_prompts(stream, keep)
+
+    # --- forwards ----------------------------------------------------------------------------------------------------
+
+    def tune(self, latent_height: int, latent_width: int, items: int = 1) -> str:
+        """Measure which attention kernel is fastest at this size and use it; returns its name. Waits for the device."""
+        tokens = latent_height * latent_width // PATCH**2
+        name = fastest_kernel(
+            self.device,
+            self.dtype,
+            batch=items,
+            length=tokens,
+            keys=tokens * self.spec.ring,
+            heads=self.spec.heads,
+            head_dim=self.spec.head_dim,
+        )
+        self._use(kernel_of(name))
+        return name.value
 
     @torch.inference_mode()
     def run(self, items: Sequence[Item], x: Tensor) -> Tensor:
@@ -169,29 +191,34 @@ class Stage:
 
         x: on the first stage latents [B, T, C, h, w]: of step 0 clean source latents, which are noised here with
         ε·s + x·(1−s), of later steps what :meth:`renoise` returned; on others the previous stage's result.
-        Returns the wire tensor [B, T·tokens, wire_width], or on the last stage x0 [B, T, C, h, w] float32.
+        Returns the wire tensor [B, F·tokens, wire_width], or on the last stage x0 [B, T, C, h, w] float32.
         Raises StageError before anything was changed.
         """
         pool, stream = self._check(items, x)
-        frames, rows, columns = items[0].frames, stream.height // PATCH, stream.width // PATCH
+        context, frames = items[0].context, items[0].forward_frames
+        rows, columns = stream.height // PATCH, stream.width // PATCH
         slots = [self._prepare(item, pool) for item in items]
-        starts = [item.start_frame for item in items]
-        cache = CacheRun(pool, slots, frames, [item.first_latent for item in items], starts)
-        rope = self.model.rope.table(starts, frames, rows, columns, self.device)
-        e, e6 = self.model.times([[float(item.timestep)] for item in items])
-        prompts = self._contexts(items)
+        starts = [item.start_frame - context for item in items]
         if self.is_first:
-            noisy = self._noised(items, x)
-            hidden = self.model.patches(noisy)
+            hidden, noisy = None, self._noised(items, x)
+            pool.keep(slots, noisy)
+            if context:
+                noisy = pool.kept(slots, frames)
         else:
-            hidden, noisy = self._unpack(x.to(self.device), rows, columns)
-        for index, block in enumerate(self.layers):
-            hidden = block(hidden, e6, rope, cache.bound(index), prompts[index])
-        cache.finish()
-        if not self.is_last:
-            return self._pack(hidden, noisy)
-        flow = self.model.flow(hidden, e, rows, columns)
-        return noisy - self._per_item([self._sigma(item.timestep) for item in items]) * flow
+            hidden, noisy = self._unpack(to_device(used_here(x), self.device), rows, columns)
+        entries = [self._streams.prompt_of(item) for item in items]
+        step = StepInputs(
+            noisy=noisy,
+            hidden=hidden,
+            waves=self.model.waves([[float(item.timestep)] for item in items]),
+            turn=self.model.rope.turn(starts, frames).to(self.device, non_blocking=True),
+            sigma=self._per_item([self._sigma(item.timestep) for item in items]),
+            prompts=entries[0] if len(set(entries)) == 1 else torch.tensor(entries).to(self.device, non_blocking=True),
+            cache=CacheRun(pool, slots, frames, [item.first_latent - context for item in items], starts, self._kernel),
+            frames=items[0].frames,
+        )
+        y = self._forward(step)
+        return y if self.is_last else self._pack(y, noisy)
 
     @torch.inference_mode()
     def renoise(self, items: Sequence[Item], x0: Tensor) -> Tensor:
@@ -200,153 +227,132 @@ class Stage:
         if any(t is None for t in later):
             raise StageError("renoise: an item has no step left")
         sigma = self._per_item([self._sigma(t) for t in later if t is not None])
-        noise = self._noise.draw(items, 1, _frame_shape(x0)).to(self.device, non_blocking=True)
+        noise = to_device(self._noise.draw(items, 1, _frame_shape(x0)), self.device)
         return (1 - sigma) * x0.to(self.device, torch.float32) + sigma * noise
+
+    # --- what is held ------------------------------------------------------------------------------------------------
 
     def reserve(self, latent_height: int, latent_width: int, slots: int) -> None:
         """Allocate this many slots of a size ahead of time. Raises NoSlotError beyond ``max_slots``."""
-        self._pool(latent_height, latent_width).reserve(slots)
+        self._streams.pool(latent_height, latent_width).reserve(slots)
 
     @torch.inference_mode()
     def copy_out(self, stream: str) -> dict[int, SlotCopy]:
         """The stream's slots by step index, copied to the host: with them another stage of these blocks goes on equally."""
-        known = self._stream(stream)
-        return {step: self._pool(known.height, known.width).copy_out(slot) for step, slot in known.slots.items()}
+        known = self._streams.of(stream)
+        return {step: self._streams.pool(*known.size).copy_out(slot) for step, slot in known.slots.items()}
 
     @torch.inference_mode()
     def copy_in(self, stream: str, slots: Mapping[int, SlotCopy]) -> None:
         """The open stream's slots become these. Raises StageError when they are of another size or other blocks."""
-        known = self._stream(stream)
-        pool = self._pool(known.height, known.width)
+        known = self._streams.of(stream)
+        pool = self._streams.pool(*known.size)
         shape = (pool.blocks, self.spec.ring, pool.tokens, self.spec.dim)
         if wrong := [tuple(copy.keys.shape) for copy in slots.values() if tuple(copy.keys.shape) != shape]:
             raise StageError(f"slots of stream {stream} are {list(wrong[0])}, this stage has {list(shape)}")
-        self._release(stream)
+        self._streams.empty(stream)
         for step, copy in sorted(slots.items()):
-            pool.copy_in(self._slot(stream, step, pool), copy)
+            pool.copy_in(self._streams.slot(stream, step), copy)
 
     def memory(self) -> StageMemory:
         """What this stage holds now."""
-        tensors = [t for s in self._streams.values() for kvs in s.prompts.values() for kv in kvs for t in kv]
+        storages = dict(parameter_bytes(p) for p in self.model.parameters())
+        states = self._streams.states
         return StageMemory(
-            weights=sum(p.numel() * p.element_size() for p in self.model.parameters()),
-            kv=sum(pool.nbytes() for pool in self._pools.values()),
-            prompts=sum(t.numel() * t.element_size() for t in tensors),
-            slots=sum(len(s.slots) for s in self._streams.values()),
+            weights=sum(storages.values()),
+            kv=sum(pool.nbytes() for pool in self._streams.pools),
+            prompts=self._streams.prompts.nbytes(),
+            slots=sum(len(s.slots) for s in states.values()),
+            streams={stream: self._streams.nbytes(stream) for stream in states},
         )
 
     def sinks(self, stream: str) -> dict[int, Tensor]:
         """Per step index: the latent index in every ring place, [blocks, ring] on the host, −1 where none is. Waits."""
-        known = self._stream(stream)
-        pool = self._pools.get((known.height, known.width))
-        return {} if pool is None else {k: pool.rule.latents[:, slot].cpu() for k, slot in known.slots.items()}
+        return self._streams.latents(stream)
 
-    def _stream(self, stream: str) -> _Stream:
-        try:
-            return self._streams[stream]
-        except KeyError:
-            raise StageError(f"stream {stream} is not open on this stage") from None
+    # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _release(self, stream: str) -> None:
-        known = self._streams.get(stream)
-        if known is None:
-            return
-        for slot in known.slots.values():
-            self._pools[known.height, known.width].give_back(slot)
-        known.slots = {}
+    def _use(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        forward = StepForward(self.model, self._streams.prompts, kernel)
+        self._forward = make_forward(forward, self._speed, self.device)
 
-    def _check(self, items: Sequence[Item], x: Tensor) -> tuple[KvPool, _Stream]:
+    def _make_pool(self, height: int, width: int) -> KvPool:
+        return KvPool(
+            self.spec,
+            len(self.layers),
+            height * width // PATCH**2,
+            self.device,
+            self.dtype,
+            max_slots=self._max_slots,
+            public_rule=self._public_rule,
+            inputs_shape=(self.spec.latent_channels, height, width) if self.is_first else None,
+        )
+
+    def _check(self, items: Sequence[Item], x: Tensor) -> tuple[KvPool, StreamState]:
         """Everything that can be wrong with a batch, before any slot changes."""
         if not items:
             raise StageError("an empty batch")
-        first = self._stream(items[0].stream)
-        frames = items[0].frames
+        first = self._streams.of(items[0].stream)
         try:
             check_batch(items)
         except ValueError as error:
             raise StageError(str(error)) from None
         for item in items:
-            known = self._stream(item.stream)
-            if (known.height, known.width) != (first.height, first.width):
+            known = self._streams.of(item.stream)
+            if known.size != first.size:
                 raise StageError(f"streams {items[0].stream} and {item.stream} differ in size")
-            if item.prompt_version not in known.prompts:
-                raise StageError(f"prompt {item.prompt_version} of stream {item.stream} is not ready on this stage")
+            if missing := [version for version in item.prompts if version not in known.prompts]:
+                raise StageError(f"prompt {missing[0]} of stream {item.stream} is not ready on this stage")
             most = self._room(item, known)
-            if frames > most:
+            if item.forward_frames > most:
                 raise StageError(
-                    f"block {item.block} of stream {item.stream} has {frames} frames, its slot takes {most}"
+                    f"block {item.block} of stream {item.stream} has {item.forward_frames} frames, its slot takes {most}"
                 )
         tokens = first.height * first.width // PATCH**2
-        c = self.spec.latent_channels
         shape = (
-            (len(items), frames, c, first.height, first.width)
+            (len(items), items[0].frames, self.spec.latent_channels, first.height, first.width)
             if self.is_first
-            else (len(items), frames * tokens, self.wire_width)
+            else (len(items), items[0].forward_frames * tokens, self.wire_width)
         )
         if tuple(x.shape) != shape:
             raise StageError(f"input is {list(x.shape)}, the batch needs {list(shape)}")
-        return self._pool(first.height, first.width), first
+        return self._streams.pool(first.height, first.width), first
 
-    def _room(self, item: Item, known: _Stream) -> int:
+    def _room(self, item: Item, known: StreamState) -> int:
         """Latent frames the item's slot can take: all of it while empty, else what is no sink."""
         emptied = any(op.kind is SlotOpKind.RESET and op.slot == item.slot for op in item.ops)
         if emptied or item.slot not in known.slots:
             return self.spec.ring
         return self.spec.ring - self.spec.sinks
 
-    def _pool(self, height: int, width: int) -> KvPool:
-        if (height, width) not in self._pools:
-            self._pools[height, width] = KvPool(
-                self.spec,
-                len(self.layers),
-                height * width // PATCH**2,
-                self.device,
-                self.dtype,
-                max_slots=self._max_slots,
-                public_rule=self._public_rule,
-            )
-        return self._pools[height, width]
-
-    def _slot(self, stream: str, step: int, pool: KvPool) -> int:
-        slots = self._streams[stream].slots
-        if step not in slots:
-            slots[step] = pool.take(slots.get(step - 1))
-        return slots[step]
-
     def _prepare(self, item: Item, pool: KvPool) -> int:
         """Carry out the item's operations; returns its pool slot."""
         for op in item.ops:
             self._operate(item.stream, op, pool)
-        return self._slot(item.stream, item.slot, pool)
+        return self._streams.slot(item.stream, item.slot)
 
     def _operate(self, stream: str, op: SlotOp, pool: KvPool) -> None:
-        slot = self._slot(stream, op.slot, pool)
+        slot = self._streams.slot(stream, op.slot)
         if op.kind is SlotOpKind.RESET:
             pool.reset(slot)
         elif op.kind is SlotOpKind.FORK:
-            pool.fork(self._slot(stream, op.source, pool), slot)
+            pool.fork(self._streams.slot(stream, op.source), slot)
         else:
             pool.rerotate(slot, self.model.rope.shift(op.frames, self.device))
 
-    def _contexts(self, items: Sequence[Item]) -> list[ContextKv]:
-        """Per block the items' prompt K/V; one prompt for all is not copied."""
-        used = [self._streams[item.stream].prompts[item.prompt_version] for item in items]
-        if all(kv is used[0] for kv in used):
-            return used[0]
-        return [
-            (torch.cat([kv[i][0] for kv in used]), torch.cat([kv[i][1] for kv in used]))
-            for i in range(len(self.layers))
-        ]
-
     def _noised(self, items: Sequence[Item], x: Tensor) -> Tensor:
         """Step 0's items noised by their s; later steps' as they are. float32."""
-        x = x.to(self.device, torch.float32)
+        x = to_device(used_here(x), self.device).float()
         entering = [i for i, item in enumerate(items) if item.step == 0]
         if not entering:
             return x
-        drawn = self._noise.draw([items[i] for i in entering], 0, _frame_shape(x)).to(self.device, non_blocking=True)
-        noise = torch.zeros_like(x)
-        noise[entering] = drawn
+        drawn = to_device(self._noise.draw([items[i] for i in entering], 0, _frame_shape(x)), self.device)
+        if len(entering) == len(items):
+            noise = drawn
+        else:
+            rows = torch.tensor(entering).to(self.device, non_blocking=True)
+            noise = torch.zeros_like(x).index_copy_(0, rows, drawn)
         s = self._per_item([item.noise_scale if item.step == 0 else 0.0 for item in items])
         return noise * s + x * (1 - s)
 

@@ -16,7 +16,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from shared.engine.plan.items import Item
 from shared.engine.plan.noise_controller import step_timesteps
 from shared.engine.plan.stream_plan import StreamPlan
-from shared.engine.plan.symbolic import SymbolicPipeline, SymbolicResult, attend, cached_key, mix
+from shared.engine.plan.symbolic import (
+    SymbolicPipeline,
+    SymbolicResult,
+    attend,
+    cached_key,
+    frame_inputs,
+    mix,
+    prompt_of,
+    window_input,
+)
 
 LAYERS = 4
 STREAMS = ("anna", "ben", "cleo")
@@ -37,8 +46,9 @@ class Bound:
     noise: float
     timesteps: tuple[int, ...]
     seed: int
-    prompt: int
+    prompt: object
     source: str
+    recache: bool
 
 
 Cache = list[list[tuple[int, int, str]]]  # per layer: (position, latent frame, key) of every frame ever written
@@ -55,16 +65,22 @@ class Alone:
     pixels: dict[int, str] = field(default_factory=dict)
     starts: dict[int, int] = field(default_factory=dict)
     caches: list[Cache] = field(default_factory=list)
+    inputs: list[list[str]] = field(default_factory=list)  # per slot: the input of every frame, newest last
 
     def seen(self, history: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
         """The sinks are the first frames ever; of the rest only the newest are left."""
         rest = history[self.sinks :]
         return history[: self.sinks] + rest[-(self.ring - self.sinks) :]
 
-    def forward(self, cache: Cache, block: Bound, position: int, timestep: int, x: str) -> str:
+    def forward(self, slot: int, block: Bound, position: int, timestep: int, x: str, context: int) -> str:
+        cache, inputs = self.caches[slot], self.inputs[slot]
+        inputs += frame_inputs(x, block.frames)
+        if context:
+            x = window_input(inputs[-context - block.frames :])
+            cache[:] = [[] for _ in range(LAYERS)]
         for layer in range(LAYERS):
-            for i in range(block.frames):
-                key = cached_key(layer, x, timestep, i)
+            for i in range(-context, block.frames):
+                key = cached_key(layer, x, timestep, context + i)
                 cache[layer].append((position + i, block.first_latent + i, key))
             reads = [(at - position, key) for at, _, key in self.seen(cache[layer])]
             x = attend(layer, x, timestep, block.prompt, reads)
@@ -80,12 +96,15 @@ class Alone:
             x = mix("input", block.seed, block.first_latent, block.frames, 0, block.noise, block.source)
             if index > 0:
                 del self.caches[len(block.timesteps) :]
+                del self.inputs[len(block.timesteps) :]
                 while len(self.caches) < len(block.timesteps):
                     self.caches.append([list(history) for history in self.caches[-1]])
+                    self.inputs.append(list(self.inputs[-1]))
+            context = min(elapsed, self.ring - block.frames) if block.recache else 0
             for step, timestep in enumerate(block.timesteps):
                 if index == 0:
-                    self.caches = [[[] for _ in range(LAYERS)]]
-                x = self.forward(self.caches[0 if index == 0 else step], block, position, timestep, x)
+                    self.caches, self.inputs = [[[] for _ in range(LAYERS)]], [[]]
+                x = self.forward(0 if index == 0 else step, block, position, timestep, x, context)
                 if step + 1 < len(block.timesteps):
                     following = block.timesteps[step + 1]
                     x = mix("renoise", x, block.seed, block.first_latent, step + 1, following)
@@ -106,6 +125,9 @@ class Live:
     frames: int = 1
     seed: int = 0
     prompt: int = 1
+    fading: int = 0
+    blend: float = 0.0
+    recache: bool = False
     chunks: int = 0
     waiting: deque[tuple[str, int, float]] = field(default_factory=deque)
     later: dict[int, tuple[Item, str]] = field(default_factory=dict)
@@ -163,21 +185,30 @@ class PlanMachine(RuleBasedStateMachine):
     def prompt_and_seed_change(self, name: str, prompt: int, seed: int) -> None:
         self.streams[name].prompt, self.streams[name].seed = prompt, seed
 
+    @rule(name=st.sampled_from(STREAMS), fading=st.integers(1, 3), blend=st.sampled_from((0.0, 0.25, 0.75)))
+    def one_prompt_fades_into_another(self, name: str, fading: int, blend: float) -> None:
+        self.streams[name].fading, self.streams[name].blend = fading, blend
+
+    @rule(name=st.sampled_from(STREAMS))
+    def the_window_is_taken_along(self, name: str) -> None:
+        self.streams[name].recache = True
+
     # the scheduler
 
-    def candidates(self) -> list[tuple[str, int | None, int]]:
-        """(stream, block or None for one that enters, frames), all asked before anything is bound."""
-        found: list[tuple[str, int | None, int]] = []
+    def candidates(self) -> list[tuple[str, int | None, tuple[int, int]]]:
+        """(stream, block or None for one that enters, (frames, context)), all asked before anything is bound."""
+        found: list[tuple[str, int | None, tuple[int, int]]] = []
         for name, live in self.streams.items():
             for block, (item, _) in live.later.items():
                 if live.plan.can_next(item):
-                    found.append((name, block, item.frames))
+                    found.append((name, block, (item.frames, item.context)))
             if len(live.waiting) >= live.frames and live.plan.can_enter(live.steps):
                 latents = sum(live.waiting[i][1] for i in range(live.frames))
-                found.append((name, None, latents))
+                context = live.plan.context_of(latents) if live.recache else 0
+                found.append((name, None, (latents, context)))
         return found
 
-    def bind(self, name: str, block: int | None, frames: int) -> tuple[Item, str]:
+    def bind(self, name: str, block: int | None, shape: tuple[int, int]) -> tuple[Item, str]:
         live = self.streams[name]
         if block is not None:
             item, given = live.later.pop(block)
@@ -186,8 +217,22 @@ class PlanMachine(RuleBasedStateMachine):
         noise = max(chunk[2] for chunk in chunks)
         source = "+".join(chunk[0] for chunk in chunks)
         timesteps = step_timesteps(int(1000 * noise) - 100, STEPS[: live.steps])
-        item = live.plan.enter(frames, noise, timesteps, live.seed, live.prompt)
-        bound = Bound(item.block, item.first_latent, frames, noise, timesteps, live.seed, live.prompt, source)
+        frames = shape[0]
+        item = live.plan.enter(
+            frames,
+            noise,
+            timesteps,
+            live.seed,
+            live.prompt,
+            blend_version=live.fading,
+            blend=live.blend,
+            recache=live.recache,
+        )
+        assert item.context == shape[1]
+        prompt = prompt_of(item)
+        assert item.prompts == ((live.prompt, live.fading) if live.blend else (live.prompt,))
+        bound = Bound(item.block, item.first_latent, frames, noise, timesteps, live.seed, prompt, source, live.recache)
+        live.recache = False
         live.lives[-1].append(bound)
         live.starts[item.block] = item.start_frame
         return item, source

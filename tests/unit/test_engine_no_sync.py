@@ -6,13 +6,13 @@ watches live on the CPU, so reading one would go unnoticed on the clock; the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shared.engine.forward import StepInputs
 from shared.engine.plan.items import SlotOp, SlotOpKind
 from shared.engine.stage import Stage
 from tests.support.engine import item, latents, open_on, stages_of, with_ops
@@ -54,17 +54,17 @@ def stage(request: pytest.FixtureRequest) -> Stage:
 
 
 def blocks_watched(stage: Stage, watch: Watch) -> None:
-    """Tell the mode when the block loop begins and ends."""
+    """Tell the mode when the fixed sequence of kernels begins and ends."""
+    forward = stage._forward
 
-    def switch(on: bool) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            watch.in_blocks = on
+    def watched(step: StepInputs) -> torch.Tensor:
+        watch.in_blocks = True
+        try:
+            return forward(step)
+        finally:
+            watch.in_blocks = False
 
-        return hook
-
-    for layer in stage.layers:
-        layer.register_forward_pre_hook(switch(True))
-        layer.register_forward_hook(switch(False))
+    stage._forward = watched
 
 
 def test_a_full_step_with_adaptive_sinks_never_reads_the_device(stage: Stage) -> None:

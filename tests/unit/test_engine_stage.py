@@ -249,3 +249,80 @@ def test_bfloat16_stays_near_float32() -> None:
 
     for exact, rough in zip(outputs(torch.float32), outputs(torch.bfloat16), strict=True):
         assert float((exact - rough).square().mean().sqrt() / exact.std()) < 0.05
+
+
+def test_a_mixture_of_prompts_lies_between_them_and_ends_at_the_new_one() -> None:
+    def under(new: int, old: int, share: float) -> Tensor:
+        pipe = stages_of()
+        open_on(pipe, "a")
+        pipe[0].set_prompt("a", 2, prompt(99))
+        mixed = replace(item("a", 0), prompt_version=new, blend_version=old, blend=share)
+        return run(pipe, [mixed], latents(0, 2)[None])
+
+    new, old = under(2, 1, 0.0), under(1, 2, 0.0)
+    assert torch.allclose(under(2, 1, 1.0), old, atol=CLOSE)
+    distances = [float((under(2, 1, share) - new).norm()) for share in (0.25, 0.5, 0.75, 1.0)]
+    assert distances == sorted(distances)
+    assert 0 < distances[0] < distances[-1] / 2
+
+
+def test_a_mixture_of_a_prompt_that_is_not_there_is_refused() -> None:
+    pipe = stages_of()
+    open_on(pipe, "a")
+    with pytest.raises(StageError, match="prompt 7 of stream a is not ready"):
+        run(pipe, [replace(item("a", 0), blend_version=7, blend=0.5)], latents(0, 2)[None])
+
+
+def test_mixtures_do_not_pile_up() -> None:
+    (stage,) = stages_of()
+    open_on([stage], "a")
+    stage.set_prompt("a", 2, prompt(99))
+    for turn in range(40):
+        mixed = replace(item("a", 0), blend_version=2, blend=(turn + 1) / 41)
+        stage.run([mixed], latents(0, 2)[None])
+    assert stage._streams.prompts.used <= 10
+    stage.drop_prompts("a", {1})
+    assert stage._streams.prompts.used == 1
+    stage.close("a")
+    assert stage._streams.prompts.used == 0
+
+
+def test_a_block_that_takes_its_window_along_sees_it_under_the_new_prompt() -> None:
+    """A re-cache is what a stream would have cached, had its newest frames entered together under the new prompt."""
+
+    def rolled(stages: int = 1) -> list[Stage]:
+        pipe = stages_of(count=stages)
+        open_on(pipe, "a")
+        for stage in pipe:
+            stage.set_prompt("a", 2, prompt(99))
+        for block in range(8):
+            run(pipe, [item("a", block)], latents(block, 2 if block == 0 else 1)[None])
+        return pipe
+
+    plain = replace(item("a", 8), prompt_version=2)
+    anew = with_ops(replace(plain, context=5), SlotOp(SlotOpKind.RESET, 0))
+    pipe = rolled()
+    recached = run(pipe, [anew], latents(8)[None])
+    assert not torch.allclose(recached, run(rolled(), [plain], latents(8)[None]), atol=1e-3)
+    assert torch.allclose(recached, run(rolled(3), [anew], latents(8)[None]), atol=CLOSE)
+    assert pipe[0].sinks("a")[0].tolist() == [[4, 5, 6, 7, 8, 9]] * NANO.layers
+
+    # The same frames as one block of six, noised as they were.
+    noisy = pipe[0]._streams.pool(HEIGHT, WIDTH).kept([pipe[0]._streams.slot("a", 0)], 6)
+    together = replace(item("b", 0), frames=6, first_latent=4, start_frame=4, prompt_version=2, noise_scale=0.0)
+    other = stages_of()
+    other[0].open("b", HEIGHT, WIDTH)
+    other[0].set_prompt("b", 2, prompt(99))
+    assert torch.allclose(run(other, [together], noisy)[:, -1:], recached, atol=CLOSE)
+    after = [replace(item(name, 9), prompt_version=2) for name in "ab"]
+    assert torch.allclose(run(pipe, after[:1], latents(9)[None]), run(other, after[1:], latents(9)[None]), atol=CLOSE)
+
+
+def test_memory_is_told_by_stream() -> None:
+    (stage,) = stages_of()
+    open_on([stage], "a", "b")
+    stage.run([item("a", 0)], latents(0, 2)[None])
+    held = stage.memory()
+    slot = NANO.layers * NANO.kv_bytes(96, 64, bytes_per_value=4)
+    assert held.streams["a"] - held.streams["b"] >= slot
+    assert held.streams["b"] == held.prompts // 2

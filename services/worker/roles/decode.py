@@ -24,5 +24,8 @@ class DecodeRole:
         self._states.pop(stream, None)
 
     def run(self, stream: str, latents: torch.Tensor) -> np.ndarray:
-        """Decode consecutive latent frames [n, C, h, w] to uint8 [frames, height, width, 3]."""
-        return self._autoencoder.decode(self._states[stream], latents).numpy()
+        """Decode consecutive latent frames [n, C, h, w] to uint8 [frames, height, width, 3].
+
+        On a GPU the result is filled when the device has reached the job's end, which is when it is handed on.
+        """
+        return self._autoencoder.decode(self._states[stream], latents, wait=False).numpy()

@@ -8,16 +8,25 @@ import numpy as np
 import torch
 
 from shared.engine.model.autoencoder import Autoencoder, EncoderState
+from shared.engine.model.transfers import to_host
 
 SIGNATURE_SIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """``latents`` [latent frames, C, h, w] on the device; ``signature`` a 4×4 mean of the newest frame's channels."""
+    """``latents`` [latent frames, C, h, w] on the device; ``pooled`` a 4×4 mean of the newest frame's channels.
+
+    On a GPU ``pooled`` is filled when the device has reached the job's end.
+    """
 
     latents: torch.Tensor
-    signature: tuple[float, ...]
+    pooled: torch.Tensor
+
+    @property
+    def signature(self) -> tuple[float, ...]:
+        """The 16 numbers of ``pooled``, for the motion estimator."""
+        return tuple(float(value) for value in self.pooled.flatten().tolist())
 
 
 class EncodeRole:
@@ -39,4 +48,4 @@ class EncodeRole:
         """Encode one chunk. ``pixels``: uint8 [frames, height, width, 3]. Raises KeyError for an unknown stream."""
         latents = self._autoencoder.encode(self._states[stream], torch.from_numpy(pixels))
         pooled = torch.nn.functional.adaptive_avg_pool2d(latents[-1].float(), SIGNATURE_SIDE).mean(0)
-        return Encoded(latents, tuple(float(value) for value in pooled.flatten().tolist()))
+        return Encoded(latents, to_host(pooled, wait=False))

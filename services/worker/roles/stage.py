@@ -57,7 +57,8 @@ class StageRole:
         renoised = [index for index, item in enumerate(items) if not item.is_last_step]
         latents = list(y.unbind(0))
         if renoised:
-            again = self.stage.renoise([items[index] for index in renoised], y[renoised])
+            left = torch.stack([latents[index] for index in renoised])
+            again = self.stage.renoise([items[index] for index in renoised], left)
             for place, index in enumerate(renoised):
                 latents[index] = again[place]
         return StageOutput(None, tuple(latents))

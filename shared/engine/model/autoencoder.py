@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from shared.engine.model.transfers import to_device, to_host, used_here
 from shared.engine.plan.spec import ModelSpec
 
 
@@ -59,16 +60,21 @@ class Autoencoder:
     @torch.inference_mode()
     def encode(self, state: EncoderState, pixels: Tensor) -> Tensor:
         """uint8 [n, H, W, 3] → [m, C, h, w]: a stream's first 5 frames make 2 latents, each later 4 make 1."""
-        frames = pixels.to(self._device).permute(0, 3, 1, 2).to(self._dtype).div_(255)
+        frames = to_device(pixels, self._device).permute(0, 3, 1, 2).to(self._dtype).div_(255)
         latents = self._vae.encode(state, frames)
         if self._normalise:
             latents = ((latents.float() - self._shift) / self._scale).to(latents.dtype)
         return latents
 
     @torch.inference_mode()
-    def decode(self, state: DecoderState, latents: Tensor) -> Tensor:
-        """[m, C, h, w] → uint8 [n, H, W, 3] on the CPU."""
+    def decode(self, state: DecoderState, latents: Tensor, *, wait: bool = True) -> Tensor:
+        """[m, C, h, w] → uint8 [n, H, W, 3] on the CPU.
+
+        Without ``wait`` the copy from a GPU may still be under way: it is done when the current CUDA stream gets there.
+        """
+        used_here(latents)
         if self._denormalise:
             latents = (latents.float() * self._scale + self._shift).to(self._dtype)
         frames = self._vae.decode(state, latents.to(self._dtype))
-        return frames.float().mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+        pixels = frames.float().mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return to_host(pixels, wait=wait)

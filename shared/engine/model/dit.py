@@ -16,9 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from shared.engine.model.attention import EPS, Attend, ContextKv, CrossAttention, SelfAttention, full_attention
+from shared.engine.model.attention import (
+    EPS,
+    Attend,
+    ContextKv,
+    CrossAttention,
+    Kernel,
+    SelfAttention,
+    attention,
+    full_attention,
+)
 from shared.engine.model.rope import Rope, RopeTable
 from shared.engine.plan.spec import PATCH, ModelSpec
+
+_LEAST_ROWS = 8
 
 
 class Block(nn.Module):
@@ -36,10 +47,30 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor, rope: RopeTable, attend: Attend, context: ContextKv) -> Tensor:
         """x [B, L, dim]; e [B, F or 1, 6, dim] float32 from :meth:`Dit.times`; context from :meth:`Dit.context_kv`."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = _per_token(self.modulation + e, x)
-        x = torch.addcmul(x, self.self_attn(_modulate(x, shift, scale), rope, attend), gate)
-        x = x + self.cross_attn(self.norm3(x), context)
-        return torch.addcmul(x, self.ffn(_modulate(x, shift_mlp, scale_mlp)), gate_mlp)
+        return self.finish(x, attend(*self.project(x, e, rope)), e, context)
+
+    def project(self, x: Tensor, e: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
+        """All before the cache: x, e → q, k, v [B, L, heads, D] each, q and k turned."""
+        shift, scale = _per_token((self.modulation + e)[:, :, :2], x)
+        return self.self_attn.project(_modulate(x, shift, scale), rope)
+
+    def finish(
+        self,
+        x: Tensor,
+        y: Tensor,
+        e: Tensor,
+        context: ContextKv,
+        kernel: Kernel = attention,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """All behind the cache: y [B, L, heads, D] is what self-attention read → the next block's x.
+
+        ``bias``: see :meth:`CrossAttention.forward`.
+        """
+        gate, shift, scale, gate_mlp = _per_token((self.modulation + e)[:, :, 2:], x)
+        x = torch.addcmul(x, self.self_attn.o(y.flatten(-2)), gate)
+        x = x + self.cross_attn(self.norm3(x), context, kernel, bias)
+        return torch.addcmul(x, self.ffn(_modulate(x, shift, scale)), gate_mlp)
 
 
 class Head(nn.Module):
@@ -93,6 +124,11 @@ class Dit(nn.Module):
         """A weight that every stage has: its device and dtype are the model's."""
         return cast("nn.Linear", self.time_embedding[0]).weight
 
+    def fuse(self) -> None:
+        """Arrange the weights for serving; see :meth:`SelfAttention.fuse`."""
+        for block in self.layers():
+            block.self_attn.fuse()
+
     def layers(self) -> list[Block]:
         """The blocks in order."""
         return [block for block in self.blocks.values() if isinstance(block, Block)]
@@ -107,14 +143,24 @@ class Dit(nn.Module):
 
         F may be 1 where all frames of an item share a timestep. Given as numbers they never visit the device as float64.
         """
+        return self.modulations(self.waves(timesteps))
+
+    def waves(self, timesteps: Tensor | Sequence[Sequence[float]]) -> Tensor:
+        """Nominal timesteps [B, F] → their sinusoids [B, F, freq_dim], in the model's dtype on its device."""
         weight = self.time_weight
         nominal = torch.as_tensor(timesteps, dtype=torch.float64)
         half = self.spec.freq_dim // 2
         steps = torch.arange(half, dtype=torch.float64, device=nominal.device)
         angle = nominal[..., None] * torch.pow(torch.tensor(10000.0, dtype=torch.float64), -steps / half)
-        waves = torch.cat([angle.cos(), angle.sin()], -1).to(weight.dtype).to(weight.device, non_blocking=True)
-        e = self.time_embedding(waves)
-        return e.float(), self.time_projection(e).unflatten(-1, (6, -1)).float()
+        return torch.cat([angle.cos(), angle.sin()], -1).to(weight.dtype).to(weight.device, non_blocking=True)
+
+    def modulations(self, waves: Tensor) -> tuple[Tensor, Tensor]:
+        """The second half of :meth:`times`."""
+        rows = waves.flatten(0, 1)
+        # A handful of rows goes through other kernels than many do, and an item's last bits would depend on its company.
+        e = self.time_embedding(fn.pad(rows, (0, 0, 0, max(0, _LEAST_ROWS - len(rows)))))
+        e6 = self.time_projection(e)[: len(rows)].unflatten(0, waves.shape[:2])
+        return e[: len(rows)].unflatten(0, waves.shape[:2]).float(), e6.unflatten(-1, (6, -1)).float()
 
     def context(self, text: Tensor) -> Tensor:
         """Text embeddings [B, text_len, text_dim] → projected [B, text_len, dim]."""

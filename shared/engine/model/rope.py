@@ -40,20 +40,26 @@ class Rope:
 
         Each part of the result is [B, frames·rows·columns, 1, D].
         """
+        return self.join(self.turn(starts, frames).to(device, non_blocking=True), rows, columns)
+
+    def turn(self, starts: Sequence[int], frames: int) -> Tensor:
+        """The part of :meth:`table` that changes with every forward: [2, B, frames, 2·pairs] float32 on the host."""
         positions = torch.tensor(starts, dtype=torch.float64)[:, None] + torch.arange(frames, dtype=torch.float64)
-        angle = positions[..., None] * self._time
-        turn = torch.stack(_pairs(angle)).to(device, non_blocking=True)
-        batch = len(starts)
-        tables: list[Tensor] = []
-        for time, space in zip(turn, self._space(rows, columns, device), strict=True):
-            joined = torch.cat(
+        return torch.stack(_pairs(positions[..., None] * self._time))
+
+    def join(self, turn: Tensor, rows: int, columns: int) -> RopeTable:
+        """:meth:`turn`'s result on the device, with the part of a latent frame's places put to it."""
+        batch, frames = turn.shape[1:3]
+        tables = [
+            torch.cat(
                 [
                     time[:, :, None].expand(-1, -1, rows * columns, -1),
                     space[None, None].expand(batch, frames, -1, -1),
                 ],
                 -1,
-            )
-            tables.append(joined.flatten(1, 2)[:, :, None])
+            ).flatten(1, 2)[:, :, None]
+            for time, space in zip(turn, self._space(rows, columns, turn.device), strict=True)
+        ]
         return tables[0], tables[1]
 
     def shift(self, frames: int, device: torch.device | str = "cpu") -> RopeTable:

@@ -62,6 +62,10 @@ class WanVae:
 
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model.eval().requires_grad_(False)
+        if model.quant_conv.weight.device.type == "cuda":
+            # cuDNN's 3D convolutions want channels last; torch would convert before and behind each of them.
+            network: Any = model
+            network.to(memory_format=torch.channels_last_3d)
         self._causal = {part: _causal(getattr(model, part)) for part in ("encoder", "decoder")}
         self.dtype = model.quant_conv.weight.dtype
 

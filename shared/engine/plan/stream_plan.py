@@ -162,6 +162,10 @@ class StreamPlan:
         """The RoPE position that the next block would start at."""
         return self._start()[0]
 
+    def context_of(self, frames: int) -> int:
+        """How many latent frames a block of ``frames`` would take along, if it entered now with ``recache``."""
+        return min(self._cached, self.ring - frames)
+
     def most_frames(self) -> int:
         """The longest block that may enter now, in latent frames."""
         return self.ring if self._phase is PlanPhase.EMPTY else self.ring - self.sinks
@@ -214,7 +218,7 @@ class StreamPlan:
             raise ValueError(f"blend {blend} will not do: a share from 0 to 1 is needed")
         start, shift = self._start()
         number, first = self._next_block, self._phase is PlanPhase.EMPTY
-        context = min(self._cached, self.ring - frames) if recache else 0
+        context = self.context_of(frames) if recache else 0
         self._moved += shift
         script = (
             self._first_script(number, len(timesteps)) if first else self._script(number, len(timesteps), context > 0)

@@ -44,9 +44,29 @@ def cached_key(layer: int, activations: Digest, timestep: int, frame: int) -> Di
     return mix("kv", layer, activations, timestep, frame)
 
 
-def attend(layer: int, activations: Digest, timestep: int, prompt: int, reads: Iterable[tuple[int, Digest]]) -> Digest:
-    """DiT block ``layer``: ``reads`` are (distance to the block's first frame, cached key), in any order."""
+def frame_inputs(item_input: Digest, frames: int) -> list[Digest]:
+    """The frames of a block's input one by one, as a slot keeps them for a re-cache."""
+    return [mix("frame", item_input, offset) for offset in range(frames)]
+
+
+def window_input(frames: Iterable[Digest]) -> Digest:
+    """The input of a block that runs its window along."""
+    return mix("window", *frames)
+
+
+def attend(
+    layer: int, activations: Digest, timestep: int, prompt: object, reads: Iterable[tuple[int, Digest]]
+) -> Digest:
+    """DiT block ``layer``: ``reads`` are (distance to the block's first frame, cached key), in any order.
+
+    ``prompt`` is whatever tells the prompt, or the mixture of two, from others.
+    """
     return mix("out", layer, activations, timestep, prompt, sorted(reads))
+
+
+def prompt_of(item: Item) -> object:
+    """What tells an item's prompt from others."""
+    return (*item.prompts, item.blend) if item.blend else item.prompt_version
 
 
 def renoised(item: Item, clean: Digest) -> Digest:
@@ -106,6 +126,7 @@ class SymbolicStage:
         self._sinks = sinks
         self._is_first = is_first
         self._slots: dict[tuple[str, int, int], SymbolicSlot] = {}  # (stream, layer, slot)
+        self._kept: dict[tuple[str, int], list[Digest]] = {}  # (stream, slot): the inputs seen, newest last
         self._generation = 0
         self._next_seq = 0
 
@@ -116,6 +137,7 @@ class SymbolicStage:
     def reset(self) -> None:
         """Every slot is empty."""
         self._slots.clear()
+        self._kept.clear()
 
     def run(self, batch: SymbolicBatch) -> SymbolicBatch | None:
         """Operations of all items, then the forward of all items. None for a batch of an older generation.
@@ -141,6 +163,8 @@ class SymbolicStage:
         return replace(batch, entries=outputs)
 
     def _apply(self, item: Item, op: SlotOp) -> None:
+        if op.kind is SlotOpKind.FORK:
+            self._kept[item.stream, op.slot] = list(self._kept.get((item.stream, op.source), []))
         for layer in self.layers:
             key = (item.stream, layer, op.slot)
             if op.kind is SlotOpKind.RESET:
@@ -157,7 +181,7 @@ class SymbolicStage:
         return held
 
     def _forward(self, item: Item, given: Digest) -> Digest:
-        activations = noised_input(item, given) if self._is_first and item.step == 0 else given
+        activations = self._input(item, given) if self._is_first else given
         for layer in self.layers:
             slot = self._held(item, layer, item.slot)
             if slot.newest_block >= item.block:
@@ -166,16 +190,24 @@ class SymbolicStage:
                     f"block {item.block} comes too late"
                 )
             slot.newest_block = item.block
-            for offset, place in enumerate(slot.ring.write(item.first_latent, item.frames)):
+            first = item.first_latent - item.context
+            for offset, place in enumerate(slot.ring.write(first, item.forward_frames)):
                 slot.places[place] = CachedFrame(
-                    latent=item.first_latent + offset,
+                    latent=first + offset,
                     block=item.block,
-                    rotation=item.start_frame + offset,
+                    rotation=item.start_frame - item.context + offset,
                     key=cached_key(layer, activations, item.timestep, offset),
                 )
             reads = ((kept.rotation - item.start_frame, kept.key) for kept in slot.places.values())
-            activations = attend(layer, activations, item.timestep, item.prompt_version, reads)
+            activations = attend(layer, activations, item.timestep, prompt_of(item), reads)
         return activations
+
+    def _input(self, item: Item, given: Digest) -> Digest:
+        own = noised_input(item, given) if item.step == 0 else given
+        kept = self._kept.setdefault((item.stream, item.slot), [])
+        kept += frame_inputs(own, item.frames)
+        del kept[: -self._ring]
+        return window_input(kept[-item.forward_frames :]) if item.context else own
 
 
 @dataclass(frozen=True, slots=True)

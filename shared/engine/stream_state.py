@@ -1,0 +1,157 @@
+"""What a stage keeps of each stream: its slots in the KV pools and its prompts' entries. Weights are shared, this is not."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from shared.engine.model.attention import ContextKv
+from shared.engine.model.kv_cache import KvPool
+from shared.engine.model.prompt_pool import PromptPool
+from shared.engine.plan.items import Item
+from shared.engine.plan.spec import PATCH
+
+MAX_MIXES = 8
+"""Mixtures of two prompts kept per stream: more than a stream has blocks under way."""
+
+
+class StageError(RuntimeError):
+    """A batch this stage cannot run: an unknown stream, prompt or shape. The message says which."""
+
+
+@dataclass(slots=True)
+class StreamState:
+    """One stream: latent size, step index → slot in the pool of that size, prompt version → entry, mixture → entry."""
+
+    height: int
+    width: int
+    slots: dict[int, int] = field(default_factory=dict)
+    prompts: dict[int, int] = field(default_factory=dict)
+    mixes: OrderedDict[tuple[int, int, float], int] = field(default_factory=OrderedDict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Latent (height, width)."""
+        return self.height, self.width
+
+
+class Streams:
+    """The streams of one stage. ``make_pool(height, width)`` makes the KV pool of a latent size when it is first needed."""
+
+    def __init__(self, prompts: PromptPool, make_pool: Callable[[int, int], KvPool]) -> None:
+        self.prompts = prompts
+        self._make_pool = make_pool
+        self._pools: dict[tuple[int, int], KvPool] = {}
+        self.states: dict[str, StreamState] = {}
+
+    def open(self, stream: str, height: int, width: int) -> None:
+        """Make the stream known, with empty slots; its prompts stay. Raises StageError for a size of no whole patches."""
+        if height % PATCH or width % PATCH or min(height, width) < PATCH:
+            raise StageError(f"stream {stream}: {height}×{width} latents are no multiple of the patch {PATCH}")
+        known = self.states.get(stream)
+        self.empty(stream)
+        fresh = StreamState(height, width)
+        if known is not None:
+            fresh.prompts, fresh.mixes = known.prompts, known.mixes
+        self.states[stream] = fresh
+
+    def close(self, stream: str) -> None:
+        """Forget the stream and free what it held. Unknown streams are no error."""
+        self.empty(stream)
+        known = self.states.pop(stream, None)
+        if known is None:
+            return
+        for entry in (*known.prompts.values(), *known.mixes.values()):
+            self.prompts.give_back(entry)
+        pool = self._pools.get(known.size)
+        if pool is not None and pool.idle and len(self._pools) > 1:
+            # Sizes come and go; the last one used keeps its memory for the next stream.
+            del self._pools[known.size]
+
+    def of(self, stream: str) -> StreamState:
+        """The stream. Raises StageError for one that is not open."""
+        try:
+            return self.states[stream]
+        except KeyError:
+            raise StageError(f"stream {stream} is not open on this stage") from None
+
+    # --- slots -------------------------------------------------------------------------------------------------------
+
+    @property
+    def pools(self) -> tuple[KvPool, ...]:
+        """The pools in use, one per latent size."""
+        return tuple(self._pools.values())
+
+    def pool(self, height: int, width: int) -> KvPool:
+        """The pool of this latent size."""
+        if (height, width) not in self._pools:
+            self._pools[height, width] = self._make_pool(height, width)
+        return self._pools[height, width]
+
+    def empty(self, stream: str) -> None:
+        """Give the stream's slots back."""
+        known = self.states.get(stream)
+        if known is not None:
+            for slot in known.slots.values():
+                self._pools[known.size].give_back(slot)
+            known.slots = {}
+
+    def slot(self, stream: str, step: int) -> int:
+        """The pool's slot of a step index; taken now, next to the one before, if there is none yet."""
+        known = self.states[stream]
+        if step not in known.slots:
+            known.slots[step] = self.pool(*known.size).take(known.slots.get(step - 1))
+        return known.slots[step]
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def put_prompt(self, stream: str, version: int, prompt: Sequence[ContextKv], words: int) -> None:
+        """Keep a prompt version's keys and values, padded behind ``words``; one of the same number is replaced."""
+        known = self.of(stream)
+        self._forget(known, lambda number: number == version)
+        known.prompts[version] = self.prompts.put(prompt, words)
+
+    def keep_prompts(self, stream: str, keep: set[int]) -> None:
+        """Forget all prompt versions of the stream but these, and the mixtures that they were part of."""
+        self._forget(self.of(stream), lambda number: number not in keep)
+
+    def prompt_of(self, item: Item) -> int:
+        """The entry that an item reads; a mixture of two prompts is made when it is first asked for."""
+        known = self.states[item.stream]
+        newer = known.prompts[item.prompt_version]
+        if not item.blend:
+            return newer
+        key = (item.prompt_version, item.blend_version, item.blend)
+        if key in known.mixes:
+            known.mixes.move_to_end(key)
+            return known.mixes[key]
+        if len(known.mixes) >= MAX_MIXES:
+            self.prompts.give_back(known.mixes.popitem(last=False)[1])
+        known.mixes[key] = self.prompts.mix(newer, known.prompts[item.blend_version], item.blend)
+        return known.mixes[key]
+
+    def _forget(self, known: StreamState, gone: Callable[[int], bool]) -> None:
+        for version in [number for number in known.prompts if gone(number)]:
+            self.prompts.give_back(known.prompts.pop(version))
+        for key in [key for key in known.mixes if gone(key[0]) or gone(key[1])]:
+            self.prompts.give_back(known.mixes.pop(key))
+
+    # --- what is held ------------------------------------------------------------------------------------------------
+
+    def latents(self, stream: str) -> dict[int, Tensor]:
+        """Per step index: the latent index in every ring place, [blocks, ring] on the host, −1 where none is. Waits."""
+        known = self.of(stream)
+        if not known.slots:
+            return {}
+        rule = self.pool(*known.size).rule
+        return {step: rule.latents[:, slot].cpu() for step, slot in known.slots.items()}
+
+    def nbytes(self, stream: str) -> int:
+        """Bytes that the stream holds: its slots and its prompts."""
+        known = self.of(stream)
+        entries = len(known.prompts) + len(known.mixes)
+        prompts = self.prompts.nbytes() // self.prompts.keys.shape[1] * entries
+        return prompts + (self.pool(*known.size).slot_bytes() * len(known.slots) if known.slots else 0)
