@@ -70,14 +70,15 @@ def _apply(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("oc,btchw->btohw", matrix, x)
 
 
-def markov_clips(shape: Sequence[int], seed: int, time: float = 0.9, space: float = 0.9) -> Tensor:
-    """Clips [B, T, 3, H, W] of first-order Gauss–Markov noise in time, height and width, with colours that go together.
+def markov_clips(shape: Sequence[int], seed: int, time: float = 0.9, space: float = 0.9, grey: float = 0.9) -> Tensor:
+    """Clips [B, T, 3, H, W] of first-order Gauss–Markov noise in time, height and width; ``grey`` of it in all colours.
 
     Drawn scenes are smoother and move more evenly than the world does. Some of these among them keep the code from
     trusting that: its directions stay good for grass, gravel and water that no one drew.
     """
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    x = 0.95 * x.mean(2, keepdim=True) * 3**0.5 + 0.3 * x
+    batch, frames, colours, height, width = shape
+    x = torch.randn(batch, frames, colours + 1, height, width, generator=torch.Generator().manual_seed(seed))
+    x = grey**0.5 * x[:, :, -1:] + (1 - grey) ** 0.5 * x[:, :, :-1]
     for dim, memory in ((1, time), (3, space), (4, space)):
         parts = list(x.unbind(dim))
         for i in range(1, len(parts)):

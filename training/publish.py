@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from shared.engine.plan.spec import ModelSpec, NoiseSpec, spec_of
+from shared.engine.plan.spec import ModelSpec, spec_of
 from training.runs import write_text, write_weights
 from training.train_autoencoder import CHANNELS, WIDTHS
 
@@ -19,8 +19,6 @@ def tiny_spec(run: Path) -> ModelSpec:
     stats = json.loads((run / "latents.json").read_text())
     return replace(
         spec_of("rheo-tiny"),
-        steps=(400, 150, 100, 50),
-        noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4),
         vae_widths=WIDTHS,
         vae_encoder_width=CHANNELS,
         latent_channels=CHANNELS,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -88,14 +89,21 @@ def picture_loss(made: Tensor, true: Tensor) -> Tensor:
     return loss
 
 
+def _noise_clip(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """Noise [T, 3, H, W] of random grain and colours: every part of the code must be heard, not only what scenes use."""
+    time, space, grey = float(rng.uniform(0.75, 0.97)), float(rng.uniform(0.8, 0.97)), float(rng.uniform(0.2, 0.95))
+    clip = markov_clips((1, *shape), int(rng.integers(2**31)), time, space, grey)[0]
+    strength, middle = rng.uniform(0.3, 1.2, (3, 1, 1)), rng.uniform(0.25, 0.75, (3, 1, 1))
+    return ((clip - 0.5) * torch.from_numpy(strength).float() + torch.from_numpy(middle).float()).clamp(0, 1)
+
+
 def mixed_batch(pool: ClipPool, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Tensor:
     """Clips of which about a half show one of the styles, and some are noise that no one drew (``markov_clips``)."""
     video = pool.draw(*shape)
     for i in range(len(video)):
         kind = rng.random()
         if kind < NOISE_SHARE:
-            time, space = float(rng.uniform(0.75, 0.97)), float(rng.uniform(0.8, 0.97))
-            video[i] = markov_clips((1, *video.shape[1:]), int(rng.integers(2**31)), time, space)[0].clamp(0, 1)
+            video[i] = _noise_clip(rng, video.shape[1:])
         elif kind < NOISE_SHARE + STYLED_SHARE:
             video[i] = stylise(STYLES[rng.integers(len(STYLES))], video[i])
     return video

@@ -209,7 +209,12 @@ def train(args: argparse.Namespace) -> None:
         which = 1 if progress.at(step) > args.large_from and step % 12 == 11 else 0
         height, width, batch = SIZES[which]
         pairs = pairs_of.draw(rng, batch, height, width)
-        loss, parts = trainer.losses(rng, pairs, with_pixels=which == 0 and step % 3 == 0 and progress.at(step) > args.pixels_from, with_later=step % 3 == 1)
+        loss, parts = trainer.losses(
+            rng,
+            pairs,
+            with_pixels=which == 0 and step % 3 == 0 and progress.at(step) > args.pixels_from,
+            with_later=step % 3 == 1,
+        )
         for each in optimiser:
             each.zero_grad(set_to_none=True)
         loss.backward()

@@ -19,7 +19,6 @@ from shared.engine.model.text import TinyTextEncoder
 from training.prompts import all_styles, sample_prompt
 from training.runs import Curves, Progress, learning_rate, write_weights
 
-
 PAGE = 12
 """Codes are drawn this many at a time, so that a style that joins leaves the codes of the others as they are."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.quality import PROMPTS, Rig, decibels, squared_errors
+from bench.quality import PROMPTS
+from bench.rig import Rig, decibels, squared_errors
 from shared.engine.plan.registry import EMBEDDED_MODEL, model_folder
 from shared.engine.plan.spec import ModelSpec
 from training.filters import NO_STYLE, stylise
