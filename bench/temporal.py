@@ -32,10 +32,11 @@ def carries(clip: Tensor) -> list[Carry]:
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     y, x = np.mgrid[0 : clip.shape[1], 0 : clip.shape[2]].astype(np.float32)
+    still = np.stack([x, y], -1) * 0
     steps: list[Carry] = []
     for i in range(1, len(frames)):
-        back = finder.calc(grey[i], grey[i - 1], None)
-        forth = finder.calc(grey[i - 1], grey[i], None)
+        back = finder.calc(grey[i], grey[i - 1], np.zeros_like(still))
+        forth = finder.calc(grey[i - 1], grey[i], np.zeros_like(still))
         source = np.stack([x, y], -1) + back
         there = _sample(forth, source)
         inside = (source >= 0).all(-1) & (source[..., 0] < clip.shape[2] - 1) & (source[..., 1] < clip.shape[1] - 1)

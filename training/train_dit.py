@@ -36,6 +36,7 @@ from training.train_text import nearest_code, style_codes
 from training.warm_start import NormalCode, begin_with
 
 FRAMES = 8
+STEADINESS = 0.3
 SIZES = ((96, 160, 6), (192, 320, 2))  # height, width, batch
 
 
@@ -111,7 +112,10 @@ class Trainer:
 
     def _error(self, made: Tensor, true: Tensor) -> Tensor:
         error = made - true
-        return 0.5 * (error.square() * self._importance).mean() + 0.25 * error.abs().mean()
+        # An error that stays is a tint, one that changes from frame to frame is flicker: that one counts again.
+        change = error[:, 1:] - error[:, :-1]
+        weighed = (error.square() * self._importance).mean() + STEADINESS * (change.square() * self._importance).mean()
+        return 0.5 * weighed + 0.25 * error.abs().mean()
 
     @torch.no_grad()
     def _first_block(self, source: Tensor, tasks: list[Draw], text: Tensor, positions: list[int]) -> Tensor:
