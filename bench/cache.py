@@ -27,7 +27,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.quality import PROMPTS, chunks_of
+from bench.clips import chunks_of
+from bench.quality import PROMPTS
 from shared.engine.model.autoencoder import Autoencoder
 from shared.engine.model.loading import load_text_encoder, load_vae
 from shared.engine.plan.registry import EMBEDDED_MODEL, model_folder

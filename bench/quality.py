@@ -1,13 +1,17 @@
 """How good the embedded model's pictures are, in the served setting: streamed, rolling KV cache, default noise.
 
-``python -m bench.quality CLIP… --json`` measures, per clip and over all of them:
+``python -m bench.quality CLIP… --json`` measures on the clips given:
 
-* autoencoder dB: the clip encoded and decoded in a stream, without the DiT;
-* per style, dB to the true filter's picture, and the share of frames that lie nearest to their own style's true picture
-  among the true pictures of *all* styles (``nearest``);
-* "no style" dB: the clip through the whole model under that prompt, against the clip.
+* styles: the autoencoder alone; per style its *ceiling* (the true filter's picture, encoded and decoded), the model's PSNR to
+  the true filter, and the share of frames that lie nearest to their own style among all true styles;
+* temporal: what changes along the source's optical flow, beside the true filter's and per-frame processing without KV cache;
+* motion: the noise controller beside fixed noise, on fast motion (PSNR) and on a still picture (flicker);
+* prompts: a change in mid-stream, and a blend;
+* speed: frames a second of the engine with 1 and 2 steps;
+* long: ``--long`` simulated minutes with a table of ablations, at ``--long-size``.
 
-``--png FOLDER`` also writes a sheet per clip: rows are styles, columns source, true filter, model.
+``--only`` picks some of them. ``--sheet FILE`` writes a contact sheet of the first clip (PNG, JPEG or WebP by its suffix),
+``--png FOLDER`` a comparison per clip: rows are styles, columns source, true filter, model.
 """
 
 from __future__ import annotations
@@ -16,25 +20,27 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import av
-import numpy as np
 import torch
 from torch import Tensor
 
-from shared.engine.model.autoencoder import Autoencoder
-from shared.engine.model.loading import load_text_encoder, load_vae
+from bench.changes import PromptChange, change_prompt
+from bench.clips import FAST, STILL, read_clip, with_motion
+from bench.long_run import ABLATIONS, LongRun, fixed_noise, long_run, squared_error
+from bench.quality_report import report
+from bench.rig import Rig, decibels, nearest, squared_errors
+from bench.sheet import comparison, contact_sheet, save
+from bench.temporal import carries, flicker, warp_error
 from shared.engine.plan.registry import EMBEDDED_MODEL, model_folder
-from shared.engine.plan.spec import FRAMES_PER_LATENT, ModelSpec
-from shared.engine.stage import Stage
-from shared.engine.stepper import Stepper
+from shared.engine.plan.spec import ModelSpec
 from training.filters import NO_STYLE, stylise
 from training.prompts import all_styles
 
+PARTS = ("styles", "temporal", "motion", "prompts", "speed", "long")
 PROMPTS = {
     NO_STYLE: "no style",
     "pencil": "a pencil drawing",
@@ -44,28 +50,56 @@ PROMPTS = {
     "thermal": "thermal camera",
     "sepia": "an old sepia photograph",
     "night vision": "night vision goggles",
-    "comic": "pop art comic",
+    "comic": "a comic book",
     "watercolour": "a soft watercolour painting",
     "vaporwave": "vaporwave, pink and teal",
     "x-ray": "an x-ray picture",
+    "pixel art": "8-bit pixel art",
+    "pop art": "a pop art poster",
+    "aurora": "aurora borealis",
+    "stained glass": "a stained glass window",
 }
+TEMPORAL_STYLES = ("pencil", "comic", "watercolour", "thermal")
+MOTION_STYLES = (NO_STYLE, "pencil", "thermal")
+CHANGES = (("thermal", "blueprint"), ("watercolour", "vaporwave"))
 
 
 @dataclass(frozen=True)
 class StyleFigures:
-    """One style's result over all clips: frames, dB to its true filter, share of frames nearest to it, the usual mistake."""
+    """One style over all clips: dB to its true filter, the ceiling's, share of frames nearest to it, the usual mistake."""
 
     style: str
     prompt: str
     frames: int
     db: float
+    ceiling_db: float
     nearest: float
     mistaken_for: str
 
 
 @dataclass(frozen=True)
+class WarpError:
+    """Temporal error of one style over all clips: the model's, the true filter's, and the model's without KV cache."""
+
+    style: str
+    model: float
+    true_filter: float
+    per_frame: float
+
+
+@dataclass(frozen=True)
+class MotionFigures:
+    """One style under one setting of the noise: dB on the clip four times as fast, flicker on a still picture."""
+
+    style: str
+    noise: str
+    fast_db: float
+    still_flicker: float
+
+
+@dataclass
 class Quality:
-    """Everything measured, with the setting it was measured in."""
+    """Everything measured, with the setting it was measured in. Parts not asked for are empty."""
 
     model: str
     clips: list[str]
@@ -74,151 +108,133 @@ class Quality:
     steps: int
     s0: float
     frames: int
-    autoencoder_db: float
-    no_style_db: float
-    nearest: float
-    least_nearest: float
-    styles: list[StyleFigures]
-    seconds: float
+    autoencoder_db: dict[str, float] = field(default_factory=dict)
+    no_style_db: float = math.nan
+    below_ceiling_db: float = math.nan
+    most_below_ceiling_db: float = math.nan
+    nearest: float = math.nan
+    styles: list[StyleFigures] = field(default_factory=list)
+    temporal: list[WarpError] = field(default_factory=list)
+    motion: list[MotionFigures] = field(default_factory=list)
+    prompts: list[PromptChange] = field(default_factory=list)
+    fps: dict[str, float] = field(default_factory=dict)
+    long_minutes: float = 0.0
+    long_style: str = ""
+    long: list[LongRun] = field(default_factory=list)
+    seconds: float = 0.0
 
 
-def read_clip(path: Path, width: int, height: int, seconds: float) -> Tensor:
-    """The clip's frames at this size, uint8 [n, H, W, 3], n = 4k + 1 as a stream's chunks need it."""
-    frames: list[np.ndarray] = []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        rate = float(stream.average_rate or 25)
-        for frame in container.decode(stream):
-            if seconds and len(frames) >= seconds * rate:
-                break
-            frames.append(frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray())
-    keep = (len(frames) - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
-    if keep < FRAMES_PER_LATENT + 1:
-        raise ValueError(f"{path}: {len(frames)} frames are too few, a stream starts with {FRAMES_PER_LATENT + 1}")
-    return torch.from_numpy(np.stack(frames[:keep]))
+def to_bytes(picture: Tensor) -> Tensor:
+    """[n, 3, H, W] in [0, 1] → uint8 [n, H, W, 3]."""
+    return (picture * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def chunks_of(clip: Tensor) -> Iterator[tuple[Tensor, list[float]]]:
-    """A stream's chunks with each frame's RMSE to the one before (pixels in [−1, 1]), as ingest measures it."""
-    step = (clip[1:].float() - clip[:-1].float()).div(127.5).square().mean((1, 2, 3)).sqrt().tolist()
-    rmse = [0.0, *step]
-    first = FRAMES_PER_LATENT + 1
-    yield clip[:first], rmse[:first]
-    for at in range(first, len(clip), FRAMES_PER_LATENT):
-        yield clip[at : at + FRAMES_PER_LATENT], rmse[at : at + FRAMES_PER_LATENT]
+def true_video(clip: Tensor, style: str) -> Tensor:
+    """The true filter's clip, uint8 like the source."""
+    return to_bytes(stylise(style, clip.permute(0, 3, 1, 2).float() / 255))
 
 
-class Rig:
-    """The model, ready to run clips."""
-
-    def __init__(self, spec: ModelSpec, folder: Path, steps: int, seed: int) -> None:
-        self.spec, self.steps, self.seed = spec, steps, seed
-        self.autoencoder = Autoencoder(load_vae(spec, folder), spec, torch.device("cpu"), torch.float32)
-        self.text = load_text_encoder(spec, folder)
-        self.stepper = Stepper(spec, [Stage.load(spec, folder)], self.autoencoder)
-
-    def reconstruct(self, clip: Tensor) -> Tensor:
-        """Encoded and decoded in a stream, without the DiT: uint8 like the clip."""
-        encoder, decoder = self.autoencoder.encoder_state(), self.autoencoder.decoder_state()
-        parts = [self.autoencoder.decode(decoder, self.autoencoder.encode(encoder, c)) for c, _ in chunks_of(clip)]
-        return torch.cat(parts)
-
-    def restyle(self, clip: Tensor, prompt: str) -> Tensor:
-        """The clip as a viewer would get it: uint8 like the clip."""
-        height, width = clip.shape[1:3]
-        self.stepper.open("clip", width, height, self.text.encode(prompt), steps=self.steps, seed=self.seed)
-        parts: list[Tensor] = []
-        for pixels, rmse in chunks_of(clip):
-            parts += self.stepper.tick({"clip": pixels}, {"clip": rmse}).values()
-        while sum(len(part) for part in parts) < len(clip):
-            parts += self.stepper.tick({}).values()
-        self.stepper.close("clip")
-        return torch.cat(parts)
-
-
-def squared_errors(made: Tensor, truths: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean squared error of every frame to every style's true frame, colours in [0, 1]."""
-    picture = made.float() / 255
-    return {style: (picture - truth).square().mean((1, 2, 3)) for style, truth in truths.items()}
-
-
-def decibels(error: float) -> float:
-    """PSNR of a mean squared error of colours in [0, 1]."""
-    return -10 * math.log10(max(error, 1e-10))
-
-
-def measure(rig: Rig, clips: dict[str, Tensor], styles: tuple[str, ...], sheets: Path | None) -> Quality:
-    """All figures over all clips."""
-    began = time.monotonic()
+def measure_styles(quality: Quality, rig: Rig, clips: dict[str, Tensor], styles: tuple[str, ...], pngs: Path | None):
+    """Fills in the autoencoder and every style."""
     own: dict[str, list[Tensor]] = {style: [] for style in styles}
+    most: dict[str, list[Tensor]] = {style: [] for style in styles}
     found: dict[str, list[str]] = {style: [] for style in styles}
-    rebuilt: list[Tensor] = []
     for name, clip in clips.items():
-        pixels = clip.permute(0, 3, 1, 2).float() / 255
-        truths = {style: stylise(style, pixels).permute(0, 2, 3, 1) for style in all_styles()}
-        rebuilt.append(squared_errors(rig.reconstruct(clip), {NO_STYLE: truths[NO_STYLE]})[NO_STYLE])
-        rows: list[Tensor] = []
+        truths = {style: true_video(clip, style).float() / 255 for style in all_styles()}
+        plain = squared_errors(rig.reconstruct(clip), {NO_STYLE: truths[NO_STYLE]})[NO_STYLE]
+        quality.autoencoder_db[name] = decibels(float(plain.mean()))
+        rows: dict[str, tuple[Tensor, Tensor]] = {}
         for style in styles:
+            true = (truths[style] * 255).to(torch.uint8)
+            most[style].append(squared_errors(rig.reconstruct(true), {style: truths[style]})[style])
             made = rig.restyle(clip, PROMPTS[style])
             errors = squared_errors(made, truths)
-            names = list(errors)
-            nearest = torch.stack([errors[each] for each in names]).argmin(0)
             own[style].append(errors[style])
-            found[style] += [names[i] for i in nearest.tolist()]
-            middle = len(clip) // 2
-            true = (truths[style][middle] * 255).round().to(torch.uint8)
-            rows.append(torch.cat([clip[middle], true, made[middle]], 1))
-        if sheets is not None:
-            write_sheet(sheets / f"{name}.png", rows)
-    figures = []
+            found[style] += nearest(errors)
+            rows[style] = (true[len(clip) // 2], made[len(clip) // 2])
+        if pngs is not None:
+            save(comparison(clip[len(clip) // 2], rows), pngs / f"{name}.png")
     for style in styles:
         wrong = [each for each in found[style] if each != style]
-        share = 1 - len(wrong) / len(found[style])
-        usual = max(set(wrong), key=wrong.count) if wrong else ""
-        db = decibels(float(torch.cat(own[style]).mean()))
-        figures.append(StyleFigures(style, PROMPTS[style], len(found[style]), db, share, usual))
-    plain = next((each.db for each in figures if each.style == NO_STYLE), math.nan)
-    height, width = next(iter(clips.values())).shape[1:3]
-    return Quality(
-        model=rig.spec.name,
-        clips=list(clips),
-        width=width,
-        height=height,
-        steps=rig.steps,
-        s0=rig.spec.noise.s0,
-        frames=sum(len(clip) for clip in clips.values()),
-        autoencoder_db=decibels(float(torch.cat(rebuilt).mean())),
-        no_style_db=plain,
-        nearest=sum(each.nearest for each in figures) / len(figures),
-        least_nearest=min(each.nearest for each in figures),
-        styles=figures,
-        seconds=time.monotonic() - began,
-    )
+        quality.styles.append(
+            StyleFigures(
+                style=style,
+                prompt=PROMPTS[style],
+                frames=len(found[style]),
+                db=decibels(float(torch.cat(own[style]).mean())),
+                ceiling_db=decibels(float(torch.cat(most[style]).mean())),
+                nearest=1 - len(wrong) / len(found[style]),
+                mistaken_for=max(set(wrong), key=wrong.count) if wrong else "",
+            )
+        )
+    styled = [each for each in quality.styles if each.style != NO_STYLE]
+    below = [each.ceiling_db - each.db for each in styled]
+    quality.no_style_db = next((each.db for each in quality.styles if each.style == NO_STYLE), math.nan)
+    quality.below_ceiling_db = sum(below) / len(below) if below else math.nan
+    quality.most_below_ceiling_db = max(below, default=math.nan)
+    quality.nearest = sum(each.nearest for each in quality.styles) / len(quality.styles)
 
 
-def write_sheet(path: Path, rows: list[Tensor]) -> None:
-    """Rows of uint8 [H, W, 3] pictures below each other, as PNG."""
-    sheet = torch.cat(rows).contiguous().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="image2", options={"update": "1"}) as container:
-        stream = container.add_stream("png", rate=1)
-        stream.width, stream.height, stream.pix_fmt = sheet.shape[1], sheet.shape[0], "rgb24"  # type: ignore[attr-defined]
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(sheet, "rgb24")))  # type: ignore[attr-defined]
+def measure_temporal(rig: Rig, clips: dict[str, Tensor], styles: tuple[str, ...]) -> list[WarpError]:
+    """Warp errors, averaged over the clips."""
+    rows: list[WarpError] = []
+    steps = {name: carries(clip) for name, clip in clips.items()}
+    for style in styles:
+        sums = [0.0, 0.0, 0.0]
+        for name, clip in clips.items():
+            videos = (
+                rig.restyle(clip, PROMPTS[style]),
+                true_video(clip, style),
+                rig.restyle_alone(clip, PROMPTS[style]),
+            )
+            sums = [total + warp_error(video, steps[name]) for total, video in zip(sums, videos, strict=True)]
+        rows.append(WarpError(style, *(total / len(clips) for total in sums)))
+    return rows
 
 
-def report(quality: Quality) -> str:
-    """A table for people."""
-    lines = [
-        f"{quality.model} at {quality.width}×{quality.height}, {quality.steps} steps, s0 {quality.s0}, {quality.frames} frames",
-        f"autoencoder {quality.autoencoder_db:.2f} dB, no style {quality.no_style_db:.2f} dB, "
-        f"nearest to its own style: {quality.nearest:.1%} of frames, at worst {quality.least_nearest:.1%}",
-        f"{'style':<14}{'dB':>7}{'nearest':>9}  mistaken for",
-    ]
-    lines += [f"{each.style:<14}{each.db:>7.2f}{each.nearest:>9.1%}  {each.mistaken_for}" for each in quality.styles]
-    return "\n".join(lines)
+def measure_motion(
+    spec: ModelSpec, folder: Path, clip: Tensor, styles: tuple[str, ...], steps: int
+) -> list[MotionFigures]:
+    """The controller beside a fixed noise scale: that of a still picture, and that of full motion."""
+    fast, still = with_motion(clip, FAST, len(clip)), with_motion(clip, STILL, len(clip))
+    least = spec.noise.s0 - spec.noise.gain
+    settings = {
+        "controller": spec,
+        f"fixed {spec.noise.s0:.2f}": fixed_noise(spec),
+        f"fixed {least:.2f}": fixed_noise(spec, least),
+    }
+    rows: list[MotionFigures] = []
+    for name, setting in settings.items():
+        rig = Rig(setting, folder, steps, 0)
+        for style in styles:
+            error = squared_error(rig.restyle(fast, PROMPTS[style]), fast, style)
+            # The first chunks of a still picture settle; what a viewer sees all the time is the rest.
+            calm = flicker(rig.restyle(still, PROMPTS[style])[len(still) // 3 :])
+            rows.append(MotionFigures(style, name, decibels(error), calm))
+    return rows
 
 
-def main() -> None:
+def measure_speed(spec: ModelSpec, folder: Path, clip: Tensor) -> dict[str, float]:
+    """Frames a second of encode, denoise and decode, by steps and threads; the faster of two runs."""
+    before = torch.get_num_threads()
+    result: dict[str, float] = {}
+    for threads in sorted({1, os.cpu_count() or 1}):
+        torch.set_num_threads(threads)
+        for steps in (1, 2):
+            rig = Rig(spec, folder, steps, 0)
+            rig.restyle(clip[:13], PROMPTS["thermal"])
+            took: list[float] = []
+            for _ in range(2):
+                began = time.monotonic()
+                rig.restyle(clip, PROMPTS["thermal"])
+                took.append(time.monotonic() - began)
+            result[f"{steps} steps, {threads} threads"] = len(clip) / min(took)
+    torch.set_num_threads(before)
+    return result
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; ends the process with a one-line error for what will not do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
@@ -226,22 +242,84 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--s0", type=float, default=None, help="noise scale of a still picture; default: the model's")
     parser.add_argument("--styles", default="", help="comma-separated; default: all")
+    parser.add_argument("--only", default="", help=f"comma-separated parts of {', '.join(PARTS)}; default: all")
     parser.add_argument("--seconds", type=float, default=0, help="of each clip; default: all of it")
+    parser.add_argument("--long", type=float, default=30, metavar="MINUTES", help="simulated minutes of the long run")
+    parser.add_argument("--long-size", default="160x96", help="its size in pixels (a whole one takes hours)")
+    parser.add_argument("--long-style", default="pencil")
+    parser.add_argument("--long-only", default="", help=f"comma-separated ablations of: {', '.join(ABLATIONS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--sheet", type=Path, default=None, metavar="FILE")
     parser.add_argument("--png", type=Path, default=None, metavar="FOLDER")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    for name, known in (("only", PARTS), ("styles", PROMPTS), ("long_only", ABLATIONS)):
+        asked = tuple(part.strip() for part in getattr(args, name).split(",") if part.strip())
+        if unknown := [part for part in asked if part not in known]:
+            parser.error(f"--{name.replace('_', '-')}: no such {', '.join(unknown)}; known: {', '.join(known)}")
+        setattr(args, name, asked or tuple(known))
+    if args.long_style not in PROMPTS:
+        parser.error(f"--long-style: no such {args.long_style}; known: {', '.join(PROMPTS)}")
+    return args
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    began = time.monotonic()
     torch.set_num_threads(args.threads)
     folder = model_folder(args.model, args.models_dir)
     spec = ModelSpec.from_json(folder / "spec.json")
     if args.s0 is not None:
         spec = replace(spec, noise=replace(spec.noise, s0=args.s0))
-    styles = tuple(name.strip() for name in args.styles.split(",")) if args.styles else all_styles()
-    if unknown := sorted(set(styles) - set(PROMPTS)):
-        parser.error(f"no such style: {', '.join(unknown)}; known: {', '.join(PROMPTS)}")
-    clips = {path.stem: read_clip(path, spec.default_width, spec.default_height, args.seconds) for path in args.clips}
-    quality = measure(Rig(spec, folder, args.steps, args.seed), clips, styles, args.png)
+    width, height = spec.default_width, spec.default_height
+    clips = {path.stem: read_clip(path, width, height, args.seconds) for path in args.clips}
+    first = next(iter(clips.values()))
+    frames = sum(len(clip) for clip in clips.values())
+    quality = Quality(spec.name, list(clips), width, height, args.steps, spec.noise.s0, frames)
+    rig = Rig(spec, folder, args.steps, args.seed)
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if "styles" in args.only:
+        tell("styles")
+        measure_styles(quality, rig, clips, args.styles, args.png)
+    if "temporal" in args.only:
+        tell("temporal")
+        quality.temporal = measure_temporal(rig, clips, tuple(s for s in TEMPORAL_STYLES if s in args.styles))
+    if "motion" in args.only:
+        tell("motion")
+        quality.motion = measure_motion(spec, folder, first, MOTION_STYLES, args.steps)
+    if "prompts" in args.only:
+        tell("prompts")
+        for change, blend in ((change, blend) for change in CHANGES for blend in (0, 6)):
+            asked = (PROMPTS[change[0]], PROMPTS[change[1]])
+            quality.prompts.append(change_prompt(rig, first, change, asked, blend))
+    if "speed" in args.only:
+        tell("speed")
+        quality.fps = measure_speed(spec, folder, first)
+    if "long" in args.only and args.long:
+        size = tuple(int(side) for side in args.long_size.split("x"))
+        small = read_clip(args.clips[0], size[0], size[1], args.seconds)
+        quality.long_minutes, quality.long_style = args.long, args.long_style
+        chosen = {name: ABLATIONS[name] for name in args.long_only}
+        asked = PROMPTS[args.long_style]
+        quality.long = long_run(
+            spec,
+            folder,
+            small,
+            asked,
+            args.long_style,
+            minutes=args.long,
+            steps=args.steps,
+            ablations=chosen,
+            tell=tell,
+        )
+    if args.sheet is not None:
+        made = {style: rig.restyle(first, PROMPTS[style]) for style in args.styles if style != NO_STYLE}
+        save(contact_sheet(first, made, across=3, moments=2, scale=0.5), args.sheet)
+    quality.seconds = time.monotonic() - began
     print(json.dumps(asdict(quality)) if args.json else report(quality))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from shared.engine.model.tiny_vae import MemBlock, TGrow, TinyVae, TPool
-from training.linear_encoder import SPREAD, fold_space, fold_time
+from training.linear_encoder import SPREAD, fold_space, fold_time, principal
 
 LIFT = 4.0
 """Offset of features, in standard deviations."""
@@ -76,17 +76,17 @@ def start_decoder(vae: TinyVae, video: Tensor, latents: Tensor) -> None:
             x = block(x, batch, None)[0]
         x = layers[at + 3](x)
         grow, conv = cast("TGrow", layers[at + 4]), cast("nn.Conv2d", layers[at + 5])
-        grow.conv.weight.copy_(_grow_map(grow, levels)[:, :, None, None])
-        x = grow(x)
-        target = levels.features[1 - index].flatten(0, 1) if index < 2 else video.flatten(0, 1)
         if index < 2:
+            target = levels.features[1 - index].flatten(0, 1)
             scale = target.std((0, 2, 3), keepdim=True)
-            keep = min(coefficients, conv.out_channels - 1)
-            target = (target / scale + LIFT)[:, :keep]
+            keep = min(int((scale > 1e-6).sum()), conv.out_channels - 1)
+            target = target[:, :keep] / scale[:, :keep] + LIFT
             target = torch.cat([target, torch.ones_like(target[:, :1])], 1)
             levels.space.append(scale.flatten())
         else:
-            target = target + 0.2
+            target = video.flatten(0, 1) + 0.2
+        grow.conv.weight.copy_(_grow_map(grow, levels, x, target)[:, :, None, None])
+        x = grow(x)
         conv.weight[: target.shape[1]] = regress(x, target)
         x = conv(x)
     last = cast("nn.Conv2d", layers[-1])
@@ -95,23 +95,19 @@ def start_decoder(vae: TinyVae, video: Tensor, latents: Tensor) -> None:
     cast("nn.Parameter", last.bias).fill_(-0.2)
 
 
-def _grow_map(grow: TGrow, levels: _Levels) -> Tensor:
-    """[stride·C, C]: how a TGrow spreads its channels over the frames it makes."""
+def _grow_map(grow: TGrow, levels: _Levels, x: Tensor, target: Tensor) -> Tensor:
+    """[stride·C, C]: how a TGrow spreads its channels x [N, C, h, w] over the frames that it makes of each.
+
+    ``target`` [N·stride, o, 2h, 2w] is what the next level is to hold: the coefficients and, last, a constant.
+    """
     channels, stride = grow.channels, grow.conv.out_channels // grow.channels
-    eye = torch.eye(channels)
     if stride == 1:
-        return eye
-    if channels >= 2 * 17:  # each frame has its own places for the coefficients and the constant
-        maps = []
-        for frame in range(stride):
-            part = eye.clone()
-            part[:34] = 0
-            part[17 * frame : 17 * frame + 17, :17] = torch.eye(17)
-            maps.append(part)
-        return torch.cat(maps)
+        return torch.eye(channels)
+    if channels > 2 * target.shape[1]:
+        return _frame_codes(x, target, stride)
     # The finest level: each frame's own 2×2 pixels, straight from the coefficients (the last place is the constant).
     kept = channels - 1
-    inverse = levels.space[0].T.reshape(-1, 4, levels.space[0].shape[0])  # [16 inputs, 4 places, 16 coefficients]
+    inverse = levels.space[0].T.reshape(-1, 4, levels.space[0].shape[0])  # [inputs, 4 places, coefficients]
     scale = levels.space[-1][:kept]
     maps = []
     for frame in range(stride):
@@ -122,4 +118,24 @@ def _grow_map(grow: TGrow, levels: _Levels) -> Tensor:
         part[12, kept] = 1.0
         part[13:, : channels - 13] = torch.eye(channels)[: channels - 13, : channels - 13]
         maps.append(part)
+    return torch.cat(maps)
+
+
+def _frame_codes(x: Tensor, target: Tensor, stride: int) -> Tensor:
+    """What one frame's 2×2 cells need most, as principal components of the cells; each frame's, regressed on x.
+
+    All frames share the conv that follows, which turns the components back into cells.
+    """
+    channels = x.shape[1]
+    cells = fold_space(target.unflatten(0, (-1, stride)))  # [N, stride, 4·o, h, w]
+    rows = cells.movedim(2, -1).flatten(0, -2)
+    directions = principal(rows[:: max(1, len(rows) // 100_000)], channels - 1)
+    inputs = x[..., ::2, ::2].movedim(1, -1).flatten(0, -2).double()  # x is enlarged already
+    gram = inputs.T @ inputs
+    gram += 1e-6 * gram.diagonal().mean() * torch.eye(channels, dtype=torch.float64)
+    maps = []
+    for frame in range(stride):
+        codes = (cells[:, frame].movedim(1, -1).flatten(0, -2) @ directions.T).double()
+        wanted = torch.cat([codes, torch.ones_like(codes[:, :1])], 1)
+        maps.append(torch.linalg.solve(gram, inputs.T @ wanted).T.float())
     return torch.cat(maps)

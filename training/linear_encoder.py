@@ -1,8 +1,8 @@
 """A linear encoder inside the tiny autoencoder's architecture, fitted by principal components instead of gradient descent.
 
-Each level of the encoder folds frames (TPool) and 2×2 pixels (the stride-2 conv) and keeps the 16 directions in which
+Each level of the encoder folds frames (TPool) and 2×2 pixels (the stride-2 conv) and keeps the 48 directions in which
 clips vary most. Offsets keep every signal above zero, so the ReLUs pass it unchanged and the whole encoder is one
-linear map of a 4×8×8-pixel block: [16, 4·3·8·8]. Two things follow: it is fitted in seconds on a CPU, and training
+linear map of a 4×8×8-pixel block: [48, 4·3·8·8]. Two things follow: it is fitted in seconds on a CPU, and training
 the decoder and the DiT can use the map itself, which costs next to nothing.
 
 Power. Among linear codes for a noisy channel the best gives a component of deviation d an amplitude ∝ √d: what
@@ -11,6 +11,7 @@ matters more is sent louder. The latents' scale in the spec follows that rule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,13 +28,13 @@ SPREAD = 0.5
 
 @dataclass(frozen=True)
 class LinearCode:
-    """The fitted map: latents [.., 16] = blocks [.., 768] @ matrix.T + bias; a block is [4 frames, 3, 8, 8] flattened."""
+    """The fitted map: latents [.., C] = blocks [.., 768] @ matrix.T + bias; a block is [4 frames, 3, 8, 8] flattened."""
 
     matrix: Tensor
     bias: Tensor
 
     def encode(self, video: Tensor) -> Tensor:
-        """What ``TinyVae.encode_clip`` gives for a clip that starts here: [B, 4n − 3, 3, H, W] → [B, n, 16, H/8, W/8]."""
+        """What ``TinyVae.encode_clip`` gives for a clip that starts here: [B, 4n − 3, 3, H, W] → [B, n, C, H/8, W/8]."""
         video = torch.cat([video[:, :1].expand(-1, LEAD, -1, -1, -1), video], 1)
         b, t, c, h, w = video.shape
         blocks = video.reshape(b, t // FRAMES, FRAMES, c, h // CELL, CELL, w // CELL, CELL)
@@ -42,10 +43,10 @@ class LinearCode:
 
 
 def principal(samples: Tensor, keep: int) -> Tensor:
-    """samples [N, D] → the ``keep`` directions of most variance, [keep, D] (rows of zeros where D < keep)."""
+    """samples [N, D] → the ``keep`` directions of most variance, [keep, D] (rows of zeros where nothing varies)."""
     covariance = torch.cov(samples.T.double())
-    _, vectors = torch.linalg.eigh(covariance)
-    rows = vectors.flip(1).T[:keep].float()
+    variances, vectors = torch.linalg.eigh(covariance)
+    rows = (vectors * (variances > 1e-9 * variances[-1])).flip(1).T[:keep].float()
     return torch.cat([rows, rows.new_zeros(keep - len(rows), rows.shape[1])])
 
 
@@ -69,9 +70,26 @@ def _apply(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("oc,btchw->btohw", matrix, x)
 
 
+def markov_clips(shape: Sequence[int], seed: int, time: float = 0.9, space: float = 0.9, grey: float = 0.9) -> Tensor:
+    """Clips [B, T, 3, H, W] of first-order Gauss–Markov noise in time, height and width; ``grey`` of it in all colours.
+
+    Drawn scenes are smoother and move more evenly than the world does. Some of these among them keep the code from
+    trusting that: its directions stay good for grass, gravel and water that no one drew.
+    """
+    batch, frames, colours, height, width = shape
+    x = torch.randn(batch, frames, colours + 1, height, width, generator=torch.Generator().manual_seed(seed))
+    x = grey**0.5 * x[:, :, -1:] + (1 - grey) ** 0.5 * x[:, :, :-1]
+    for dim, memory in ((1, time), (3, space), (4, space)):
+        parts = list(x.unbind(dim))
+        for i in range(1, len(parts)):
+            parts[i] = memory * parts[i - 1] + (1 - memory**2) ** 0.5 * parts[i]
+        x = torch.stack(parts, dim)
+    return 0.5 + 0.2 * x
+
+
 @torch.no_grad()
 def fit(vae: TinyVae, video: Tensor) -> LinearCode:
-    """Fits on clips [B, 4n, 3, H, W] and writes the encoder's weights. The encoder must be 16 wide."""
+    """Fits on clips [B, 4n, 3, H, W] and writes the encoder's weights. The encoder must be as wide as the latents."""
     width = vae.latent_channels
     for module in vae.encoder.modules():
         if isinstance(module, nn.Conv2d):

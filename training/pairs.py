@@ -12,6 +12,8 @@ from training.filters import NO_STYLE, stylise
 from training.linear_encoder import LinearCode
 from training.runs import ClipPool
 
+HARD = ("pencil", "ink", "blueprint", "neon", "comic", "x-ray", "pixel art", "pop art")
+"""Styles far from their source, or made of lines: drawn twice as often."""
 FRAMES = 29
 """Pixel frames of a clip: 8 latent frames."""
 
@@ -37,9 +39,12 @@ class PairSource:
         scale: Tensor,
         styles: tuple[str, ...],
         *,
-        plain: float = 0.2,
+        plain: float = 0.15,
     ) -> None:
-        self._code, self._pool, self._styles, self._plain = code, pool, styles, plain
+        self._code, self._pool, self._styles = code, pool, styles
+        weights = np.array([0.0 if s == NO_STYLE else 2.0 if s in HARD else 1.0 for s in styles])
+        self._shares = weights / weights.sum() * (1 - plain)
+        self._shares[styles.index(NO_STYLE)] = plain
         self._mean, self._scale = mean.view(-1, 1, 1), scale.view(-1, 1, 1)
 
     @torch.no_grad()
@@ -55,8 +60,4 @@ class PairSource:
         return pairs
 
     def _style(self, rng: np.random.Generator) -> int:
-        plain = self._styles.index(NO_STYLE)
-        if rng.random() < self._plain:
-            return plain
-        others = [i for i in range(len(self._styles)) if i != plain]
-        return others[int(rng.integers(len(others)))]
+        return int(rng.choice(len(self._styles), p=self._shares))

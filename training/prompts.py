@@ -51,9 +51,9 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "green monochrome",
     ),
     "comic": (
-        "comic", "comic book", "pop art", "cartoon", "comics", "graphic novel", "warhol", "cel shading",
+        "comic", "comic book", "cartoon", "comics", "graphic novel", "cel shading", "cartoon drawing",
         "bold outlines",
-        "superhero comic", "lichtenstein", "anime", "toon", "popart", "comic strip", "posterized", "flat colours",
+        "superhero comic", "anime", "toon", "comic strip", "flat colours", "thick black outlines", "manga in colour",
         "cel shaded",
     ),
     "watercolour": (
@@ -70,6 +70,22 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "x-ray": (
         "x-ray", "xray", "x ray", "radiograph", "radiography", "hospital scan", "negative", "film negative", "inverted",
         "x-ray scan", "roentgen", "medical scan", "inverted colours", "photo negative",
+    ),
+    "pixel art": (
+        "pixel art", "pixelart", "8-bit", "8 bit game", "retro video game", "pixelated", "pixels", "big pixels",
+        "old console game", "mosaic", "blocky", "16-bit game", "sprite", "arcade game", "minecraft", "low resolution",
+    ),
+    "pop art": (
+        "pop art", "popart", "warhol", "andy warhol", "screen print", "silkscreen", "lichtenstein", "posterized",
+        "poster", "four colour print", "pop-art poster", "propaganda poster", "bold poster colours", "sixties poster",
+    ),
+    "aurora": (
+        "aurora", "northern lights", "aurora borealis", "polar lights", "green and violet glow", "arctic night sky",
+        "dreamy green glow", "aurora colours", "magic night glow", "polar night", "violet and green",
+    ),
+    "stained glass": (
+        "stained glass", "stained-glass window", "church window", "cathedral window", "glass panes", "leaded glass",
+        "tiffany glass", "coloured glass", "stained glass window", "diamond panes", "glass mosaic", "gothic window",
     ),
 }  # fmt: skip
 """Ways to name each style. Unknown text counts as no style."""

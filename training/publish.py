@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from shared.engine.plan.spec import ModelSpec, NoiseSpec, spec_of
+from shared.engine.plan.spec import ModelSpec, spec_of
 from training.runs import write_text, write_weights
-from training.train_autoencoder import ENCODER_WIDTH, WIDTHS
+from training.train_autoencoder import CHANNELS, WIDTHS
 
 
 def tiny_spec(run: Path) -> ModelSpec:
@@ -19,10 +19,9 @@ def tiny_spec(run: Path) -> ModelSpec:
     stats = json.loads((run / "latents.json").read_text())
     return replace(
         spec_of("rheo-tiny"),
-        steps=(400, 150, 100, 50),
-        noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4),
         vae_widths=WIDTHS,
-        vae_encoder_width=ENCODER_WIDTH,
+        vae_encoder_width=CHANNELS,
+        latent_channels=CHANNELS,
         encoder_normalised=True,
         latent_scale=tuple(round(s, 6) for s in stats["scale"]),
         latent_shift=tuple(round(m, 6) for m in stats["mean"]),

@@ -96,6 +96,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.chmod(0o644)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from shared.engine.model.tiny_vae import LEAD, MemBlock, TGrow, TinyVae
 from training.filters import FILTERS, NO_STYLE, stylise
 from training.linear_decoder import start_decoder
-from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, measure
+from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, markov_clips, measure
 from training.muon import Muon
 from training.pool import build_pool
 from training.runs import (
@@ -38,10 +39,12 @@ from training.runs import (
     write_weights,
 )
 
-WIDTHS, ENCODER_WIDTH = (96, 48, 16, 16), 16
+WIDTHS, CHANNELS = (96, 48, 16, 16), 48
+"""The decoder's widths; the latents' channels, and as many the encoder's."""
 SHAPES = ((4, 9, 96, 96), (2, 17, 96, 96), (3, 9, 96, 128))
-LATENT_GAIN = 2.2
+LATENT_GAIN = 5.0
 """Root mean square of the latents that the DiT sees, where the noise has 1. More of the picture survives the same noise."""
+NOISE_SHARE, STYLED_SHARE = 0.2, 0.45
 STYLES = tuple(name for name in FILTERS if name != NO_STYLE)
 
 
@@ -86,11 +89,22 @@ def picture_loss(made: Tensor, true: Tensor) -> Tensor:
     return loss
 
 
+def _noise_clip(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """Noise [T, 3, H, W] of random grain and colours: every part of the code must be heard, not only what scenes use."""
+    time, space, grey = float(rng.uniform(0.75, 0.97)), float(rng.uniform(0.8, 0.97)), float(rng.uniform(0.2, 0.95))
+    clip = markov_clips((1, *shape), int(rng.integers(2**31)), time, space, grey)[0]
+    strength, middle = rng.uniform(0.3, 1.2, (3, 1, 1)), rng.uniform(0.25, 0.75, (3, 1, 1))
+    return ((clip - 0.5) * torch.from_numpy(strength).float() + torch.from_numpy(middle).float()).clamp(0, 1)
+
+
 def mixed_batch(pool: ClipPool, rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Tensor:
-    """Clips of which about 55 % show one of the styles."""
+    """Clips of which about a half show one of the styles, and some are noise that no one drew (``markov_clips``)."""
     video = pool.draw(*shape)
     for i in range(len(video)):
-        if rng.random() < 0.55:
+        kind = rng.random()
+        if kind < NOISE_SHARE:
+            video[i] = _noise_clip(rng, video.shape[1:])
+        elif kind < NOISE_SHARE + STYLED_SHARE:
             video[i] = stylise(STYLES[rng.integers(len(STYLES))], video[i])
     return video
 
@@ -123,7 +137,10 @@ def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Pat
         )
         return measure(vae)
     video = torch.cat([mixed_batch(pool, rng, (4, 8, 128, 192)) for _ in range(24)])
-    code = fit(vae, video)
+    fit(vae, torch.cat([video, markov_clips((16, *video.shape[1:]), 1)]))
+    for parameter in vae.encoder.parameters():  # as it is published, so that training sees the code that is served
+        parameter.data.copy_(parameter.data.half())
+    code = measure(vae)
     mean, scale = amplitudes(vae, code, video[:, :5], LATENT_GAIN)
     write_text(run / "latents.json", json.dumps({"mean": mean, "scale": scale}))
     write_weights(run / "vae.safetensors", vae.state_dict())
@@ -151,7 +168,7 @@ def train(args: argparse.Namespace) -> None:
     step, spent = (state["step"], state["spent"]) if state else (0, 0.0)
     rng = np.random.default_rng([args.seed, step])
     pool = ClipPool(path, rng)
-    vae = TinyVae(WIDTHS, ENCODER_WIDTH)
+    vae = TinyVae(WIDTHS, CHANNELS, CHANNELS)
     initialise(vae)
     if state:
         vae.load_state_dict(state["vae"])
@@ -179,7 +196,7 @@ def train(args: argparse.Namespace) -> None:
         video = mixed_batch(pool, rng, SHAPES[step % len(SHAPES)])
         with torch.no_grad():
             z = code.encode(video)
-            level = torch.rand(len(video), 1, 1, 1, 1) * 0.6 * (torch.rand(len(video), 1, 1, 1, 1) < 0.8)
+            level = torch.rand(len(video), 1, 1, 1, 1) * 0.6 * (torch.rand(len(video), 1, 1, 1, 1) < 0.6)
             z = z + level * scale * torch.randn_like(z)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             made = vae.decode_unclamped(z)

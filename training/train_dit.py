@@ -33,8 +33,10 @@ from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_ra
 from training.streaming_task import FIRST, Draw, draw_task, enter, frame_positions, look_back, sigmas
 from training.train_autoencoder import channels_last, picture_loss
 from training.train_text import nearest_code, style_codes
+from training.warm_start import NormalCode, begin_with
 
 FRAMES = 8
+STEADINESS = 0.3
 SIZES = ((96, 160, 6), (192, 320, 2))  # height, width, batch
 
 
@@ -62,6 +64,9 @@ class Trainer:
         self._biases: dict[int, Tensor] = {}
         self._compiled, self._compiled_tokens = compiled_block(), SIZES[0][0] * SIZES[0][1] // 256
         self.mean, self.scale = torch.tensor(spec.latent_shift), torch.tensor(spec.latent_scale)
+        # A channel's share of the picture goes with its amplitude squared: halfway there, so that detail counts as well.
+        amplitude = 1 / self.scale
+        self._importance = (amplitude / amplitude.mean()).view(-1, 1, 1)
 
     def estimate(self, noisy: Tensor, times: Tensor, text: Tensor, positions: list[int], masked: bool) -> Tensor:
         """x0 of a clip or of a first block, [B, F, C, h, w]."""
@@ -91,7 +96,7 @@ class Trainer:
             [[t.first[-1]] * FIRST + [t.later[0]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32
         )
         x0 = self.estimate(noisy, times, text, positions, True)
-        entry = _error(x0, target)
+        entry = self._error(x0, target)
         total = entry
         parts = {"entry": entry.item()}
         if with_pixels:
@@ -100,10 +105,17 @@ class Trainer:
             total = total + 3.0 * pixel
             parts["pixel"] = pixel.item()
         if with_later:
-            later = _error(self._later_step(x0.detach(), tasks, text, positions), target)
+            later = self._error(self._later_step(x0.detach(), tasks, text, positions), target)
             total = total + later
             parts["later"] = later.item()
         return total, parts
+
+    def _error(self, made: Tensor, true: Tensor) -> Tensor:
+        error = made - true
+        # An error that stays is a tint, one that changes from frame to frame is flicker: that one counts again.
+        change = error[:, 1:] - error[:, :-1]
+        weighed = (error.square() * self._importance).mean() + STEADINESS * (change.square() * self._importance).mean()
+        return 0.5 * weighed + 0.25 * error.abs().mean()
 
     @torch.no_grad()
     def _first_block(self, source: Tensor, tasks: list[Draw], text: Tensor, positions: list[int]) -> Tensor:
@@ -135,11 +147,6 @@ class Trainer:
         return picture_loss(made.float(), pair.pixels[None, : made.shape[1]])
 
 
-def _error(made: Tensor, true: Tensor) -> Tensor:
-    error = made - true
-    return 0.5 * error.square().mean() + 0.25 * error.abs().mean()
-
-
 @torch.no_grad()
 def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, seed: int) -> list[Tensor]:
     """Per style, embeddings of about ``each`` sampled prompts [n, text_len, text_dim]; misread ones are left out."""
@@ -168,7 +175,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     spec = tiny_spec(args.run)
-    vae = TinyVae(spec.vae_widths, spec.vae_encoder_width)
+    vae = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels)
     vae.load_state_dict(load_file(args.run / "vae.safetensors"))
     vae = channels_last(vae)
     vae.requires_grad_(False)
@@ -191,7 +198,11 @@ def train(args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed + step)
     rng = np.random.default_rng([args.seed, step])
     pool = ClipPool(args.pool / "clips.npy", rng)
-    pairs_of = PairSource(measure(vae), pool, trainer.mean, trainer.scale, styles)
+    code = measure(vae)
+    pairs_of = PairSource(code, pool, trainer.mean, trainer.scale, styles)
+    if args.begin_with and not step:
+        begin_with(model, NormalCode(code, trainer.mean, trainer.scale), args.begin_with, pool.draw(24, 13, 96, 160))
+        average = MovingAverage(model, 0.99)
     progress = Progress(args.steps, args.minutes, spent)
     curves = Curves(args.run / "dit.csv", resumed=step > 0)
     running: dict[str, float] = {}
@@ -202,7 +213,12 @@ def train(args: argparse.Namespace) -> None:
         which = 1 if progress.at(step) > args.large_from and step % 12 == 11 else 0
         height, width, batch = SIZES[which]
         pairs = pairs_of.draw(rng, batch, height, width)
-        loss, parts = trainer.losses(rng, pairs, with_pixels=which == 0 and step % 3 == 0, with_later=step % 3 == 1)
+        loss, parts = trainer.losses(
+            rng,
+            pairs,
+            with_pixels=which == 0 and step % 3 == 0 and progress.at(step) > args.pixels_from,
+            with_later=step % 3 == 1,
+        )
         for each in optimiser:
             each.zero_grad(set_to_none=True)
         loss.backward()
@@ -230,12 +246,14 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, default=Path("/tmp/rheo-pool"))
     parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
     parser.add_argument("--publish", type=Path, default=None, help="model folder to write at every report")
+    parser.add_argument("--begin-with", type=Path, default=None, help="a model folder whose DiT to go on from")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument(
         "--large-from", type=float, default=0.6, help="share of the run after which full-size clips join"
     )
+    parser.add_argument("--pixels-from", type=float, default=0.4, help="share of the run after which pixels count too")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=3)

@@ -19,13 +19,18 @@ from shared.engine.model.text import TinyTextEncoder
 from training.prompts import all_styles, sample_prompt
 from training.runs import Curves, Progress, learning_rate, write_weights
 
+PAGE = 12
+"""Codes are drawn this many at a time, so that a style that joins leaves the codes of the others as they are."""
+
 
 def style_codes(styles: int, text_len: int, text_dim: int, seed: int = 11) -> Tensor:
     """[styles, text_len, text_dim] with unit root mean square, half of it common to a style's vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    common = torch.randn(styles, 1, text_dim, generator=generator)
-    own = torch.randn(styles, text_len, text_dim, generator=generator)
-    return fn.rms_norm(common + own, (text_dim,))
+    pages: list[Tensor] = []
+    for page in range(-(-styles // PAGE)):
+        generator = torch.Generator().manual_seed(seed + page)
+        common = torch.randn(PAGE, 1, text_dim, generator=generator)
+        pages.append(common + torch.randn(PAGE, text_len, text_dim, generator=generator))
+    return fn.rms_norm(torch.cat(pages)[:styles], (text_dim,))
 
 
 def nearest_code(vectors: Tensor, codes: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class _Session:
     encoder: Any
     decoder: Any
     prompt: int = 1
+    fade: list[tuple[int, float]] = field(default_factory=list)  # (version, share) of the old prompt, next chunk first
     waiting: list[tuple[Item, Tensor]] = field(default_factory=list)
 
 
@@ -68,11 +69,12 @@ class Stepper:
         )
         self.set_prompt(stream, embedding)
 
-    def set_prompt(self, stream: str, embedding: Tensor) -> None:
-        """Blocks that enter from now on run under this prompt."""
+    def set_prompt(self, stream: str, embedding: Tensor, blend_chunks: int = 0) -> None:
+        """Blocks that enter from now on run under this prompt; over ``blend_chunks`` of them the old one fades out."""
         session = self._sessions[stream]
-        session.prompt += 1
-        bound = {*session.plan.prompt_versions, session.prompt}
+        old, session.prompt = session.prompt, session.prompt + 1
+        session.fade = [(old, 1 - i / (blend_chunks + 1)) for i in range(1, blend_chunks + 1)]
+        bound = {*session.plan.prompt_versions, session.prompt, *(version for version, _ in session.fade)}
         for stage in self.stages:
             stage.set_prompt(stream, session.prompt, embedding)
             stage.drop_prompts(stream, bound)
@@ -119,7 +121,16 @@ class Stepper:
         latents = self.autoencoder.encode(session.encoder, pixels)
         estimate = session.noise.update(motion)
         steps = step_timesteps(estimate.first_timestep, self.spec.steps[: session.steps])
-        item = session.plan.enter(len(latents), estimate.noise_scale, steps, session.seed, session.prompt)
+        version, share = session.fade.pop(0) if session.fade else (0, 0.0)
+        item = session.plan.enter(
+            len(latents),
+            estimate.noise_scale,
+            steps,
+            session.seed,
+            session.prompt,
+            blend_version=version,
+            blend=share,
+        )
         return item, latents.float()
 
     def _advance(self, session: _Session) -> list[tuple[Item, Tensor]]:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.quality import PROMPTS, Rig, decibels, squared_errors
+from bench.changes import change_prompt
+from bench.clips import with_motion
+from bench.quality import PROMPTS
+from bench.rig import Rig, decibels, squared_errors
 from shared.engine.plan.registry import EMBEDDED_MODEL, model_folder
 from shared.engine.plan.spec import ModelSpec
 from training.filters import NO_STYLE, stylise
@@ -63,6 +66,10 @@ def test_steps_decrease_and_later_steps_lie_below_any_default_first_step(spec: M
         ("NEON!!! 🔥🔥", "neon"),
         ("zorble wug a pencil sketch flirp, 4k, masterpiece", "pencil"),
         ("watercolor", "watercolour"),
+        ("turn this into an 8 bit game", "pixel art"),
+        ("a church window of a woman", "stained glass"),
+        ("northern lights over the sea", "aurora"),
+        ("andy warhol", "pop art"),
         ("heat vision " * 330, "thermal"),
     ],
 )
@@ -75,16 +82,16 @@ def test_a_free_prompt_reaches_its_style(rig: Rig, prompt: str, style: str):
 
 def test_the_autoencoder_shows_the_clip(rig: Rig, clip: torch.Tensor):
     error = squared_errors(rig.reconstruct(clip), {NO_STYLE: clip.float() / 255})[NO_STYLE]
-    assert decibels(float(error.mean())) > 19
+    assert decibels(float(error.mean())) > 20.5
 
 
 def test_no_style_shows_the_source_through_the_model(rig: Rig, clip: torch.Tensor):
     made = rig.restyle(clip, "no style")
     assert made.shape == clip.shape
-    assert decibels(float(squared_errors(made, {NO_STYLE: clip.float() / 255})[NO_STYLE].mean())) > 17
+    assert decibels(float(squared_errors(made, {NO_STYLE: clip.float() / 255})[NO_STYLE].mean())) > 19.5
 
 
-@pytest.mark.parametrize("style", ["blueprint", "thermal", "sepia", "night vision"])
+@pytest.mark.parametrize("style", ["pencil", "neon", "thermal", "x-ray", "pixel art", "stained glass"])
 def test_a_streamed_clip_lies_nearest_to_its_own_style(rig: Rig, clip: torch.Tensor, style: str):
     made = rig.restyle(clip, PROMPTS[style])
     errors = squared_errors(made, truths(clip))
@@ -103,3 +110,16 @@ def test_any_number_of_steps_keeps_the_style(spec: ModelSpec, clip: torch.Tensor
 def test_the_same_seed_gives_the_same_pixels(spec: ModelSpec, rig: Rig, clip: torch.Tensor):
     again = Rig(spec, FOLDER, steps=2, seed=0)
     assert torch.equal(rig.restyle(clip[:9], "neon"), again.restyle(clip[:9], "neon"))
+
+
+def test_a_new_prompt_shows_within_two_chunks_without_a_broken_frame_and_a_blend_is_gradual(
+    rig: Rig, clip: torch.Tensor
+):
+    source = with_motion(clip, "moderate", 37)
+    styles = ("thermal", "x-ray")
+    prompts = (PROMPTS["thermal"], PROMPTS["x-ray"])
+    at_once, blended = (change_prompt(rig, source, styles, prompts, blend) for blend in (0, 4))
+    assert 1 <= at_once.chunks_until <= 2
+    assert at_once.broken == 0
+    assert blended.largest_jump < 0.75 * at_once.largest_jump
+    assert blended.shares[-1] > 0.5

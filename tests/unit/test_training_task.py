@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from shared.engine.model.dit import Dit
-from shared.engine.model.loading import random_dit_weights
+from shared.engine.model.loading import load_dit, random_dit_weights
 from shared.engine.model.tiny_vae import LEAD, TinyVae
 from shared.engine.plan.items import Item
+from shared.engine.plan.registry import model_folder
 from shared.engine.plan.spec import spec_of
 from shared.engine.plan.stream_plan import StreamPlan
 from shared.engine.random import KeyedNoise
 from shared.engine.stage import Stage
 from training.fast_dit import block_forward, flow_of, score_bias
 from training.linear_decoder import start_decoder
-from training.linear_encoder import fit, measure
+from training.linear_encoder import LinearCode, fit, markov_clips, measure
 from training.muon import orthogonalise
 from training.procedural import make_clip
 from training.runs import Progress, learning_rate
 from training.streaming_task import FIRST, draw_task, frame_positions, look_back, sigmas
+from training.train_text import style_codes
+from training.warm_start import NormalCode, begin_with, code_of
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +70,6 @@ def test_a_masked_clip_gives_what_the_served_stream_gives():
 
 
 def _fixed_sinks(spec):
-    from dataclasses import replace
-
     return replace(spec, sink_threshold=None)
 
 
@@ -107,9 +110,10 @@ def test_tasks_stay_within_what_the_plan_allows():
         assert places[-1] < spec.rope_refresh_at
 
 
-def test_the_fitted_encoder_is_one_linear_map_and_the_decoder_starts_as_its_inverse():
+@pytest.mark.parametrize("channels", [16, 48])
+def test_the_fitted_encoder_is_one_linear_map_and_the_decoder_starts_as_its_inverse(channels: int):
     torch.manual_seed(0)
-    vae = TinyVae((96, 48, 16, 16), 16)
+    vae = TinyVae((96, 48, 16, 16), channels, channels)
     video = torch.stack([torch.from_numpy(make_clip(seed, 13, 64, 64)) for seed in range(8)]).float() / 255
     whole = torch.cat([video[:, :1].expand(-1, LEAD, -1, -1, -1), video], 1)
     code = fit(vae, whole)
@@ -135,3 +139,38 @@ def test_the_learning_rate_rises_and_falls_and_a_resumed_run_goes_on():
     assert learning_rate(1.0, 1.0) < 0.05
     assert Progress(100, 0).at(25) == 0.25
     assert Progress(100, 1, spent_s=45).at(0) >= 0.75
+
+
+def test_noise_clips_remember_and_go_together_in_colour():
+    clip = markov_clips((4, 8, 3, 64, 64), 3, time=0.8, space=0.9, grey=0.9)
+    flat = (clip - 0.5) / 0.2
+    assert flat.std() == pytest.approx(1.0, abs=0.1)
+    assert (flat[:, 1:] * flat[:, :-1]).mean() == pytest.approx(0.8, abs=0.1)
+    assert (flat[..., 1:] * flat[..., :-1]).mean() == pytest.approx(0.9, abs=0.1)
+    assert (flat[:, :, 0] * flat[:, :, 1]).mean() == pytest.approx(0.9, abs=0.1)
+
+
+def test_a_style_that_joins_leaves_the_codes_of_the_others():
+    assert torch.equal(style_codes(16, 4, 8)[:12], style_codes(12, 4, 8))
+    assert not torch.equal(style_codes(16, 4, 8)[12:], style_codes(16, 4, 8)[:4])
+
+
+def test_a_dit_begins_with_another_ones_skill_on_a_new_code():
+    """On a code that is a rotation of the old one nothing is lost: the new DiT's x0 is the old one's, rotated."""
+    torch.manual_seed(0)
+    folder = model_folder("rheo-tiny")
+    spec, old = code_of(folder)
+    turn = torch.linalg.qr(torch.randn(spec.latent_channels, spec.latent_channels))[0]
+    scaled = LinearCode(turn @ (old.code.matrix / old.scale[:, None]), turn @ ((old.code.bias - old.mean) / old.scale))
+    new = NormalCode(scaled, torch.zeros(spec.latent_channels), torch.ones(spec.latent_channels))
+    video = torch.rand(4, 5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model, before = Dit(spec), load_dit(spec, folder, range(spec.layers), "cpu", torch.float32)
+    begin_with(model, new, folder, video)
+    x, text = torch.randn(1, 2, spec.latent_channels, 4, 6), torch.randn(1, spec.text_len, spec.text_dim)
+    times = torch.full((1, 2), 400.0)
+    with torch.no_grad():
+        expected = torch.einsum("oc,bfchw->bfohw", turn, before(x, times, text))
+        made = model(torch.einsum("oc,bfchw->bfohw", turn, x), times, text)
+    assert (made - expected).square().mean() < 1e-3 * expected.square().mean()
+    with pytest.raises(ValueError, match="another dim"):
+        begin_with(Dit(replace(spec, dim=128)), new, folder, video)

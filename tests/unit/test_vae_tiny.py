@@ -14,6 +14,7 @@ from shared.engine.model.loading import load_tiny_vae, load_vae, random_vae_weig
 from shared.engine.model.tiny_vae import TinyVae, VaeMemory, to_pixels
 from shared.engine.model.tiny_vae_serving import ServingTinyVae
 from tests.support.engine import NANO, clip
+from training.linear_encoder import fit
 
 CLOSE = 1e-5
 AnyVae = TinyVae | ServingTinyVae
@@ -114,3 +115,19 @@ def test_serving_computes_what_the_module_does() -> None:
         assert torch.allclose(module.encode(memories[0], part), serving.encode(memories[1], part), atol=CLOSE)
     for part in z.split([2, 1, 1]):
         assert torch.allclose(module.decode(memories[2], part), serving.decode(memories[3], part), atol=CLOSE)
+
+
+@torch.inference_mode()
+def test_serving_leaves_out_what_a_linear_encoder_does_not_use() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module = TinyVae((16, 8, 8, 8), 48, 48)
+    video = torch.rand(4, 13, 3, 32, 48)
+    fit(module, video[:, 1:])
+    serving = ServingTinyVae(module)
+    memories = module.new_memory(), serving.new_memory()
+    for part in video[0].split([5, 4, 4]):
+        whole, lean = module.encode(memories[0], part), serving.encode(memories[1], part)
+        assert torch.allclose(whole, lean, atol=1e-3 * float(whole.abs().max()))
+    assert memories[1].nbytes() == 0
+    assert memories[0].nbytes() > 0

@@ -6,6 +6,8 @@ What changes is the order of sums, nothing else (outputs agree to about 1e-6 in 
 * enlarging by two and convolving is a convolution at the small size that makes the four pixels of each cell;
 * a MemBlock's first convolution of [x, previous frame] is a sum of two. The stream keeps the second one's result instead of
   the frame, so nothing is concatenated;
+* a MemBlock whose last kernel is zero adds a constant, and a channel that is always zero is left out: a linear encoder
+  (rheo-tiny's) then costs three convolutions;
 * everything is channels-last, and large pictures go one frame at a time, to stay in the cache.
 """
 
@@ -50,6 +52,17 @@ class _Memory:
         return y.add_(x).relu_(), passed[-1:]
 
 
+@dataclass(frozen=True, slots=True)
+class _Shift:
+    """A MemBlock whose last kernel is zero: ReLU(x + bias), whatever came before. ``bias`` None: x is above zero already."""
+
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, kept: Tensor | None) -> tuple[Tensor, None]:
+        """x [T, C, h, w] → (y, nothing to keep)."""
+        return (x if self.bias is None else x.add_(self.bias).relu_()), None
+
+
 class ServingTinyVae:
     """Encodes and decodes streams with the weights of a :class:`TinyVae`. Holds no state; for inference only."""
 
@@ -58,14 +71,35 @@ class ServingTinyVae:
             encoder, decoder = list(vae.encoder), list(vae.decoder)
             self._enter = _conv(encoder[0])
             self._pools = [_pooling(encoder[i], encoder[i + 1]) for i in (2, 7, 12)]
-            self._encoder = [[_memory(encoder[i + k]) for k in range(3)] for i in (4, 9, 14)]
+            self._encoder = [[_block(encoder[i + k], k > 0) for k in range(3)] for i in (4, 9, 14)]
             self._leave = _conv(encoder[17])
+            self._leave_out_dead_channels()
             self._begin = _conv(decoder[1])
-            self._decoder = [[_memory(decoder[i + k]) for k in range(3)] for i in (3, 9, 15)]
+            self._decoder = [[_block(decoder[i + k], k > 0) for k in range(3)] for i in (3, 9, 15)]
             self._grows = [_growing(decoder[i], decoder[i + 1]) for i in (7, 13, 19)]
             self._end = _cellwise(decoder[22])
         self.latent_channels = vae.latent_channels
         self.dtype = self._enter.weight.dtype
+
+    def _leave_out_dead_channels(self) -> None:
+        """Of the encoder: what no kernel and no bias ever raises above zero is neither computed nor read."""
+        alive = _alive([self._enter], self._enter.bias)
+        self._enter = _outputs(self._enter, alive)
+        for level, blocks in enumerate(self._encoder):
+            pool = [_inputs(conv, alive) for conv in self._pools[level]]
+            if all(isinstance(block, _Shift) for block in blocks):
+                shifts = [block.bias for block in blocks if isinstance(block, _Shift) and block.bias is not None]
+                alive = _alive(pool, torch.stack(shifts).amax(0).flatten())
+                pool = [_outputs(conv, alive) for conv in pool]
+                self._encoder[level] = [
+                    _Shift(None if block.bias is None else block.bias[alive])
+                    for block in blocks
+                    if isinstance(block, _Shift)
+                ]
+            else:
+                alive = torch.ones(len(pool[0].weight), dtype=torch.bool)
+            self._pools[level] = pool
+        self._leave = _inputs(self._leave, alive)
 
     def new_memory(self) -> VaeMemory:
         """One direction's memory of one stream, empty."""
@@ -146,6 +180,29 @@ def _packed(weight: Tensor) -> Tensor:
 def _conv(layer: nn.Module) -> _Conv:
     conv = cast("nn.Conv2d", layer)
     return _Conv(_packed(conv.weight), None if conv.bias is None else conv.bias.detach().clone())
+
+
+def _alive(kernels: list[_Conv], bias: Tensor | None) -> Tensor:
+    """Which outputs [n] may ever be above zero, when a ReLU follows."""
+    alive = torch.stack([conv.weight.flatten(1).any(1) for conv in kernels]).any(0)
+    return alive if bias is None else alive | (bias > 0)
+
+
+def _outputs(conv: _Conv, which: Tensor) -> _Conv:
+    return _Conv(_packed(conv.weight[which]), None if conv.bias is None else conv.bias[which])
+
+
+def _inputs(conv: _Conv, which: Tensor) -> _Conv:
+    return _Conv(_packed(conv.weight[:, which]), conv.bias)
+
+
+def _block(layer: nn.Module, follows_relu: bool) -> _Memory | _Shift:
+    last = cast("nn.Conv2d", cast("MemBlock", layer).conv[4])
+    if last.weight.any() or last.bias is None:
+        return _memory(layer)
+    if follows_relu and not last.bias.any():
+        return _Shift(None)
+    return _Shift(last.bias.detach().clone().reshape(-1, 1, 1))
 
 
 def _memory(layer: nn.Module) -> _Memory:

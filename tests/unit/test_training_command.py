@@ -1,0 +1,55 @@
+"""The one training command: what runs when, and that no part is left behind."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import psutil
+
+from training.__main__ import run_beside, stages
+
+
+def script(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_the_dit_begins_when_the_encoder_stands_and_both_are_waited_for(tmp_path: Path):
+    ready, seen = tmp_path / "vae", tmp_path / "seen"
+    first = script(
+        f"import time, pathlib; time.sleep(0.3); pathlib.Path({str(ready)!r}).touch(); time.sleep(0.5);"
+        f"pathlib.Path({str(tmp_path / 'first')!r}).touch()"
+    )
+    second = script(
+        f"import pathlib; pathlib.Path({str(seen)!r}).write_text(str(pathlib.Path({str(ready)!r}).exists()))"
+    )
+    assert run_beside(first, [ready], second) == 0
+    assert seen.read_text() == "True"
+    assert (tmp_path / "first").exists()
+
+
+def test_a_part_that_fails_ends_the_other(tmp_path: Path):
+    began = time.monotonic()
+    assert run_beside(script("raise SystemExit(3)"), [tmp_path / "never"], script("pass")) == 3
+    ready = tmp_path / "ready"
+    ready.touch()
+    assert run_beside(script("import time; time.sleep(60)"), [ready], script("raise SystemExit(4)")) == 4
+    assert time.monotonic() - began < 20
+    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_second_run_trains_the_text_encoder_only_when_asked(tmp_path: Path):
+    args = Namespace(run=tmp_path, clips=8, workers=2, minutes=1.0, begin_with=None, anew_text=False)
+    first, autoencoder, dit = stages(args)
+    assert ["training.pool" in part for part in first] == [True, False]
+    assert "training.train_text" in first[1]
+    assert "training.train_autoencoder" in autoencoder
+    assert "--begin-with" not in dit
+    (tmp_path / "text.safetensors").touch()
+    assert len(stages(args)[0]) == 1
+    args.anew_text, args.begin_with = True, tmp_path
+    first, _, dit = stages(args)
+    assert len(first) == 2
+    assert dit[-2:] == ["--begin-with", str(tmp_path)]
