@@ -160,7 +160,7 @@ class IngestStream:
     def leave(self, drain: bool) -> bool:
         """End the source. What is numbered goes on; what is not is dropped. True when there is nothing more to tell."""
         self._leaving = True
-        if not self._intake.ended:
+        if not self._intake.ended or self._intake.paused:
             self._intake.stop()
             self._feed.stop()
         self._wake.set()
@@ -242,15 +242,14 @@ class IngestStream:
 
     async def _publish(self, chunk: Chunk[np.ndarray]) -> None:
         began = time.time_ns()
-        frames = [frame.pixels for frame in chunk.frames]
+        frames, last = [frame.pixels for frame in chunk.frames], chunk.frames[-1]
+        resumed = self._pauses.numbered(chunk.number, chunk.frames[0].pts, last.pts)
         if self._from_text:
             rmse, ref = (0.0,) * (len(frames) + chunk.padding), self._no_pixels()
         else:
             rmse = chunk_rmse(frames, self._previous, chunk.padding)
             self._previous = frames[-1]
             ref = await self._put(np.stack(frames + [frames[-1]] * chunk.padding))
-        last = chunk.frames[-1]
-        resumed = self._pauses.numbered(chunk.number, chunk.frames[0].pts, last.pts)
         await self._send_audio((last.pts + last.duration) * self._time_base)
         stamp = ChunkStamp(
             stream=self.stream,

@@ -118,6 +118,7 @@ class PipelineCore:
         """The last stage reported a batch: its credit is back, and blocks with steps left are ready again."""
         decisions = Decisions()
         if done.generation != self.generation:
+            decisions.released.extend(result.output for result in done.results if result.output is not None)
             return decisions
         flight = self.in_flight.pop(done.seq, None)
         if flight is None:
@@ -214,7 +215,8 @@ class PipelineCore:
     def _drop_stale(self, queue: StreamQueue, now_ns: int, decisions: Decisions) -> None:
         """Freshness: before step 0, what cannot show even its last frame in time is dropped, never queued."""
         while queue.live and (work := queue.candidate()) is not None:
-            if now_ns + self._remaining_ns(work, 1) <= work.last_deadline_ns:
+            # A window that runs along once may make its block late; it must not have every block dropped instead.
+            if now_ns + self._remaining_ns(replace(work, context=0), 1) <= work.last_deadline_ns:
                 return
             queue.forget(work)
             self._drop(decisions, work.stamps, "stale")

@@ -159,8 +159,8 @@ class StreamDesk:
                 await self._pause(record, queue, command.command, patch.paused)
                 return
             check_settings(queue.model, patch.steps, patch.frames_per_block, patch.noise, queue.from_text)
-            version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
             await self._make_room(record, patch.frames_per_block or 1)
+            version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
             queue = self._queue_of(record)  # preparing took a while
         except RefusedError as error:
             await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
@@ -202,10 +202,14 @@ class StreamDesk:
 
     async def _make_room(self, record: StreamRecord, frames_per_block: int) -> None:
         """Longer frame blocks need more chunks under way: give ingest the credits. Raises RefusedError."""
-        before = credits_for(record)
-        record.frames_per_block = max(record.frames_per_block, frames_per_block)
+        before, length = credits_for(record), record.frames_per_block
+        record.frames_per_block = max(length, frames_per_block)
         if credits_for(record) > before:
-            await self._messenger.take("ingest", record, record.ingest)
+            try:
+                await self._messenger.take("ingest", record, record.ingest)
+            except RefusedError:
+                record.frames_per_block = length  # asked for again, it has to be asked of ingest again
+                raise
 
     async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
         """What the stream runs with now, for whoever shows it."""

@@ -189,7 +189,7 @@ class StreamQueue:
         return Work(
             stream=self.stream,
             frames=frames,
-            context=self.plan.context_of(frames) if self.recache else 0,
+            context=self.plan.context_of(frames) if self._recaches(stamps[-1].chunk) else 0,
             noise_version=min(chunk.noise_version for chunk in chunks),
             stamps=stamps,
             inputs=tuple(chunk.latents for chunk in chunks),
@@ -215,6 +215,7 @@ class StreamQueue:
         for stamp in work.stamps:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
+        recache = self._recaches(work.stamps[-1].chunk)
         share = self._fade_on(work)
         fade = self.fade
         self.shown = fade.version if fade is not None and share > 0.5 else self.settings.prompt_version
@@ -227,10 +228,14 @@ class StreamQueue:
             prompt_version=self.settings.prompt_version,
             blend_version=fade.version if fade is not None else 0,
             blend=share,
-            recache=self.recache,
+            recache=recache,
         )
-        self.recache = False
+        self.recache = self.recache and not recache
         return replace(work, item=item), self._applied(work)
+
+    def _recaches(self, last_chunk: int) -> bool:
+        """Whether a block that ends with this chunk takes its window along: once, when no old prompt is left in it."""
+        return self.recache and (self.fade is None or (self.fade.first >= 0 and last_chunk >= self.fade.until))
 
     def _fade_on(self, work: Work) -> float:
         """The old prompt's share of the block that enters; the fade begins with it, or is over and forgotten."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -12,7 +11,7 @@ import time
 import torch
 
 from services.worker.core import Rank
-from services.worker.device_thread import DeviceThread, QueueFullError
+from services.worker.device_thread import DeviceThread
 from services.worker.handlers import Handlers
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
@@ -34,7 +33,7 @@ class Worker:
         self._context = context
         self._settings = settings
         self._runtime = Runtime(settings)
-        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare)
+        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare, lost=give_up)
         self._handlers = Handlers(context, self._runtime, self._device)
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
@@ -83,8 +82,10 @@ class Worker:
         for turn in itertools.count():
             await asyncio.sleep(WATCH_S)
             if turn % WEIGH_EVERY == 0:
-                with contextlib.suppress(QueueFullError):  # the thread that owns what is weighed has more urgent work
+                try:
                     self._stream_bytes = await self._device.call(Rank.CONTROL, self._runtime.stream_bytes)
+                except Exception as error:  # gaps must be watched whatever becomes of this
+                    log.warning("the streams' memory could not be told: %s", error)
             try:
                 await self._handlers.watch_gaps()
             except BusError as error:
@@ -102,6 +103,13 @@ class Worker:
             self._watch.cancel()
         await self._handlers.close()
         await asyncio.to_thread(self._device.stop)
+
+
+def give_up(error: Exception) -> None:
+    """The device failed: end the process at once, so that it is restarted empty, which the scheduler knows how to mend."""
+    log.critical("the device failed, this worker ends: %s", error)
+    logging.shutdown()
+    os._exit(1)
 
 
 def main() -> None:

@@ -54,14 +54,21 @@ class _Enqueued:
 class DeviceThread:
     """Runs jobs one at a time, in the order :class:`JobQueue` picks them.
 
-    ``prepare`` runs first in the thread and returns the device's timeline, or None for a CPU's.
+    ``prepare`` runs first in the thread and returns the device's timeline, or None for a CPU's. ``lost`` is told, after its
+    job, of an error that came from the device itself: nothing that it has done since can be relied upon.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, prepare: Callable[[], Timeline | None], size: int = 256
+        self,
+        loop: asyncio.AbstractEventLoop,
+        prepare: Callable[[], Timeline | None],
+        size: int = 256,
+        lost: Callable[[Exception], None] | None = None,
     ) -> None:
         self._loop = loop
         self._prepare = prepare
+        self._lost = lost
+        self._lock = threading.Lock()
         self._jobs: JobQueue[_DeviceWork] = JobQueue(size)
         self._wake = threading.Condition()
         self._stopping = False
@@ -108,7 +115,8 @@ class DeviceThread:
 
     def take_busy_s(self) -> float:
         """Seconds spent computing since the last call."""
-        busy, self._busy_s = self._busy_s, 0.0
+        with self._lock:
+            busy, self._busy_s = self._busy_s, 0.0
         return busy
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -156,13 +164,16 @@ class DeviceThread:
                 took_ms = enqueued.mark.wait()
             except Exception as error:  # a kernel failed: everything the device has done since is in doubt
                 self._hand_on(enqueued.job, None, error, time.time_ns(), 0.0)
+                if self._lost is not None:
+                    self._lost(error)
                 continue
             self._hand_on(enqueued.job, enqueued.value, None, time.time_ns() - int(took_ms * 1e6), took_ms)
 
     def _hand_on(
         self, job: Job[_DeviceWork], value: Any, error: Exception | None, started_ns: int, took_ms: float
     ) -> None:
-        self._busy_s += took_ms / 1e3
+        with self._lock:  # one thread per lane comes here
+            self._busy_s += took_ms / 1e3
         outcome = Outcome(value, error, started_ns, (started_ns - job.queued_ns) / 1e6, took_ms)
         try:
             self._loop.call_soon_threadsafe(job.work.done, outcome)

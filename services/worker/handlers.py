@@ -163,12 +163,13 @@ class Handlers:
         items = [entry.item for entry in batch.entries]
         device = self._runtime.device
         try:
-            inputs: list[torch.Tensor] | torch.Tensor
+            activations: torch.Tensor | None = None
+            parts: list[list[torch.Tensor]] = []
             if batch.activations is None:
-                size = (batch.height // VAE_STRIDE, batch.width // VAE_STRIDE)
-                inputs = [await self._item_input(entry, device, size) for entry in batch.entries]
+                for entry in batch.entries:
+                    parts.append([await receive(self._tensors, ref, device) for ref in entry.inputs])
             else:
-                inputs = await receive(self._tensors, batch.activations, device)
+                activations = await receive(self._tensors, batch.activations, device)
         except TensorError as error:
             await self._fault(batch, f"an input of batch {batch.seq} is gone: {error}")
             return
@@ -182,17 +183,18 @@ class Handlers:
             self._record("stage", stamps, outcome)
             self._outbox.put(lambda: self._try_pass_on(batch, outcome))
 
+        def run() -> StageOutput:
+            # On the device's own stream: nothing that a job reads may be made elsewhere.
+            if activations is not None:
+                return role.run(items, activations)
+            size = (batch.height // VAE_STRIDE, batch.width // VAE_STRIDE)
+            return role.run(items, [role.input_of(item, p, size) for item, p in zip(items, parts, strict=True)])
+
         deadlines = [entry.stamps[0].frames[0].deadline_ns for entry in batch.entries if entry.stamps[0].live]
         try:
-            self._device.submit(Rank.STAGE, lambda: role.run(items, inputs), done, min(deadlines, default=0))
+            self._device.submit(Rank.STAGE, run, done, min(deadlines, default=0))
         except QueueFullError as error:
             await self._fault(batch, str(error))
-
-    async def _item_input(self, entry: BatchEntry, device: torch.device, size: tuple[int, int]) -> torch.Tensor:
-        if not entry.inputs:  # without a source: s is 1, so whatever this is, the noise replaces it
-            return torch.zeros(entry.item.frames, self._runtime.spec.latent_channels, *size, device=device)
-        parts = [await receive(self._tensors, ref, device) for ref in entry.inputs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     async def _try_pass_on(self, batch: StageBatch, outcome: Outcome) -> None:
         try:

@@ -109,7 +109,7 @@ class StreamPatch(Wire):
     """Changes to a running stream; each takes effect at a chunk boundary and is told with that chunk. None: unchanged.
 
     ``blend_chunks``: over so many chunks the old prompt fades into the new one. ``recache``: what is cached is made anew
-    under the new prompt, so that the old one does not pull the picture back. ``paused`` comes alone.
+    under the new prompt (once a blend is over), so that the old one does not pull the picture back. ``paused`` comes alone.
     """
 
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)

@@ -339,10 +339,11 @@ class StreamStats(Wire):
 class StreamEvent(Wire):
     """scheduler, ingest, egress → platform, gateway (``.event``, JetStream).
 
-    ``command`` is the id of the command this answers; ``chunk``/``pts`` say from where on all of it is in force (−1: no
-    chunk came). ``until_chunk`` is a blend's first chunk without the old prompt, unless a newer prompt comes before it (−1:
-    nothing fades). ``totals`` and ``stats`` come with stopped and failed. ``epoch`` is the stream's when it was told (0:
-    not known): an id may be used again. ``retry_after_s`` above 0 in a refusal: the same command may be accepted then.
+    ``command`` is the id of the command this answers; ``chunk``/``pts`` say from where on all of it is in force (−1: no chunk
+    came). ``until_chunk`` is the first chunk of a blend that has nothing of the old prompt, unless a newer prompt comes
+    before it (−1: nothing fades). ``totals`` and ``stats`` come with stopped and failed. ``epoch`` is the stream's when it
+    was told (0: not known): an id may be used again. ``retry_after_s`` above 0 in a refusal: the same command may be
+    accepted then.
     """
 
     kind: Literal["stream_event"] = "stream_event"

@@ -21,6 +21,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from shared.engine.forward import StepForward, StepInputs
 from shared.engine.model.dit import Block
+from shared.engine.model.kv_cache import KvPool
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,12 @@ class GraphedForward:
         self.counts["replayed"] += 1
         return held.replay().clone()
 
+    def forget(self, pool: KvPool) -> None:
+        """The pool is gone: let go what was recorded on it."""
+        gone = [bucket for bucket, held in self._graphs.items() if held.inputs.cache.pool is pool]
+        for bucket in gone:
+            del self._graphs[bucket]
+
     def _eager(self, step: StepInputs) -> Tensor:
         self.counts["eager"] += 1
         return self._forward(step)
@@ -163,5 +170,6 @@ class GraphedForward:
         self.counts["recorded"] += 1
         self._graphs[bucket] = _Recorded(replay, step)
         while len(self._graphs) > MAX_GRAPHS:
-            self._graphs.popitem(last=False)
+            old, _ = self._graphs.popitem(last=False)
+            self._met.pop(old, None)  # met again, it must be worth recording again
         return self._graphs[bucket]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.engine.compile import Speed, make_forward
+from shared.engine.compile import GraphedForward, Speed, make_forward
 from shared.engine.forward import StepForward, StepInputs
 from shared.engine.model.attention import Kernel
 from shared.engine.model.cache_run import CacheRun
@@ -77,7 +77,7 @@ class Stage:
         self._noise: NoiseSource = noise or KeyedNoise()
         self._max_slots, self._public_rule = max_slots, public_rule
         prompts = PromptPool(self.spec, len(self.layers), self.device, self.dtype)
-        self._streams = Streams(prompts, self._make_pool)
+        self._streams = Streams(prompts, self._make_pool, self._pool_gone)
         self._loras, self._fp8 = loras, fp8
         self._speed = speed
         self._use(kernel_of(KernelName.FUSED))
@@ -171,7 +171,7 @@ class Stage:
         there = embedding.ne(0).any(1).nonzero()
         words = int(there.max()) + 1 if len(there) else 0
         self._streams.put_prompt(stream, version, self.model.context_kv(embedding.to(self.device)[None]), words)
-        if self._loras is not None:
+        if self._loras is not None and not self._fp8:
             self._streams.of(stream).embeddings[version] = embedding.cpu()
 
     def has_prompt(self, stream: str, version: int) -> bool:
@@ -306,6 +306,10 @@ class Stage:
         self._kernel = kernel
         forward = StepForward(self.model, self._streams.prompts, kernel)
         self._forward = make_forward(forward, self._speed, self.device)
+
+    def _pool_gone(self, pool: KvPool) -> None:
+        if isinstance(self._forward, GraphedForward):
+            self._forward.forget(pool)
 
     def _make_pool(self, height: int, width: int) -> KvPool:
         return KvPool(

@@ -40,11 +40,17 @@ class StreamState:
 
 
 class Streams:
-    """The streams of one stage. ``make_pool(height, width)`` makes the KV pool of a latent size when it is first needed."""
+    """The streams of one stage.
 
-    def __init__(self, prompts: PromptPool, make_pool: Callable[[int, int], KvPool]) -> None:
+    ``make_pool(height, width)`` makes the KV pool of a latent size when it is first needed; ``pool_gone`` is told when no
+    stream needs it any more.
+    """
+
+    def __init__(
+        self, prompts: PromptPool, make_pool: Callable[[int, int], KvPool], pool_gone: Callable[[KvPool], None]
+    ) -> None:
         self.prompts = prompts
-        self._make_pool = make_pool
+        self._make_pool, self._pool_gone = make_pool, pool_gone
         self._pools: dict[tuple[int, int], KvPool] = {}
         self.states: dict[str, StreamState] = {}
 
@@ -70,7 +76,7 @@ class Streams:
         pool = self._pools.get(known.size)
         if pool is not None and pool.idle and len(self._pools) > 1:
             # Sizes come and go; the last one used keeps its memory for the next stream.
-            del self._pools[known.size]
+            self._pool_gone(self._pools.pop(known.size))
 
     def of(self, stream: str) -> StreamState:
         """The stream. Raises StageError for one that is not open."""

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from shared.contracts import subjects
@@ -97,6 +98,21 @@ async def test_a_paused_stream_can_be_stopped(media: Bench, tmp_path: Path) -> N
     assert event.event is EventKind.STOPPED, event.reason
     assert event.totals is not None
     assert event.totals.closed == event.totals.frames_in > 0
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_a_paused_stream_whose_source_has_ended_can_be_stopped(media: Bench, tmp_path: Path, drain: bool) -> None:
+    """What waits for a credit was never numbered: it is dropped, and the ledger closes."""
+    media.delay_s = 0.4
+    stream = await media.begin(clips.make_clip(tmp_path / "in.mp4", frames=7), credits=1)
+    await until(lambda: len(media.chunks) >= 1)
+    await asyncio.sleep(0.2)  # the source has been read to its end; its last two frames wait
+    await pause(media, stream, True)
+    await media.leave("ingest", stream, drain=drain)
+    event = await media.end()
+    assert event.totals is not None
+    assert event.totals.frames_in == event.totals.closed == 7
+    assert event.totals.dropped == {"ingest:stopped": 2}
 
 
 async def test_a_repeated_pause_is_answered_again_and_changes_nothing(media: Bench) -> None:

@@ -243,11 +243,14 @@ def check_prompts(blocks: list[Entered]) -> None:
 
 
 def check_windows(blocks: list[Entered], anew: set[int]) -> None:
-    """The window is taken along by the first block under a prompt that asked for it, if anything was cached, and no other."""
-    for index, item in enumerate(block.item for block in blocks):
-        is_first = index > 0 and blocks[index - 1].item.prompt_version != item.prompt_version
+    """The window goes along with the first block that holds nothing but a prompt that asked for it, and with no other."""
+    pure: set[int] = set()
+    for item in (block.item for block in blocks):
+        is_first = not item.blend and item.prompt_version not in pure
         asked = item.prompt_version in anew and is_first and item.start_frame > 0
         assert (item.context > 0) == asked
+        if not item.blend:
+            pure.add(item.prompt_version)
 
 
 def check_end_of_blend(blocks: list[Entered], told: Applied, chunks: int) -> None:

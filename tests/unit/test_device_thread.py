@@ -131,6 +131,25 @@ async def test_a_kernel_that_fails_fails_its_job_and_not_the_thread() -> None:
     thread.stop()
 
 
+async def test_an_error_of_the_device_itself_is_told() -> None:
+    device, lost = FakeDevice(), list[Exception]()
+    thread = DeviceThread(asyncio.get_running_loop(), lambda: device, lost=lost.append)
+    thread.start()
+    job = asyncio.ensure_future(thread.call(Rank.STAGE, lambda: None))
+    await until(lambda: bool(device.marks[DIT]))
+    device.marks[DIT][0].error = RuntimeError("the GPU has fallen off the bus")
+    device.marks[DIT][0].ended.set()
+    with pytest.raises(RuntimeError, match="fallen off"):
+        await job
+    await until(lambda: bool(lost))
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.gather(thread.call(Rank.CONTROL, lambda: 1 // 0))
+    assert len(lost) == 1, "an error of a job's own code is no such thing"
+    for mark in device.marks[DIT]:
+        mark.ended.set()
+    thread.stop()
+
+
 def test_the_autoencoder_has_a_lane_of_its_own() -> None:
     import torch
 

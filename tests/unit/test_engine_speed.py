@@ -93,6 +93,37 @@ def test_each_bucket_is_recorded_once_and_a_pool_made_anew_ends_its_graphs() -> 
     assert graphed.counts["eager"] == before + 1
 
 
+def test_a_recorded_batch_reads_the_slots_of_its_own_items_and_not_of_those_it_was_recorded_with() -> None:
+    """Slots that are no neighbours are gathered: their numbers are an input like any other."""
+    (plain,), (stage,) = stages_of(), stages_of()
+    graphed, _ = taped(stage)
+    for each in (plain, stage):
+        open_on([each], *"abcde")
+        for name in "abcde":
+            for block in range(6):
+                each.run([item(name, block, steps=(700,))], latents(ord(name) + block, 2 if block == 0 else 1)[None])
+    for block in range(6, 12):
+        for pair in ("ac", "be", "da"):
+            batch = [item(name, block, steps=(700,)) for name in pair]
+            x = torch.stack([latents(ord(name) + block) for name in pair])
+            assert torch.allclose(stage.run(batch, x), plain.run(batch, x), atol=CLOSE), (pair, block)
+    assert graphed.counts["replayed"] > 6
+
+
+def test_a_size_that_is_no_longer_used_lets_its_graphs_go() -> None:
+    (stage,) = stages_of()
+    graphed, tape = taped(stage)
+    open_on([stage], "a", "big")
+    stage.open("big", 16, 12)
+    stream_of(stage, 12)
+    for block in range(12):
+        frames = 2 if block == 0 else 1
+        stage.run([item("big", block, steps=(700,))], torch.zeros(1, frames, 16, 16, 12))
+    assert tape.recorded == len(graphed._graphs) == 2
+    stage.close("big")
+    assert len(graphed._graphs) == 1
+
+
 def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "MAX_GRAPHS", 2)
     (stage,) = stages_of()

@@ -17,7 +17,7 @@ from shared.contracts.events import LatentsEncoded
 from shared.engine.plan.items import Item
 from shared.engine.plan.noise_controller import NoiseEstimate
 from shared.engine.plan.spec import NoiseSpec, spec_of
-from tests.unit.test_scheduler_core import REF, Bench, chunk
+from tests.unit.test_scheduler_core import MS, REF, Bench, chunk
 
 NANO = spec_of("nano")
 
@@ -175,6 +175,29 @@ def test_a_recache_rides_with_the_first_block_under_the_new_prompt_only() -> Non
     assert [item.context for item in later] == [NANO.ring - 1] * 2, "at every step"
     for batch in bench.ran:
         assert len({(e.item.frames, e.item.context) for e in batch.entries}) == 1
+
+
+def test_after_a_blend_the_window_is_made_anew_once_nothing_of_the_old_prompt_is_left() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=1, live=False)
+    feed(bench, 0, 1, 2, 3)
+    queue.change("both", Change(settings(queue, prompt_version=2), blend_chunks=3, recache=True))
+    items = feed(bench, 4, 5, 6, 7, 8)
+    assert [item.blend > 0 for item in items] == [True, True, True, False, False]
+    assert [item.context for item in items] == [0, 0, 0, NANO.ring - 1, 0]
+
+
+def test_a_window_that_does_not_fit_the_deadline_makes_one_block_late_and_not_all_of_them() -> None:
+    bench = Bench(step_ms=70.0)
+    queue = bench.stream("a", steps=1)
+    for number in range(30):
+        bench.now = max(bench.now, number * 150 * MS)
+        bench.offer(chunk("a", number, captured_ms=number * 150))
+        if number == 12:
+            queue.change("anew", Change(settings(queue, prompt_version=2), recache=True))
+        bench.run()
+    assert [applied.command for applied in told(bench)] == ["anew"]
+    assert len(bench.ran) >= 28
 
 
 def test_t_changes_at_a_block() -> None:

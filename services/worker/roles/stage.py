@@ -48,6 +48,12 @@ class StageRole:
         self.stage.set_prompt(stream, version, embedding)
         self.stage.drop_prompts(stream, set(range(oldest, version + 1)))
 
+    def input_of(self, item: Item, parts: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """An item's latents [frames, C, h, w] from its chunks'. Without a source s is 1: the noise replaces what this is."""
+        if not parts:
+            return torch.zeros(item.frames, self.stage.spec.latent_channels, *size, device=self.stage.device)
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
     def run(self, items: Sequence[Item], inputs: Sequence[torch.Tensor] | torch.Tensor) -> StageOutput:
         """One forward. The first stage takes each item's latents, later ones the activations of the one before."""
         x = inputs if isinstance(inputs, torch.Tensor) else torch.stack(list(inputs))

@@ -79,10 +79,14 @@ class CacheRun:
         for store, new in ((pool.keys, new_k), (pool.values, new_v), (pool.means, means)):
             store[block].flatten(0, 1).index_copy_(0, rows, new.flatten(0, 1))
         if len(self._groups) == 1:
-            return self._groups[0].attend(pool, block, q, self._kernel)
+            # All items in their order: the slots that a recorded forward is given anew.
+            return self._groups[0].attend(pool, block, q, self._kernel, self.slots)
         y = torch.empty_like(q)
         for group in self._groups:
-            part = group.attend(pool, block, q.index_select(0, group.items), self._kernel)
+            members = group.items
+            part = group.attend(
+                pool, block, q.index_select(0, members), self._kernel, self.slots.index_select(0, members)
+            )
             y.index_copy_(0, group.items, part)
         return y
 
@@ -121,15 +125,14 @@ class _Group:
         neighbours = chosen == list(range(chosen[0], chosen[0] + len(chosen)))
         self.layout = (chosen[0], tuple(order)) if neighbours else None
         in_order = order == list(range(len(order)))
-        self._slots = _tensor([slots[i] for i in members], device)
         self._order = None if in_order else _tensor(order, device)
         self._back = None if in_order else _tensor(sorted(range(len(order)), key=order.__getitem__), device)
 
-    def attend(self, pool: KvPool, block: int, q: Tensor, kernel: Kernel) -> Tensor:
-        """q [b, L, heads, D] over the group's slots."""
+    def attend(self, pool: KvPool, block: int, q: Tensor, kernel: Kernel, slots: Tensor) -> Tensor:
+        """q [b, L, heads, D] over the group's ``slots`` [b]."""
         heads = pool.spec.heads
         if self.layout is None:
-            k, v = (_tokens(s[block].index_select(0, self._slots), self.held, heads) for s in (pool.keys, pool.values))
+            k, v = (_tokens(s[block].index_select(0, slots), self.held, heads) for s in (pool.keys, pool.values))
             return kernel(q, k, v)
         first = self.layout[0]
         k, v = (_tokens(s[block, first : first + len(q)], self.held, heads) for s in (pool.keys, pool.values))

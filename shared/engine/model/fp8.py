@@ -33,6 +33,9 @@ def to_fp8(model: Dit) -> None:
     config = quantisation.Float8DynamicActivationFloat8WeightConfig(granularity=quantisation.PerRow())
     for block in model.layers():
         quantisation.quantize_(block, config, filter_fn=_is_served)
+        # The parts of the joined projection would keep its wide weights alive; no forward reads them.
+        for part in (block.self_attn.q, block.self_attn.k, block.self_attn.v):
+            part.to("meta")
 
 
 def parameter_bytes(parameter: Tensor) -> tuple[int, int]:
