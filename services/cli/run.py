@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.errors import CommandError, ExitCode
+from services.cli.interrupts import HeldInterrupt
 from services.cli.progress import Progress
 from services.cli.system import System
 from services.cli.topology import Topology
@@ -95,7 +96,11 @@ def summary(request: RunRequest, totals: LedgerTotals, stats: StreamStats, outpu
 
 
 async def run(
-    request: RunRequest, progress: Progress, batch_log: Path | None = None, extra_env: Mapping[str, str] | None = None
+    request: RunRequest,
+    progress: Progress,
+    batch_log: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    held: HeldInterrupt | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Run the clip. Returns the summary and the warnings. Raises CommandError; leaves nothing behind in any case."""
     topology = Topology(
@@ -111,6 +116,8 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted.set)
+    if held is not None and held.noted:
+        interrupted.set()  # it came before anybody could act on it
     deaths: list[str] = []
 
     def on_death(name: str, code: int, line: str) -> None:

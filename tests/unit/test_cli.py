@@ -12,6 +12,7 @@ import pytest
 
 from services.cli import demo_clip
 from services.cli.errors import CommandError, ExitCode
+from services.cli.interrupts import HeldInterrupt
 from services.cli.supervisor import MAX_RESTARTS, Child, ChildState, Supervisor, refuse_if_given_up
 from services.cli.topology import ProcessSpec, Topology, processes, worker_threads
 from services.cli.validate import default_size, parse_size
@@ -120,3 +121,12 @@ def test_the_demo_clip_moves_and_is_what_it_says(tmp_path: Path) -> None:
     info = probe(tmp_path / "demo.mp4")
     assert (info.width, info.height, info.frames) == (demo_clip.WIDTH, demo_clip.HEIGHT, 8)
     assert np.abs(demo_clip.frame(0, 1.0).astype(int) - demo_clip.frame(8, 1.0)).mean() > 1
+
+
+def test_ctrl_c_at_a_bad_moment_is_noted_and_not_lost() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with HeldInterrupt() as held:
+        assert not held.noted
+        os.kill(os.getpid(), signal.SIGINT)
+        assert held.noted
+    assert signal.getsignal(signal.SIGINT) is former
