@@ -85,9 +85,13 @@ class PipelineView(Wire):
 
 
 class FleetAsked(Wire):
-    """gateway or platform → scheduler (``rheo.fleet``): who is there. Answered by FleetTold."""
+    """gateway or platform → scheduler (``rheo.fleet``): who is there. Answered by FleetTold.
+
+    ``worker``: of this one and its pipeline only; empty: of all.
+    """
 
     kind: Literal["fleet_asked"] = "fleet_asked"
+    worker: str = ""
 
 
 class FleetTold(Wire):
