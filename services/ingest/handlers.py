@@ -90,7 +90,7 @@ class Handlers:
         """Verdicts of a stream of this instance."""
         message: ChunkClosed = received.message
         stream = self._streams.get(message.stream)
-        if stream is None or message.epoch < stream.epoch:
+        if stream is None or message.epoch < stream.epochs.first:  # egress learns last of a new epoch
             self._count("closed_ignored")
             return
         stream.on_closed(message)
@@ -106,7 +106,7 @@ class Handlers:
                 self._count("take_old_epoch")
                 return
             running.adopt(take)
-            await self._answer(take, None)
+            await self._answer(take, None, running.epochs.from_chunk)
         elif take.epoch <= self._ended.get(take.stream, (-1, 0.0))[0]:
             self._count("take_repeated")
         elif self._refusing:
@@ -181,11 +181,16 @@ class Handlers:
         finally:
             await stream.close()
 
-    async def _answer(self, take: TakeStream, error: str | None) -> None:
+    async def _answer(self, take: TakeStream, error: str | None, chunk: int = 0) -> None:
         if error is not None:
             log.info("stream %s refused: %s", take.stream, error)
         answer = StreamTaken(
-            service="ingest", instance=self._instance, stream=take.stream, epoch=take.epoch, error=error
+            service="ingest",
+            instance=self._instance,
+            stream=take.stream,
+            epoch=take.epoch,
+            error=error,
+            chunk=chunk,
         )
         await self._bus.publish(subjects.TAKEN, answer)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from services.ingest.audio import AudioBatcher
 from services.ingest.core import Captured, Chunk, DropReason, Intake
+from services.ingest.epochs import Epochs
 from services.ingest.feed import Feed
 from services.ingest.pausing import Answer, Pauses
 from services.ingest.reader import Behind, End, Item, Reader, Shot
@@ -64,7 +65,7 @@ class IngestStream:
         tracer: Any,
         done: Callable[[IngestStream], None],
     ) -> None:
-        self.stream, self.epoch = take.stream, take.epoch
+        self.stream, self.epochs = take.stream, Epochs(take.epoch)
         self._take, self._settings = take, settings
         self._bus, self._store, self._tensors, self._tracer = bus, store, tensors, tracer
         self._done = done
@@ -132,9 +133,15 @@ class IngestStream:
 
     # --- from outside ------------------------------------------------------------------------------------------------
 
+    @property
+    def epoch(self) -> int:
+        """The newest epoch it was taken in."""
+        return self.epochs.epoch
+
     def adopt(self, take: TakeStream) -> None:
         """The same stream in a newer epoch: chunks carry it from now on. Or in its epoch, with more credits."""
-        newer, self.epoch = take.epoch > self.epoch, take.epoch
+        newer = take.epoch > self.epoch
+        self.epochs.adopt(take.epoch, self._intake.chunks, take.block_chunks, take.block_start)
         # Within an epoch an older assignment may be delivered after a newer one; credits only grow.
         self._intake.credits = take.credits if newer else max(take.credits, self._intake.credits)
         self._wake.set()
@@ -253,7 +260,7 @@ class IngestStream:
         await self._send_audio((last.pts + last.duration) * self._time_base)
         stamp = ChunkStamp(
             stream=self.stream,
-            epoch=self.epoch,
+            epoch=self.epochs.of(chunk.number),
             chunk=chunk.number,
             frames=tuple(self._stamp(frame) for frame in chunk.frames),
             padding=chunk.padding,

@@ -13,6 +13,7 @@ import torch
 
 from services.worker.core import Rank, Role
 from services.worker.device_thread import DeviceThread, QueueFullError
+from services.worker.holding import ChunkGate
 from services.worker.runtime import Runtime
 from shared.bus.port import Handler, Received, Subscription
 from shared.contracts import subjects
@@ -34,6 +35,7 @@ class Placed:
     """A stream on this worker."""
 
     take: TakeStream
+    chunks: ChunkGate
     encode_gate: OrderGate = field(default_factory=OrderGate)
     decode_gate: OrderGate = field(default_factory=OrderGate)
     subscriptions: list[Subscription] = field(default_factory=list)
@@ -55,13 +57,13 @@ class Assignments:
         self._runtime = runtime
         self._device = device
         self._settings = runtime.settings
-        self._per_role = ((Role.ENCODE, "chunk", on_chunk), (Role.DECODE, "denoised", on_denoised))
+        self._on_chunk, self._on_denoised = on_chunk, on_denoised
         self.streams: dict[str, Placed] = {}
 
     def find(self, stamp: ChunkStamp) -> Placed | None:
-        """The stream of a chunk, if it is here in this epoch (rule 6)."""
+        """The stream of a chunk, if it is here in this epoch, or has kept its state since (rule 6)."""
         placed = self.streams.get(stamp.stream)
-        return placed if placed is not None and placed.take.epoch == stamp.epoch else None
+        return placed if placed is not None and placed.chunks.takes(stamp.epoch) else None
 
     async def on_assign(self, received: Received) -> None:
         """Take, leave, prepare; what is meant for another instance is ignored."""
@@ -82,6 +84,8 @@ class Assignments:
         known = self.streams.get(take.stream)
         if known is None and len(self.streams) >= self._settings.max_streams:
             error = f"{self._context.instance} holds {len(self.streams)} streams already"
+        elif known is not None and known.take.epoch <= take.epoch and (take.keep or known.take.epoch == take.epoch):
+            await self._go_on(known, take)
         elif known is None or known.take.epoch < take.epoch:
             try:
                 await self._device.call(Rank.CONTROL, lambda: self._runtime.open(take.stream, take.height, take.width))
@@ -95,14 +99,21 @@ class Assignments:
         )
         await self._bus.publish(subjects.TAKEN, answer)
 
+    async def _go_on(self, placed: Placed, take: TakeStream) -> None:
+        """The stream is here: it keeps its state in a newer epoch, or what waits of this one may come."""
+        released = take.epoch == placed.take.epoch and not placed.take.hold
+        placed.take = take
+        await placed.chunks.go_on(take.epoch, take.hold and not released)
+
     async def _place(self, take: TakeStream) -> None:
         known = self.streams.pop(take.stream, None)
         if known is not None:
             await _unsubscribe(known)
-        placed = Placed(take)
-        self.streams[take.stream] = placed
         size = 2 * take.credits + 16
-        for role, leaf, handler in self._per_role:
+        placed = Placed(take, ChunkGate(self._on_chunk, take.epoch, take.hold, size))
+        self.streams[take.stream] = placed
+        per_role = ((Role.ENCODE, "chunk", placed.chunks.on_chunk), (Role.DECODE, "denoised", self._on_denoised))
+        for role, leaf, handler in per_role:
             if role in self._settings.roles:
                 subject = subjects.stream(take.stream, leaf)
                 placed.subscriptions.append(await self._bus.subscribe(subject, handler, size=size))
