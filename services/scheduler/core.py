@@ -6,7 +6,7 @@ service and the simulator run the same code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from services.scheduler.batching import choose
@@ -66,6 +66,7 @@ class PipelineCore:
         self.next_seq = 0
         self.streams: dict[str, StreamQueue] = {}
         self.in_flight: dict[int, Flight] = {}
+        self.holding = False  # nothing is dispatched: blocks are about to change hands
         self._stage0_free_ns = 0
 
     # --- streams -----------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ class PipelineCore:
         decisions = Decisions()
         for queue in self.streams.values():
             self._drop_stale(queue, now_ns, decisions)
-        while len(self.in_flight) <= self.stages and now_ns >= self.dispatch_at_ns():
+        while not self.holding and len(self.in_flight) <= self.stages and now_ns >= self.dispatch_at_ns():
             members = choose(self._candidates(), now_ns, self._remaining_ns, self._bucket, self.max_batch)
             if not members:
                 break
@@ -135,7 +136,7 @@ class PipelineCore:
                 continue
             queue = self.streams.get(work.stream)
             output = outputs.get((item.stream, item.block, item.step))
-            if queue is None or queue.epoch != item.epoch:
+            if queue is None or not queue.takes(item.epoch):
                 if output is not None:
                     decisions.released.append(output)
                 continue
@@ -146,6 +147,19 @@ class PipelineCore:
                     work, inputs=(output,), ready_ns=now_ns, timings=(*work.timings, stage_ms)
                 )
         return decisions
+
+    def cut_over(self, factors: Mapping[int, float]) -> None:
+        """Blocks changed hands while nothing was in flight: a new generation, whose slots are those of the one before.
+
+        ``factors``: by stage, how many times as many blocks it has now.
+        """
+        if self.in_flight:
+            raise ValueError(f"pipeline {self.pipeline} has {len(self.in_flight)} batches in flight")
+        for stage, factor in factors.items():
+            self.cost.scale(f"stage.{stage}", factor)
+        self.generation += 1
+        self.next_seq = 0
+        self._stage0_free_ns = 0
 
     def overdue(self, now_ns: int, live_timeout_ns: int, lossless_timeout_ns: int) -> int | None:
         """The oldest batch in flight that should have been reported by now, or None."""

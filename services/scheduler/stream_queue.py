@@ -127,6 +127,9 @@ class StreamQueue:
     model: ModelSpec
     plan: StreamPlan
     settings: StreamSettings
+    since: int = 0  # the oldest epoch whose chunks are taken (0: the epoch itself)
+    flush: bool = False  # a live stream about to move: its last, shorter frame block need not wait
+    entered: int = -1  # the newest chunk that entered step 0
     from_text: bool = False  # there is no source: pure noise enters step 0
     ended: bool = False
     paused: bool = False  # no chunk follows for now
@@ -141,7 +144,7 @@ class StreamQueue:
 
     def offer(self, chunk: MotionEstimated, now_ns: int) -> Offer:
         """Take a chunk whose noise is known. Older epochs, repeats and overtaken chunks are turned away."""
-        if chunk.stamp.epoch != self.epoch:
+        if not self.takes(chunk.stamp.epoch):
             return Offer.OLD_EPOCH
         arrival = self.gate.arrive(chunk.stamp.chunk)
         if arrival is not Arrival.NEW:
@@ -151,6 +154,20 @@ class StreamQueue:
         self.waiting.append(chunk)
         self.arrived_ns[chunk.stamp.chunk] = now_ns
         return Offer.TAKEN
+
+    def takes(self, epoch: int) -> bool:
+        """Whether chunks and items of this epoch are this queue's."""
+        return (self.since or self.epoch) <= epoch <= self.epoch
+
+    def adopt(self, epoch: int, since: int = 0) -> None:
+        """Go on in a newer epoch, where every chunk is of it, or with those since an older one, too."""
+        self.epoch = self.plan.epoch = epoch
+        self.since = since
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits here and nothing is under way."""
+        return not self.waiting and not self.later and not self.plan.under_way
 
     def change(self, command: str, change: Change) -> None:
         """Bind the next block to the change's settings; :meth:`enter` reports it as applied.
@@ -181,7 +198,7 @@ class StreamQueue:
         if not self.waiting or not self.plan.can_enter(self.settings.steps):
             return None
         wanted = self.settings.frames_per_block
-        if len(self.waiting) < wanted and not (self.ended or (self.paused and self.live)):
+        if len(self.waiting) < wanted and not (self.ended or (self.live and (self.paused or self.flush))):
             return None
         chunks = [self.waiting[i] for i in range(min(wanted, len(self.waiting)))]
         stamps = tuple(chunk.stamp for chunk in chunks)
@@ -215,6 +232,7 @@ class StreamQueue:
         for stamp in work.stamps:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
+        self.entered = work.stamps[-1].chunk
         recache = self._recaches(work.stamps[-1].chunk)
         share = self._fade_on(work)
         fade = self.fade
