@@ -9,6 +9,7 @@ from shared.contracts import commands as c
 from shared.contracts import events as e
 from shared.contracts import moving as m
 from shared.contracts import subjects as s
+from shared.contracts import tiers as t
 from shared.contracts.refs import Wire
 
 
@@ -72,7 +73,7 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         s.assign("*"),
-        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras, *m.MOVES),
+        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras, t.PaceStream, *m.MOVES),
         Delivery.JETSTREAM,
         ("scheduler",),
         ("ingest", "worker", "egress", "motion"),
@@ -88,6 +89,7 @@ CHANNELS: tuple[Channel, ...] = (
         ("the owner",),
         (c.TensorPart,),
     ),
+    Channel(s.CAPACITY, (t.CapacityAsked,), Delivery.REQUEST, ("gateway",), ("scheduler",), (t.CapacityTold,)),
     Channel(s.TEXT_ENCODE, (c.TextEncode,), Delivery.REQUEST, ("scheduler",), ("worker",), (c.TextEncoded,)),
 )
 

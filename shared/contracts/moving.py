@@ -58,9 +58,9 @@ class StateParts(Wire):
 
 
 class ExportState(Wire):
-    """scheduler → worker: copy a stream's state out, behind every batch and chunk that was admitted before. Answered by StateExported.
+    """scheduler → worker: copy a stream's state out, behind every batch and chunk that was admitted before.
 
-    ``blocks`` (None: none): the KV slots of all steps, of those of these blocks that the worker holds, with ring places, kept
+    Answered by StateExported. ``blocks`` (None: none): the KV slots of all steps, of those of these blocks that the worker holds, with ring places, kept
     noisy latents (block 0's holder) and the prompts' embeddings. ``encode``, ``decode``: the autoencoder's caches, where the
     worker hosts those roles. The state stays where it is, too. Large states go in several exports of fewer blocks.
     """
@@ -76,7 +76,10 @@ class ExportState(Wire):
 
 
 class StateExported(Wire):
-    """worker → scheduler: answer to ExportState. ``encoded`` and ``decoded``: the newest chunk that went through those caches, −1 for none."""
+    """worker → scheduler: answer to ExportState.
+
+    ``encoded`` and ``decoded``: the newest chunk that went through those caches, −1 for none.
+    """
 
     kind: Literal["state_exported"] = "state_exported"
     instance: str
@@ -90,9 +93,9 @@ class StateExported(Wire):
 
 
 class ImportState(Wire):
-    """scheduler → worker: take on a stream's state, of which this worker must hold the stream in this epoch. Answered by StateImported.
+    """scheduler → worker: take on a stream's state, of which this worker must hold the stream in this epoch.
 
-    Of ``state`` a worker takes what it hosts: its blocks' slots at once, those of prepared blocks at the cut-over, caches of
+    Answered by StateImported. Of ``state`` a worker takes what it hosts: its blocks' slots at once, those of prepared blocks at the cut-over, caches of
     its roles, and prompts that it has not. ``encoded``, ``decoded``: as exported; older chunks are repetitions from then on.
     """
 
@@ -118,9 +121,9 @@ class StateImported(Wire):
 
 
 class PrepareBlocks(Wire):
-    """scheduler → worker: load the weights that a stage of ``blocks`` needs beyond those it has; it goes on serving. Answered by BlocksReady.
+    """scheduler → worker: load the weights that a stage of ``blocks`` needs beyond those it has; it goes on serving.
 
-    A second one replaces what a first one prepared. ``blocks`` as they are now: what was prepared is let go.
+    Answered by BlocksReady. A second one replaces what a first one prepared. ``blocks`` as they are now: what was prepared is let go.
     """
 
     kind: Literal["prepare_blocks"] = "prepare_blocks"
@@ -161,7 +164,10 @@ class CutOver(Wire):
 
 
 class BlocksCut(Wire):
-    """worker → scheduler: answer to CutOver. ``missing``: streams whose slots of new blocks were never imported; they cannot run before a reset."""
+    """worker → scheduler: answer to CutOver.
+
+    ``missing``: streams whose slots of new blocks were never imported; they cannot run before a reset.
+    """
 
     kind: Literal["blocks_cut"] = "blocks_cut"
     instance: str
@@ -173,9 +179,9 @@ class BlocksCut(Wire):
 
 
 class SuspendStream(Wire):
-    """scheduler → worker: move a stream's slots and caches to host memory, or back (``suspended`` false). Answered by StreamSuspended.
+    """scheduler → worker: move a stream's slots and caches to host memory, or back (``suspended`` false).
 
-    A suspended stream does not count among those that the worker may hold at once. A batch or chunk of it that comes all the
+    Answered by StreamSuspended. A suspended stream does not count among those that the worker may hold at once. A batch or chunk of it that comes all the
     same brings it back first. Moving back may fail where others have taken the room.
     """
 

@@ -10,6 +10,7 @@ ANY = "*"
 TAKEN = "rheo.taken"
 MOVED = "rheo.moved"
 TEXT_ENCODE = "rheo.text.encode"
+CAPACITY = "rheo.scheduler.capacity"
 
 
 def _token(value: str) -> str:
