@@ -60,9 +60,10 @@ class StateParts(Wire):
 class ExportState(Wire):
     """scheduler → worker: copy a stream's state out, behind every batch and chunk that was admitted before.
 
-    Answered by StateExported. ``blocks`` (None: none): the KV slots of all steps, of those of these blocks that the worker holds, with ring places, kept
-    noisy latents (block 0's holder) and the prompts' embeddings. ``encode``, ``decode``: the autoencoder's caches, where the
-    worker hosts those roles. The state stays where it is, too. Large states go in several exports of fewer blocks.
+    Answered by StateExported. ``blocks`` (None: none): the KV slots of all steps, of those of these blocks that the worker
+    holds, with ring places, kept noisy latents (block 0's holder) and the prompts' embeddings. ``encode``, ``decode``: the
+    autoencoder's caches, where the worker hosts those roles. The state stays where it is, too. Large states go in several
+    exports of fewer blocks.
     """
 
     kind: Literal["export_state"] = "export_state"
@@ -95,8 +96,9 @@ class StateExported(Wire):
 class ImportState(Wire):
     """scheduler → worker: take on a stream's state, of which this worker must hold the stream in this epoch.
 
-    Answered by StateImported. Of ``state`` a worker takes what it hosts: its blocks' slots at once, those of prepared blocks at the cut-over, caches of
-    its roles, and prompts that it has not. ``encoded``, ``decoded``: as exported; older chunks are repetitions from then on.
+    Answered by StateImported. Of ``state`` a worker takes what it hosts: its blocks' slots at once, those of prepared
+    blocks at the cut-over, caches of its roles, and prompts that it has not. ``encoded``, ``decoded``: as exported; older
+    chunks are repetitions from then on.
     """
 
     kind: Literal["import_state"] = "import_state"
@@ -123,7 +125,8 @@ class StateImported(Wire):
 class PrepareBlocks(Wire):
     """scheduler → worker: load the weights that a stage of ``blocks`` needs beyond those it has; it goes on serving.
 
-    Answered by BlocksReady. A second one replaces what a first one prepared. ``blocks`` as they are now: what was prepared is let go.
+    Answered by BlocksReady. A second one replaces what a first one prepared. ``blocks`` as they are now: what was prepared
+    is let go.
     """
 
     kind: Literal["prepare_blocks"] = "prepare_blocks"
@@ -181,8 +184,8 @@ class BlocksCut(Wire):
 class SuspendStream(Wire):
     """scheduler → worker: move a stream's slots and caches to host memory, or back (``suspended`` false).
 
-    Answered by StreamSuspended. A suspended stream does not count among those that the worker may hold at once. A batch or chunk of it that comes all the
-    same brings it back first. Moving back may fail where others have taken the room.
+    Answered by StreamSuspended. A suspended stream does not count among those that the worker may hold at once. A batch or
+    chunk of it that comes all the same brings it back first. Moving back may fail where others have taken the room.
     """
 
     kind: Literal["suspend_stream"] = "suspend_stream"
