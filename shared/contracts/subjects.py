@@ -9,6 +9,7 @@ ANY = "*"
 
 TAKEN = "rheo.taken"
 MOVED = "rheo.moved"
+FLEET = "rheo.fleet"
 TEXT_ENCODE = "rheo.text.encode"
 CAPACITY = "rheo.scheduler.capacity"
 
