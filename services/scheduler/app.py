@@ -85,6 +85,7 @@ class Scheduler:
         await self._take_over()
         await bus.subscribe(subjects.stream(subjects.ANY, "control"), handlers.on_control, durable="scheduler")
         self._tasks.append(asyncio.create_task(self._tick(), name="tick"))
+        await bus.serve(subjects.FLEET, handlers.operating.on_ask)
         self._leading = True
         clock = self._context.clock
         renewed = clock.monotonic()

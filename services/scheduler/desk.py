@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
@@ -40,19 +41,20 @@ class StreamDesk:
 
     def __init__(self, settings: Settings, bus: Bus, store: SessionStore, clock: Clock, fleet: Fleet) -> None:
         self._settings = settings
-        self._store = store
+        self.store = store
         self._clock = clock
         self._fleet = fleet
         self._pump: Callable[[], None] = lambda: None
         self._release: Callable[[list[TensorRef]], None] = lambda _: None
-        self._messenger = Messenger(settings, bus, clock)
-        self.answers = self._messenger.answers
-        self.tell = self._messenger.tell
+        self.messenger = Messenger(settings, bus, clock)
+        self.answers = self.messenger.answers
+        self.tell = self.messenger.tell
         self.moves = Moves(bus, clock)
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
+        self.opening: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
-        self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
+        self._prompting = Prompting(settings, bus, store, self.messenger, self.cores)
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
@@ -80,7 +82,8 @@ class StreamDesk:
             )
             return
         try:
-            await self._open(record, pipeline, command)
+            async with self.opening(pipeline.name):  # not while its blocks change hands
+                await self._open(record, pipeline, command)
         except StreamExistsError as error:
             self.records.pop(stream, None)  # it is another leader's: nothing of it is touched
             await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
@@ -94,21 +97,21 @@ class StreamDesk:
 
     async def _open(self, record: StreamRecord, pipeline: Pipeline, command: StartStream) -> None:
         stream, spec = record.stream, record.spec
-        former = await self._store.get(stream)
+        former = await self.store.get(stream)
         # An id may be used again: messages of its former life must not match.
-        record.epoch = 1 if former is None else int(former.get("epoch", 0)) + 1
-        await self._store.create(stream, spec)
-        await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
+        record.epoch = record.since_epoch = 1 if former is None else int(former.get("epoch", 0)) + 1
+        await self.store.create(stream, spec)
+        await self.store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
         await all_of(
-            *(self._messenger.take("worker", record, worker) for worker in record.workers),
-            self._messenger.take("motion", record, record.motion, wait=False),
-            self._messenger.take("egress", record, record.egress),
+            *(self.messenger.take("worker", record, worker) for worker in record.workers),
+            self.messenger.take("motion", record, record.motion, wait=False),
+            self.messenger.take("egress", record, record.egress),
         )
         _still_opening(record)
         version = await self._prompting.prepare(record, spec.prompt)
         _still_opening(record)
         self._enqueue(record, pipeline, version)
-        await self._messenger.take("ingest", record, record.ingest)
+        await self.messenger.take("ingest", record, record.ingest)
         _still_opening(record)
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
@@ -117,12 +120,8 @@ class StreamDesk:
         self._pump()
 
     def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
-        if pipeline.name not in self.cores:
-            if self.make_core is None:
-                raise RefusedError("this scheduler is not the leader")
-            self.cores[pipeline.name] = self.make_core(pipeline)
         model = model_spec(record.spec.model, self._settings.models_dir)
-        self.cores[pipeline.name].add(
+        self.core_of(pipeline).add(
             StreamQueue(
                 stream=record.stream,
                 epoch=record.epoch,
@@ -140,6 +139,18 @@ class StreamDesk:
                 ),
             )
         )
+
+    def core_of(self, pipeline: Pipeline) -> PipelineCore:
+        """A pipeline's core, made when it is first needed. Raises RefusedError while this scheduler does not lead."""
+        if pipeline.name not in self.cores:
+            if self.make_core is None:
+                raise RefusedError("this scheduler is not the leader")
+            self.cores[pipeline.name] = self.make_core(pipeline)
+        return self.cores[pipeline.name]
+
+    def pump(self) -> None:
+        """Schedule on every pipeline, soon."""
+        self._pump()
 
     # --- change ------------------------------------------------------------------------------------------------------
 
@@ -189,8 +200,8 @@ class StreamDesk:
         )
         if patch.noise is not None:
             # Last of all: the first chunk that is estimated with it must find the change waiting here.
-            await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
-            await self._messenger.take("motion", record, record.motion, wait=False)
+            await self.store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
+            await self.messenger.take("motion", record, record.motion, wait=False)
         await self._keep_settings(record, queue)
         self._pump()
 
@@ -198,7 +209,7 @@ class StreamDesk:
         """Ingest tells applied, with the chunk."""
         await self.tell(record.stream, EventKind.ACCEPTED, command=command)
         record.paused = queue.paused = paused
-        await self._messenger.pause(record, command, paused)
+        await self.messenger.pause(record, command, paused)
         await self._keep_settings(record, queue)
         self._pump()
 
@@ -208,7 +219,7 @@ class StreamDesk:
         record.frames_per_block = max(length, frames_per_block)
         if credits_for(record) > before:
             try:
-                await self._messenger.take("ingest", record, record.ingest)
+                await self.messenger.take("ingest", record, record.ingest)
             except RefusedError:
                 record.frames_per_block = length  # asked for again, it has to be asked of ingest again
                 raise
@@ -223,7 +234,7 @@ class StreamDesk:
             "noise": record.noise,
             "paused": record.paused,
         }
-        await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})
+        await self.store.put(record.stream, Owner.SCHEDULER, {"settings": kept})
 
     def _queue_of(self, record: StreamRecord) -> StreamQueue:
         """The stream's queue. Raises RefusedError once it has ended."""
@@ -249,11 +260,11 @@ class StreamDesk:
         if record.phase is not Phase.STOPPING:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
-        await self._messenger.leave("ingest", record, record.ingest, drain, None)
+        await self.messenger.leave("ingest", record, record.ingest, drain, None)
         if not drain:
             self._dequeue(record)
             await self._clock.sleep(0.3)  # let the source's totals reach egress first
-            await self._messenger.leave("egress", record, record.egress, drain, None)
+            await self.messenger.leave("egress", record, record.egress, drain, None)
 
     async def fail(self, stream: str, reason: str) -> None:
         """End a stream that lost something it cannot do without. Egress closes the ledger and tells failed."""
@@ -269,10 +280,10 @@ class StreamDesk:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
         self._dequeue(record)
-        await self._messenger.leave("ingest", record, record.ingest, False, reason)
+        await self.messenger.leave("ingest", record, record.ingest, False, reason)
         await self._clock.sleep(0.3)
         await self._wait_alive(record.egress)
-        await self._messenger.leave("egress", record, record.egress, False, reason)
+        await self.messenger.leave("egress", record, record.egress, False, reason)
 
     async def adopt_lost(self, stream: str, session: dict[str, object]) -> None:
         """A stream that another leader left behind: its queues are gone, so end it, with its ledger closed."""
@@ -300,7 +311,7 @@ class StreamDesk:
     async def on_ended(self, event: StreamEvent) -> None:
         """Egress closed the ledger: everyone lets go."""
         record = self.records.get(event.stream)
-        if record is None or record.phase is Phase.ENDED or event.epoch not in (0, record.epoch):
+        if record is None or record.phase is Phase.ENDED or not record.tells(event.epoch):
             return
         if record.failure is None and event.event is EventKind.FAILED:
             record.failure = event.reason
@@ -315,7 +326,7 @@ class StreamDesk:
         record.move(Phase.ENDED)
         if record.failure:
             with contextlib.suppress(NoSuchStreamError):
-                await self._store.put(record.stream, Owner.SCHEDULER, {"reason": record.failure})
+                await self.store.put(record.stream, Owner.SCHEDULER, {"reason": record.failure})
         if record.failure is not None or state is StreamState.FAILED:
             await self._move(record.stream, StreamState.STOPPING, StreamState.FAILED)
         else:
@@ -328,12 +339,12 @@ class StreamDesk:
             self._release(core.remove(record.stream))
 
     async def _let_go(self, record: StreamRecord, drain: bool, failure: str | None, egress: bool) -> None:
-        await self._messenger.leave("ingest", record, record.ingest, drain, failure)
+        await self.messenger.leave("ingest", record, record.ingest, drain, failure)
         for worker in record.workers:
-            await self._messenger.leave("worker", record, worker, drain, failure)
-        await self._messenger.leave("motion", record, record.motion, drain, failure)
+            await self.messenger.leave("worker", record, worker, drain, failure)
+        await self.messenger.leave("motion", record, record.motion, drain, failure)
         if egress:
-            await self._messenger.leave("egress", record, record.egress, drain, failure)
+            await self.messenger.leave("egress", record, record.egress, drain, failure)
 
     async def _wait_alive(self, instance: str, timeout_s: float = 15.0) -> None:
         until = self._clock.monotonic() + timeout_s
@@ -343,7 +354,7 @@ class StreamDesk:
     async def _move(self, stream: str, *states: StreamState) -> None:
         for state in states:
             try:
-                await self._store.move(stream, state)
+                await self.store.move(stream, state)
             except (IllegalMoveError, LookupError) as error:
                 log.debug("stream %s: %s", stream, error)
 

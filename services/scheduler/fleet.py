@@ -5,8 +5,10 @@ Pure and synchronous; time is passed in (seconds, monotonic).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 
 from shared.contracts.events import Beat
 
@@ -36,11 +38,21 @@ class Pipeline:
     name: str
     model: str
     workers: tuple[str, ...]  # instance ids by stage
+    blocks: tuple[range, ...] = ()  # DiT blocks by stage; empty when a worker did not tell
+    decode_stage: int = 0
+    draining: bool = False
 
     @property
     def stages(self) -> int:
         """S."""
         return len(self.workers)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the workers' blocks follow one another, as far as they have told."""
+        return all(a.stop == b.start for a, b in pairwise(self.blocks)) and (
+            not self.blocks or self.blocks[0].start == 0
+        )
 
 
 @dataclass(slots=True)
@@ -49,6 +61,8 @@ class Fleet:
 
     timeout_s: float
     members: dict[str, Member] = field(default_factory=lambda: dict[str, Member]())
+    draining: dict[str, str] = field(default_factory=dict[str, str])  # instance → the incarnation that takes no stream
+    _cut: dict[str, tuple[str, int, range]] = field(default_factory=dict[str, tuple[str, int, range]])
 
     def beat(self, beat: Beat, now: float) -> Health:
         """Take a beat."""
@@ -79,8 +93,25 @@ class Fleet:
         ready = [m.beat for m in self.members.values() if m.beat.service == service and m.beat.ready and not m.lost]
         return min(ready, key=lambda beat: (len(beat.streams), beat.instance)).instance if ready else None
 
-    def pipelines(self) -> list[Pipeline]:
-        """Every complete pipeline, by name."""
+    def cut(self, pipeline: Pipeline, blocks: Sequence[range], generation: int) -> None:
+        """Its workers have these blocks from this generation on; their next heartbeats will tell."""
+        for worker, mine in zip(pipeline.workers, blocks, strict=True):
+            if (member := self.members.get(worker)) is not None:
+                self._cut[worker] = (member.beat.incarnation, generation, mine)
+
+    def is_draining(self, beat: Beat) -> bool:
+        """Whether this worker takes no stream. One that was started anew does."""
+        return self.draining.get(beat.instance) == beat.incarnation
+
+    def blocks_of(self, beat: Beat) -> range | None:
+        """The DiT blocks that a worker has, None if it never told."""
+        incarnation, generation, cut = self._cut.get(beat.instance, ("", 0, range(0)))
+        if incarnation == beat.incarnation and beat.generation < generation:
+            return cut  # the heartbeat is older than the cut
+        return range(beat.first_block, beat.last_block + 1) if beat.first_block >= 0 else None
+
+    def pipelines(self, usable: bool = True) -> list[Pipeline]:
+        """Every complete pipeline, by name; ``usable``: that may take a stream, so is whole and not being emptied."""
         groups: dict[str, dict[int, Beat]] = {}
         for member in self.members.values():
             beat = member.beat
@@ -92,5 +123,15 @@ class Fleet:
             roles = {role for beat in beats for role in beat.roles}
             wanted = beats[0].stages
             if len(beats) == wanted and roles >= {"encode", "stage", "decode"} and len({b.model for b in beats}) == 1:
-                found.append(Pipeline(name, beats[0].model, tuple(beat.instance for beat in beats)))
+                blocks = [self.blocks_of(beat) for beat in beats]
+                pipeline = Pipeline(
+                    name,
+                    beats[0].model,
+                    tuple(beat.instance for beat in beats),
+                    tuple(each for each in blocks if each is not None) if None not in blocks else (),
+                    next(at for at, beat in enumerate(beats) if "decode" in beat.roles),
+                    any(self.is_draining(beat) for beat in beats),
+                )
+                if not usable or (pipeline.fits and not pipeline.draining):
+                    found.append(pipeline)
         return found

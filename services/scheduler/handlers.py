@@ -11,6 +11,9 @@ from typing import Any, TextIO
 from services.scheduler.core import Decisions, PipelineCore
 from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Health
+from services.scheduler.migrating import Migrator
+from services.scheduler.operating import Operating
+from services.scheduler.recutting import Recutter
 from services.scheduler.settings import Settings
 from shared.bus.port import Bus, Received
 from shared.clock import Clock
@@ -28,6 +31,7 @@ from shared.contracts.events import (
     StreamEvent,
     StreamTaken,
 )
+from shared.contracts.operating import MigrateStream
 from shared.contracts.refs import TensorRef
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
@@ -63,12 +67,15 @@ class Handlers:
         self._publishing: dict[str, asyncio.Lock] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.counters: dict[str, int] = {}
+        self.recutter = Recutter(settings, clock, fleet, desk, self._rebuild)
+        self.migrator = Migrator(settings, clock, desk.store, fleet, desk, desk.messenger)
+        self.operating = Operating(settings, clock, fleet, desk, self.recutter, self.migrator)
 
     # --- from the bus ------------------------------------------------------------------------------------------------
 
     async def on_control(self, received: Received) -> None:
         """start, update, stop: validated by their types; each command id is carried out once."""
-        command: StartStream | UpdateStream | StopStream = received.message
+        command: StartStream | UpdateStream | StopStream | MigrateStream = received.message
         if not subjects.is_token(command.stream) or subjects.stream_of(received.subject) != command.stream:
             self._count("control_wrong_subject")
             return
@@ -82,6 +89,8 @@ class Handlers:
             self._spawn(self._desk.start(command))
         elif isinstance(command, UpdateStream):
             self._spawn(self._desk.update(command))
+        elif isinstance(command, MigrateStream):
+            self._spawn(self.operating.migrate(command))
         else:
             self._spawn(self._desk.stop(command.stream, command.drain, command.command))
 
@@ -123,18 +132,23 @@ class Handlers:
             if message.generation == core.generation:
                 await self._rebuild(core, message.reason)
             return
+        self.recutter.on_done(core, message)
         await self._act(core.done(message, self._clock.now_ns()))
         await self.pump_core(core)
 
     async def on_taken(self, received: Received) -> None:
         """A service answered an assignment."""
         taken: StreamTaken = received.message
+        record = self._desk.records.get(taken.stream)
+        if taken.service == "ingest" and record is not None and taken.epoch == record.epoch:
+            record.epoch_from = taken.chunk
         self._desk.answers.answer(taken.error, "taken", taken.instance, taken.stream, str(taken.epoch))
 
     async def on_beat(self, received: Received) -> None:
         """A heartbeat. An instance that came back empty has lost its streams."""
         beat: Beat = received.message
         core = self._desk.cores.get(beat.pipeline)
+        self.recutter.on_beat(beat)
         if core is not None and "decode" in beat.role_ms:
             core.cost.observe("decode", 1.0, beat.role_ms["decode"])
         if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
@@ -147,14 +161,16 @@ class Handlers:
             await self._desk.on_ended(event)
         elif event.service == "ingest" and event.event is EventKind.FAILED:
             record = self._desk.records.get(event.stream)
-            if record is None or event.epoch not in (0, record.epoch):
+            if record is None or not record.tells(event.epoch):
                 return
             self._spawn(self._desk.fail(event.stream, event.reason))
 
     # --- from the clock ----------------------------------------------------------------------------------------------
 
     async def tick(self) -> None:
-        """Lost instances, overdue batches, stale chunks."""
+        """Lost instances, overdue batches, stale chunks; cuts that should move, workers that are emptied."""
+        await self.recutter.tick()
+        await self.operating.tick()
         for instance in self._fleet.newly_lost(self._clock.monotonic()):
             await self.lost(instance, f"sent no heartbeat for {self._settings.beat_timeout_s} s")
         now = self._clock.now_ns()
@@ -206,6 +222,8 @@ class Handlers:
 
     async def close(self) -> None:
         """Cancel what is under way."""
+        for part in (self.operating, self.migrator, self.recutter):
+            await part.close()
         for timer in self._timers.values():
             timer.cancel()
         for task in list(self._tasks):

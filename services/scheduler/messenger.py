@@ -40,7 +40,10 @@ class Messenger:
         self._clock = clock
         self.answers = Answers()
 
-    async def take(self, service: str, record: StreamRecord, instance: str, wait: bool = True) -> None:
+    async def take(
+        self, service: str, record: StreamRecord, instance: str, wait: bool = True, **changes: object
+    ) -> None:
+        """Assign a stream, and wait for the answer. ``changes`` are fields that are not the record's."""
         message = TakeStream(
             instance=instance,
             stream=record.stream,
@@ -52,11 +55,11 @@ class Messenger:
             credits=credits_for(record),
             pipeline=record.pipeline,
             noise_version=record.noise_version,
-        )
+        ).model_copy(update=changes)
         if not wait:
             await self._bus.publish(subjects.assign(service), message)
             return
-        key = ("taken", instance, record.stream, str(record.epoch))
+        key = ("taken", instance, record.stream, str(message.epoch))
         await self.ask(service, message, f"{instance} did not answer in time", key)
 
     async def ask(
@@ -81,8 +84,23 @@ class Messenger:
         )
         await self._bus.publish(subjects.assign("ingest"), message)
 
-    async def leave(self, service: str, record: StreamRecord, instance: str, drain: bool, failure: str | None) -> None:
-        message = LeaveStream(instance=instance, stream=record.stream, epoch=record.epoch, drain=drain, failure=failure)
+    async def leave(
+        self,
+        service: str,
+        record: StreamRecord,
+        instance: str,
+        drain: bool,
+        failure: str | None,
+        epoch: int | None = None,
+    ) -> None:
+        """Let go; of the record's epoch if none is given."""
+        message = LeaveStream(
+            instance=instance,
+            stream=record.stream,
+            epoch=record.epoch if epoch is None else epoch,
+            drain=drain,
+            failure=failure,
+        )
         await self._bus.publish(subjects.assign(service), message)
 
     async def tell(

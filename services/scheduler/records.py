@@ -40,6 +40,8 @@ class StreamRecord:
     noise_version: int = 0
     paused: bool = False
     frames_per_block: int = 1  # the largest T it has run with: credits are enough for it
+    since_epoch: int = 0  # the one it was opened in: egress tells of that one until it has shown all of it
+    epoch_from: int = 0  # the first chunk that carries the epoch
     pipeline: str = ""
     workers: tuple[str, ...] = ()
     ingest: str = ""
@@ -55,6 +57,10 @@ class StreamRecord:
         if to not in _MOVES[self.phase]:
             raise ValueError(f"stream {self.stream}: illegal move {self.phase} → {to}")
         self.phase = to
+
+    def tells(self, epoch: int) -> bool:
+        """Whether an event of this epoch is of this life of the stream (0: it does not say)."""
+        return epoch == 0 or (self.since_epoch or self.epoch) <= epoch <= self.epoch
 
     def holders(self) -> set[str]:
         """Instances whose death costs this stream its state. Motion resumes from its mirror."""

@@ -187,7 +187,7 @@ class Recutter:
                 self._unbroken(core, generation)
             before, after = state.before, state.after
             core.cut_over({k: len(after[k]) / len(before[k]) for k in range(len(after)) if before[k] != after[k]})
-            self._fleet.cut(pipeline, after)
+            self._fleet.cut(pipeline, after, core.generation)
             state.done(now())
             moved = sum(len(each.blocks) for each in transfers(before, after))
             watched.block_pause_s += 0.5 * ((now() - held) / max(1, moved) - watched.block_pause_s)
@@ -285,8 +285,8 @@ class Recutter:
             await all_of(*(self._prepare(pipeline, k, blocks, state) for k, blocks in enumerate(state.after)))
             await self._cut_all(core, pipeline, state, core.generation + 1)
             core.generation += 1
+            self._fleet.cut(pipeline, state.after, core.generation)
             core.fault("its blocks changed hands")  # the next batch empties every slot
-            self._fleet.cut(pipeline, state.after)
             state.done(now())
             log.info("pipeline %s: %s", pipeline.name, state.last)
         except RefusedError as error:
