@@ -31,6 +31,7 @@ class Topology:
     batch_log: Path | None = None
     models_dir: Path | None = None
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    pipelines: int = 1  # each with its own workers
 
 
 def usable_cores() -> int:
@@ -38,9 +39,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def worker_threads(stages: int, cores: int) -> int:
+def worker_threads(workers: int, cores: int) -> int:
     """Torch threads per worker: two torch processes with more threads than cores run many times slower (rule 12)."""
-    return max(1, cores // stages)
+    return max(1, cores // workers)
 
 
 def processes(topology: Topology) -> list[ProcessSpec]:
@@ -55,16 +56,19 @@ def processes(topology: Topology) -> list[ProcessSpec]:
     }
     if topology.models_dir is not None:
         common["RHEOCAST_MODELS_DIR"] = str(topology.models_dir)
-    threads = str(worker_threads(topology.stages, usable_cores()))
+    workers = topology.pipelines * topology.stages
+    threads = str(worker_threads(workers, usable_cores()))
     specs: list[ProcessSpec] = []
-    for stage in range(topology.stages):
+    for index in range(workers):
+        pipeline, stage = divmod(index, topology.stages)
         roles = ["stage"]
         if stage == 0:
             roles += ["text", "encode"]
         if stage == topology.stages - 1:
             roles += ["decode"]
         env = {
-            "RHEOCAST_INSTANCE": f"worker-{stage}",
+            "RHEOCAST_INSTANCE": f"worker-{index}",
+            "RHEOCAST_PIPELINE": f"p{pipeline}",
             "RHEOCAST_ROLES": ",".join(roles),
             "RHEOCAST_MODEL": topology.model,
             "RHEOCAST_STAGE": str(stage),
@@ -73,7 +77,7 @@ def processes(topology: Topology) -> list[ProcessSpec]:
             "OMP_NUM_THREADS": threads,
             "MKL_CBWR": reproducible_mkl(),
         }
-        specs.append(ProcessSpec(f"worker-{stage}", "services.worker", env))
+        specs.append(ProcessSpec(f"worker-{index}", "services.worker", env))
     scheduler = {"RHEOCAST_INSTANCE": "scheduler-0"}
     if topology.batch_log is not None:
         scheduler["RHEOCAST_BATCH_LOG"] = str(topology.batch_log)

@@ -7,10 +7,11 @@ import secrets
 
 from services.gateway.core import StreamView, view_of
 from services.gateway.settings import Settings
-from shared.bus.port import Bus, Received
+from shared.bus.port import Bus, BusError, Received
 from shared.contracts import subjects
 from shared.contracts.commands import StartStream, StopStream, StreamPatch, StreamSpec, UpdateStream
 from shared.contracts.events import EventKind, StreamEvent
+from shared.contracts.operating import CutPipeline, DrainWorker, FleetAsked, FleetTold, MigrateStream, Refused
 from shared.session.port import SessionStore
 
 
@@ -28,6 +29,14 @@ class NoAnswerError(Exception):
 
 class UnknownStreamError(LookupError):
     """No such stream."""
+
+
+class UnknownPartError(LookupError):
+    """No such worker or pipeline."""
+
+
+class InvalidError(ValueError):
+    """What was asked for cannot be; the message says what can."""
 
 
 class Desk:
@@ -65,7 +74,27 @@ class Desk:
         await self.view(stream)
         return await self._ask(stream, StopStream(command=secrets.token_hex(8), stream=stream, drain=drain))
 
-    async def _ask(self, stream: str, command: StartStream | UpdateStream | StopStream) -> StreamEvent:
+    async def migrate(self, stream: str, pipeline: str) -> StreamEvent:
+        """Move a stream to another pipeline. Raises UnknownStreamError, RefusedError, NoAnswerError."""
+        await self.view(stream)
+        command = secrets.token_hex(8)
+        return await self._ask(stream, MigrateStream(command=command, stream=stream, pipeline=pipeline))
+
+    async def fleet(self, request: FleetAsked | DrainWorker | CutPipeline) -> FleetTold:
+        """Ask the scheduler about workers and pipelines. Raises UnknownPartError, InvalidError, RefusedError, NoAnswerError."""
+        try:
+            told: FleetTold = await self._bus.request(subjects.FLEET, request, self._settings.fleet_timeout_s)
+        except BusError as error:
+            raise NoAnswerError(f"the scheduler did not answer; is it running? ({error})") from None
+        if told.error is None:
+            return told
+        if told.refused is Refused.UNKNOWN:
+            raise UnknownPartError(told.error)
+        if told.refused is Refused.INVALID:
+            raise InvalidError(told.error)
+        raise RefusedError(told.error, told.retry_after_s)
+
+    async def _ask(self, stream: str, command: StartStream | UpdateStream | StopStream | MigrateStream) -> StreamEvent:
         future: asyncio.Future[StreamEvent] = asyncio.get_running_loop().create_future()
         self._waiting[command.command] = future
         try:

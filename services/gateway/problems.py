@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from services.gateway.core import PathRefusedError
-from services.gateway.handlers import NoAnswerError, RefusedError, UnknownStreamError
+from services.gateway.handlers import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -62,6 +62,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(UnknownStreamError)
     async def unknown(_: Request, error: UnknownStreamError) -> JSONResponse:
         return problem(404, "No such stream", str(error.args[0]))
+
+    @app.exception_handler(UnknownPartError)
+    async def unknown_part(_: Request, error: UnknownPartError) -> JSONResponse:
+        return problem(404, "No such worker or pipeline", str(error.args[0]))
+
+    @app.exception_handler(InvalidError)
+    async def cannot_be(_: Request, error: InvalidError) -> JSONResponse:
+        return problem(422, "Invalid request", str(error))
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:

@@ -16,4 +16,5 @@ class Settings(ServiceSettings):
     gateway_port: int = Field(default=7860, ge=0, le=65535)
     media_dir: Path = Path("media")
     answer_timeout_s: float = 30.0
+    fleet_timeout_s: float = 150.0  # cuts wait for weights that are read from a disk
     max_body_bytes: int = 1 << 20

@@ -41,20 +41,21 @@ class StreamDesk:
 
     def __init__(self, settings: Settings, bus: Bus, store: SessionStore, clock: Clock, fleet: Fleet) -> None:
         self._settings = settings
-        self.store = store
+        self._store = store
         self._clock = clock
         self._fleet = fleet
         self._pump: Callable[[], None] = lambda: None
         self._release: Callable[[list[TensorRef]], None] = lambda _: None
-        self.messenger = Messenger(settings, bus, clock)
-        self.answers = self.messenger.answers
-        self.tell = self.messenger.tell
+        self._messenger = Messenger(settings, bus, clock)
+        self.answers = self._messenger.answers
+        self.messenger, self.store = self._messenger, store
+        self.tell = self._messenger.tell
         self.moves = Moves(bus, clock)
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.opening: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
-        self._prompting = Prompting(settings, bus, store, self.messenger, self.cores)
+        self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
@@ -97,21 +98,21 @@ class StreamDesk:
 
     async def _open(self, record: StreamRecord, pipeline: Pipeline, command: StartStream) -> None:
         stream, spec = record.stream, record.spec
-        former = await self.store.get(stream)
+        former = await self._store.get(stream)
         # An id may be used again: messages of its former life must not match.
         record.epoch = record.since_epoch = 1 if former is None else int(former.get("epoch", 0)) + 1
-        await self.store.create(stream, spec)
-        await self.store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
+        await self._store.create(stream, spec)
+        await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
         await all_of(
-            *(self.messenger.take("worker", record, worker) for worker in record.workers),
-            self.messenger.take("motion", record, record.motion, wait=False),
-            self.messenger.take("egress", record, record.egress),
+            *(self._messenger.take("worker", record, worker) for worker in record.workers),
+            self._messenger.take("motion", record, record.motion, wait=False),
+            self._messenger.take("egress", record, record.egress),
         )
         _still_opening(record)
         version = await self._prompting.prepare(record, spec.prompt)
         _still_opening(record)
         self._enqueue(record, pipeline, version)
-        await self.messenger.take("ingest", record, record.ingest)
+        await self._messenger.take("ingest", record, record.ingest)
         _still_opening(record)
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
@@ -200,8 +201,8 @@ class StreamDesk:
         )
         if patch.noise is not None:
             # Last of all: the first chunk that is estimated with it must find the change waiting here.
-            await self.store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
-            await self.messenger.take("motion", record, record.motion, wait=False)
+            await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
+            await self._messenger.take("motion", record, record.motion, wait=False)
         await self._keep_settings(record, queue)
         self._pump()
 
@@ -209,7 +210,7 @@ class StreamDesk:
         """Ingest tells applied, with the chunk."""
         await self.tell(record.stream, EventKind.ACCEPTED, command=command)
         record.paused = queue.paused = paused
-        await self.messenger.pause(record, command, paused)
+        await self._messenger.pause(record, command, paused)
         await self._keep_settings(record, queue)
         self._pump()
 
@@ -219,7 +220,7 @@ class StreamDesk:
         record.frames_per_block = max(length, frames_per_block)
         if credits_for(record) > before:
             try:
-                await self.messenger.take("ingest", record, record.ingest)
+                await self._messenger.take("ingest", record, record.ingest)
             except RefusedError:
                 record.frames_per_block = length  # asked for again, it has to be asked of ingest again
                 raise
@@ -234,7 +235,7 @@ class StreamDesk:
             "noise": record.noise,
             "paused": record.paused,
         }
-        await self.store.put(record.stream, Owner.SCHEDULER, {"settings": kept})
+        await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})
 
     def _queue_of(self, record: StreamRecord) -> StreamQueue:
         """The stream's queue. Raises RefusedError once it has ended."""
@@ -260,11 +261,11 @@ class StreamDesk:
         if record.phase is not Phase.STOPPING:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
-        await self.messenger.leave("ingest", record, record.ingest, drain, None)
+        await self._messenger.leave("ingest", record, record.ingest, drain, None)
         if not drain:
             self._dequeue(record)
             await self._clock.sleep(0.3)  # let the source's totals reach egress first
-            await self.messenger.leave("egress", record, record.egress, drain, None)
+            await self._messenger.leave("egress", record, record.egress, drain, None)
 
     async def fail(self, stream: str, reason: str) -> None:
         """End a stream that lost something it cannot do without. Egress closes the ledger and tells failed."""
@@ -280,10 +281,10 @@ class StreamDesk:
             record.move(Phase.STOPPING)
             await self._move(stream, StreamState.STOPPING)
         self._dequeue(record)
-        await self.messenger.leave("ingest", record, record.ingest, False, reason)
+        await self._messenger.leave("ingest", record, record.ingest, False, reason)
         await self._clock.sleep(0.3)
         await self._wait_alive(record.egress)
-        await self.messenger.leave("egress", record, record.egress, False, reason)
+        await self._messenger.leave("egress", record, record.egress, False, reason)
 
     async def adopt_lost(self, stream: str, session: dict[str, object]) -> None:
         """A stream that another leader left behind: its queues are gone, so end it, with its ledger closed."""
@@ -326,7 +327,7 @@ class StreamDesk:
         record.move(Phase.ENDED)
         if record.failure:
             with contextlib.suppress(NoSuchStreamError):
-                await self.store.put(record.stream, Owner.SCHEDULER, {"reason": record.failure})
+                await self._store.put(record.stream, Owner.SCHEDULER, {"reason": record.failure})
         if record.failure is not None or state is StreamState.FAILED:
             await self._move(record.stream, StreamState.STOPPING, StreamState.FAILED)
         else:
@@ -339,12 +340,12 @@ class StreamDesk:
             self._release(core.remove(record.stream))
 
     async def _let_go(self, record: StreamRecord, drain: bool, failure: str | None, egress: bool) -> None:
-        await self.messenger.leave("ingest", record, record.ingest, drain, failure)
+        await self._messenger.leave("ingest", record, record.ingest, drain, failure)
         for worker in record.workers:
-            await self.messenger.leave("worker", record, worker, drain, failure)
-        await self.messenger.leave("motion", record, record.motion, drain, failure)
+            await self._messenger.leave("worker", record, worker, drain, failure)
+        await self._messenger.leave("motion", record, record.motion, drain, failure)
         if egress:
-            await self.messenger.leave("egress", record, record.egress, drain, failure)
+            await self._messenger.leave("egress", record, record.egress, drain, failure)
 
     async def _wait_alive(self, instance: str, timeout_s: float = 15.0) -> None:
         until = self._clock.monotonic() + timeout_s
@@ -354,7 +355,7 @@ class StreamDesk:
     async def _move(self, stream: str, *states: StreamState) -> None:
         for state in states:
             try:
-                await self.store.move(stream, state)
+                await self._store.move(stream, state)
             except (IllegalMoveError, LookupError) as error:
                 log.debug("stream %s: %s", stream, error)
 

@@ -78,10 +78,14 @@ class Migrator:
         async with record.changing, self._desk.opening(target.name):
             source, queue = self._source(record, target)
             former, epoch = record.epoch, record.epoch + 1
-            fields: dict[str, object] = {"epoch": epoch, "pipeline": target.name, "hold": True}
             begun = self._clock.monotonic()
             try:
-                await all_of(*(self._messenger.take("worker", record, worker, **fields) for worker in target.workers))
+                await all_of(
+                    *(
+                        self._messenger.take("worker", record, worker, epoch=epoch, pipeline=target.name, hold=True)
+                        for worker in target.workers
+                    )
+                )
             except RefusedError:
                 await self._leave(record, target, epoch)
                 raise

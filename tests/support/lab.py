@@ -83,7 +83,12 @@ class Lab:
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, folder: Path, stages: int = 1, env: Mapping[str, str] | None = None, gateway_port: int | None = None
+        cls,
+        folder: Path,
+        stages: int = 1,
+        env: Mapping[str, str] | None = None,
+        gateway_port: int | None = None,
+        pipelines: int = 1,
     ) -> AsyncIterator[Lab]:
         batch_log = folder / "batches.jsonl"
         topology = Topology(
@@ -94,6 +99,7 @@ class Lab:
             gateway_port=gateway_port,
             batch_log=batch_log,
             extra_env=env or {},
+            pipelines=pipelines,
         )
         async with System(topology, run_dir=folder / "run") as system:
             await system.wait_ready()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from services.gateway.core import StreamCreate, StreamView, new_stream_id, spec_of_request
 from services.gateway.handlers import Desk
@@ -18,6 +18,12 @@ class Receipt(BaseModel):
     stream: str
     command: str
     version: int
+
+
+class Move(BaseModel):
+    """Body of ``POST /v1/streams/{id}/migrate``: where to; without ``pipeline`` the one with the least load is taken."""
+
+    pipeline: str = Field(default="", max_length=64)
 
 
 class StreamList(BaseModel):
@@ -64,6 +70,13 @@ def router(desk: Desk, settings: Settings) -> APIRouter:
     async def resume(stream: str) -> Receipt:
         """Go on; an applied event names the first chunk."""
         event = await desk.patch(stream, StreamPatch(paused=False))
+        return Receipt(stream=stream, command=event.command, version=event.version)
+
+    @api.post("/{stream}/migrate", status_code=202, operation_id="migrateStream")
+    async def migrate(stream: str, body: Move | None = None) -> Receipt:
+        """Go on on another pipeline, pixel for pixel. A migrated event names the first chunk made there, a warning says why
+        the stream stayed."""
+        event = await desk.migrate(stream, body.pipeline if body is not None else "")
         return Receipt(stream=stream, command=event.command, version=event.version)
 
     @api.delete("/{stream}", status_code=202, operation_id="deleteStream")
