@@ -83,8 +83,9 @@ class StreamSpec(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)  # s₀; None: the model's default
     seed: int = Field(default=0, ge=0, lt=2**63)
     frames_per_block: int = Field(default=1, ge=1, le=3)  # T
-    deadline_ms: int = Field(default=600, ge=50, le=60_000)
+    deadline_ms: int = Field(default=600, ge=50, le=60_000)  # live: from a frame's capture to when it is shown
     audio: bool = True
+    skip_similar: float = Field(default=0.0, ge=0.0, le=1.0)  # a chunk that differs less is skipped; 0: none is
 
     @field_validator("prompt")
     @classmethod
@@ -110,6 +111,7 @@ class StreamPatch(Wire):
 
     ``blend_chunks``: over so many chunks the old prompt fades into the new one. ``recache``: what is cached is made anew
     under the new prompt (once a blend is over), so that the old one does not pull the picture back. ``paused`` comes alone.
+    ``skip_similar`` 0: nothing is skipped.
     """
 
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
@@ -117,6 +119,7 @@ class StreamPatch(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     frames_per_block: int | None = Field(default=None, ge=1, le=3)  # T
+    skip_similar: float | None = Field(default=None, ge=0.0, le=1.0)
     paused: bool | None = None
     blend_chunks: int = Field(default=0, ge=0, le=64)
     recache: bool = False
@@ -132,7 +135,7 @@ class StreamPatch(Wire):
     def _fits_together(self) -> StreamPatch:
         if self.prompt is None and (self.blend_chunks or self.recache):
             raise ValueError("blend_chunks and recache go with a new prompt: give one, or leave them out")
-        others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block)
+        others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block, self.skip_similar)
         if self.paused is not None and any(value is not None for value in others):
             raise ValueError("paused comes alone: change the rest before or after it")
         return self
@@ -173,6 +176,10 @@ class TakeStream(Wire):
 
     ``width``/``height`` are the resolved size; ``noise`` the resolved s₀; ``credits`` is W, the chunks that may be
     between ingest and egress.
+
+    ``held`` (live, to ingest): number nothing for now, what is captured is dropped as recovering. ``given_up`` (to egress):
+    chunks of older epochs that have not come will not come; they are dropped as scheduler:``given_up``. ``refreshes`` counts
+    the changes after which ingest skips nothing until they are seen.
     """
 
     kind: Literal["take"] = "take"
@@ -186,6 +193,10 @@ class TakeStream(Wire):
     credits: int
     pipeline: str = ""
     noise_version: int = 0  # counts changes of ``noise``: estimates carry the one that they were made with
+    held: bool = False
+    given_up: str = ""
+    skip_similar: float = 0.0  # as in the spec, or as changed since
+    refreshes: int = 0
 
 
 class LeaveStream(Wire):
