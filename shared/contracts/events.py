@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from shared.contracts.refs import TensorRef, Wire
+from shared.contracts.tiers import Promise, Refusal, Tier
 from shared.engine.plan.items import Item
 
 # --- what a chunk is -------------------------------------------------------------------------------------------------
@@ -350,7 +351,8 @@ class StreamEvent(Wire):
     came). ``until_chunk`` is the first chunk of a blend that has nothing of the old prompt, unless a newer prompt comes
     before it (−1: nothing fades). ``totals`` and ``stats`` come with stopped and failed. ``epoch`` is the stream's when it
     was told (0: not known): an id may be used again. ``retry_after_s`` above 0 in a refusal: the same command may be
-    accepted then.
+    accepted then. A refused start has in ``tier`` what would be admitted now (None: nothing), an accepted one its ``promise``;
+    tier_changed tells the ``tier`` the stream runs with from now on, and why.
     """
 
     kind: Literal["stream_event"] = "stream_event"
@@ -368,6 +370,9 @@ class StreamEvent(Wire):
     epoch: int = 0
     retry_after_s: float = 0.0
     until_chunk: int = -1
+    refusal: Refusal = Refusal.OTHER
+    tier: Tier | None = None
+    promise: Promise | None = None
 
 
 class Beat(Wire):
