@@ -208,9 +208,9 @@ class TakeStream(Wire):
     ``width``/``height`` are the resolved size; ``noise`` the resolved s₀; ``credits`` is W, the chunks that may be
     between ingest and egress.
 
-    ``source_held`` (live, to ingest): number nothing for now, what is captured is dropped as recovering. ``given_up`` (to egress):
-    chunks of older epochs that have not come will not come; they are dropped as scheduler:``given_up``. ``refreshes`` counts
-    the changes after which ingest skips nothing until they are seen.
+    ``source_held`` (live, to ingest): number nothing for now, what is captured is dropped as recovering. ``given_up`` (to
+    egress): chunks of older epochs that have not come will not come; they are dropped as scheduler:``given_up``.
+    ``refreshes`` counts the changes after which ingest skips nothing until they are seen.
     When a stream changes its pipeline, chunks carry the new epoch from the first one on that ingest numbers after it was
     told, and that begins a frame block: ``block_start`` is the number of one that does, ``block_chunks`` their length. Its
     answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
