@@ -83,6 +83,9 @@ class StreamSpec(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)  # s₀; None: the model's default
     seed: int = Field(default=0, ge=0, lt=2**63)
     frames_per_block: int = Field(default=1, ge=1, le=3)  # T
+    max_frames_per_block: int | None = Field(
+        default=None, ge=1, le=3
+    )  # T may grow to this for throughput; None: it stays
     deadline_ms: int = Field(default=600, ge=50, le=60_000)
     audio: bool = True
 
@@ -117,6 +120,7 @@ class StreamPatch(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     frames_per_block: int | None = Field(default=None, ge=1, le=3)  # T
+    max_frames_per_block: int | None = Field(default=None, ge=1, le=3)
     paused: bool | None = None
     blend_chunks: int = Field(default=0, ge=0, le=64)
     recache: bool = False
@@ -132,7 +136,7 @@ class StreamPatch(Wire):
     def _fits_together(self) -> StreamPatch:
         if self.prompt is None and (self.blend_chunks or self.recache):
             raise ValueError("blend_chunks and recache go with a new prompt: give one, or leave them out")
-        others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block)
+        others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block, self.max_frames_per_block)
         if self.paused is not None and any(value is not None for value in others):
             raise ValueError("paused comes alone: change the rest before or after it")
         return self

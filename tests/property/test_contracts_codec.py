@@ -67,6 +67,7 @@ SMALL = {
     "noise": st.floats(0, 1),
     "seed": st.integers(0, 2**63 - 1),
     "frames_per_block": st.integers(1, 3),
+    "max_frames_per_block": st.none() | st.integers(1, 3),
     "deadline_ms": st.integers(50, 60_000),
     "frames": st.integers(0, 1000),
     "paused": st.none(),  # it comes alone
