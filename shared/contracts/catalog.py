@@ -8,6 +8,7 @@ from enum import StrEnum
 from shared.contracts import commands as c
 from shared.contracts import events as e
 from shared.contracts import subjects as s
+from shared.contracts import tiers as t
 from shared.contracts.refs import Wire
 
 
@@ -71,7 +72,7 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         s.assign("*"),
-        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras),
+        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras, t.PaceStream),
         Delivery.JETSTREAM,
         ("scheduler",),
         ("ingest", "worker", "egress", "motion"),
@@ -86,6 +87,7 @@ CHANNELS: tuple[Channel, ...] = (
         ("the owner",),
         (c.TensorPart,),
     ),
+    Channel(s.CAPACITY, (t.CapacityAsked,), Delivery.REQUEST, ("gateway",), ("scheduler",), (t.CapacityTold,)),
     Channel(s.TEXT_ENCODE, (c.TextEncode,), Delivery.REQUEST, ("scheduler",), ("worker",), (c.TextEncoded,)),
 )
 

@@ -11,7 +11,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.contracts.beats import Beat as Beat
+from shared.contracts.beats import MeasuredCost as MeasuredCost
 from shared.contracts.refs import TensorRef, Wire
+from shared.contracts.tiers import Promise, Refusal, Tier
 from shared.engine.plan.items import Item
 
 # --- what a chunk is -------------------------------------------------------------------------------------------------
@@ -343,7 +346,8 @@ class StreamEvent(Wire):
     came). ``until_chunk`` is the first chunk of a blend that has nothing of the old prompt, unless a newer prompt comes
     before it (−1: nothing fades). ``totals`` and ``stats`` come with stopped and failed. ``epoch`` is the stream's when it
     was told (0: not known): an id may be used again. ``retry_after_s`` above 0 in a refusal: the same command may be
-    accepted then.
+    accepted then. A refused start has in ``tier`` what would be admitted now (None: nothing), an accepted one its ``promise``;
+    tier_changed tells the ``tier`` the stream runs with from now on, and why.
     """
 
     kind: Literal["stream_event"] = "stream_event"
@@ -361,45 +365,6 @@ class StreamEvent(Wire):
     epoch: int = 0
     retry_after_s: float = 0.0
     until_chunk: int = -1
-
-
-class MeasuredCost(Wire):
-    """A role's forward of this shape took ``ms`` milliseconds of device time (the median of ``runs``).
-
-    ``role`` is encode, stage or decode; ``items`` share the forward, of ``units`` latent tokens in all.
-    """
-
-    role: str
-    items: int
-    units: int
-    ms: float
-    runs: int = 1
-
-
-class Beat(Wire):
-    """every service instance → scheduler (``rheo.worker.<id>.beat``), twice a second.
-
-    ``incarnation`` is new for every process start: a known instance with a new incarnation came back empty.
-    ``busy`` is the share of the last interval spent computing. ``stream_bytes`` is the device memory that each stream holds.
-    ``device`` names what a worker computes with, settings that change its speed included; ``calibration`` is what its roles
-    took at the start, ``measured`` what encode and decode took since the last beat.
-    """
-
-    kind: Literal["beat"] = "beat"
-    service: str
-    instance: str
-    incarnation: str
-    roles: tuple[str, ...] = ()
-    pipeline: str = ""
-    stage: int = -1
-    stages: int = 0
-    model: str = ""
-    ready: bool = True
-    busy: float = 0.0
-    memory_free: int = 0
-    streams: tuple[str, ...] = ()
-    role_ms: dict[str, float] = Field(default_factory=dict[str, float])  # measured milliseconds per chunk, by role
-    stream_bytes: dict[str, int] = Field(default_factory=dict[str, int])
-    device: str = ""
-    calibration: tuple[MeasuredCost, ...] = ()
-    measured: tuple[MeasuredCost, ...] = ()
+    refusal: Refusal = Refusal.OTHER
+    tier: Tier | None = None
+    promise: Promise | None = None

@@ -9,6 +9,7 @@ ANY = "*"
 
 TAKEN = "rheo.taken"
 TEXT_ENCODE = "rheo.text.encode"
+CAPACITY = "rheo.scheduler.capacity"
 
 
 def _token(value: str) -> str:

@@ -67,11 +67,14 @@ SMALL = {
     "noise": st.floats(0, 1),
     "seed": st.integers(0, 2**63 - 1),
     "frames_per_block": st.integers(1, 3),
-    "max_frames_per_block": st.none() | st.integers(1, 3),
     "deadline_ms": st.integers(50, 60_000),
     "frames": st.integers(0, 1000),
     "paused": st.none(),  # it comes alone
     "blend_chunks": st.integers(0, 64),
+    "tenant": st.text("abcXYZ012_-", min_size=1, max_size=64),
+    "min_steps": st.just(1),
+    "min_fps": st.one_of(st.none(), st.floats(0.1, 1)),
+    "max_frames_per_block": st.one_of(st.none(), st.just(3)),
     "shape": st.lists(st.integers(0, 12), max_size=8).map(tuple).filter(lambda shape: math.prod(shape) <= 1 << 27),
     "dtype": st.sampled_from(sorted(DTYPE_BYTES)),
 }
