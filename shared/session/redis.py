@@ -306,7 +306,7 @@ class RedisStore:
 
     @_reached
     async def get_costs(self, place: str) -> dict[str, Any] | None:
-        data: bytes | None = await self._redis.get(self._key("costs", place))
+        data: Any = await self._redis.get(self._key("costs", place))
         return None if data is None else unpack(data)
 
     @_reached
