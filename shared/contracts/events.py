@@ -240,6 +240,7 @@ class StreamTaken(Wire):
     stream: str
     epoch: int
     error: str | None = None
+    chunk: int = -1  # ingest: the first chunk that carries this epoch
 
 
 class LatentsDenoised(Wire):
@@ -325,6 +326,8 @@ class EventKind(StrEnum):
     RECOVERING = "recovering"
     RESUMED = "resumed"
     WARNING = "warning"
+    MIGRATED = "migrated"  # from this chunk on another pipeline makes it
+    REBALANCED = "rebalanced"  # its pipeline's DiT blocks changed hands
     STOPPED = "stopped"
     FAILED = "failed"
 
