@@ -26,7 +26,7 @@ def all_messages() -> set[type[Wire]]:
 def test_every_message_with_a_kind_travels_somewhere() -> None:
     defined = {
         each
-        for module in (events, beats, commands, moving, operating, tiers)
+        for module in (beats, events, commands, moving, operating, tiers)
         for _, each in inspect.getmembers(module, inspect.isclass)
         if issubclass(each, Wire) and each.__module__ == module.__name__ and "kind" in each.model_fields
     }
