@@ -16,7 +16,7 @@ class Settings(ServiceSettings):
     beat_timeout_s: float = 1.5
     answer_timeout_s: float = 20.0  # how long a service may take to answer an assignment
     max_batch: int = 8  # items in one forward
-    rebalance: bool = True  # move DiT blocks between the workers of a pipeline when the measured times ask for it
+    rebalance: bool = False  # move DiT blocks between the workers of a pipeline when the measured times ask for it
     migrate_timeout_s: float = 15.0  # what a stream has under way must be done by then, or it stays where it is
     max_streams: int = 16  # per pipeline
     batch_log: Path | None = None  # every batch as a JSON line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.balancing import Balancer, Proposal, StageMeter
@@ -111,6 +111,7 @@ def test_failures_wait_longer_each_time() -> None:
     assert all(later > earlier * 1.5 for earlier, later in zip(gaps, gaps[1:], strict=False))
 
 
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=2, max_size=4), st.integers(0, 10))
 def test_whatever_the_speeds_it_settles(speeds: list[float], seed: int) -> None:
     stages = len(speeds)
