@@ -333,13 +333,20 @@ class EventKind(StrEnum):
 
 
 class StreamStats(Wire):
-    """Measured by egress over the stream's life; latency is emitted − captured, per frame."""
+    """Measured by egress over the stream's life; latency is emitted − captured, per frame.
+
+    ``jitter_p95_ms``: of successive frames, how far their distance is from that of their timestamps. ``cpr``: the share of the
+    play time without a stall.
+    """
 
     fps: float = 0.0
     ttff_s: float = 0.0
     latency_p50_ms: float = 0.0
     latency_p95_ms: float = 0.0
     frames_out: int = 0
+    latency_p99_ms: float = 0.0
+    jitter_p95_ms: float = 0.0
+    cpr: float = 1.0
 
 
 class StreamEvent(Wire):
