@@ -186,7 +186,7 @@ class Migrator:
     ) -> None:
         """No way back from here on: what fails now fails the stream."""
         old, first_epoch = self._desk.core_of(source), record.epoch
-        old.streams.pop(record.stream, None)
+        old.remove(record.stream)  # nothing of it waits there
         queue.adopt(first_epoch)
         record.pipeline, record.workers = target.name, target.workers
         self._desk.core_of(target).add(queue)

@@ -70,10 +70,11 @@ class Recutter:
         flight = core.in_flight.get(done.seq) if done.generation == core.generation else None
         if flight is None:
             return
+        units = flight.units * len(flight.works)
         items = [(work.item, len(work.stamps)) for work in flight.works if work.item is not None]
         entered = sum(chunks for item, chunks in items if item.step == 0)
         finished = sum(chunks for item, chunks in items if item.is_last_step)
-        self.of(core.pipeline).meter.batch(self._clock.monotonic(), flight.units, done.stage_ms, entered, finished)
+        self.of(core.pipeline).meter.batch(self._clock.monotonic(), units, done.stage_ms, entered, finished)
 
     def on_beat(self, beat: Beat) -> None:
         """What encode and decode take."""
