@@ -12,6 +12,7 @@ from services.scheduler.messenger import Messenger, RefusedError, all_of, credit
 from services.scheduler.placing import check_settings, place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
+from services.scheduler.recovering import Recovering
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
 from shared.bus.port import Bus
@@ -32,6 +33,7 @@ from shared.session.port import NoSuchStreamError, SessionStore, StreamExistsErr
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
 log = logging.getLogger(__name__)
+RETRY_RECOVERING_S = 2.0
 
 
 class StreamDesk:
@@ -51,10 +53,14 @@ class StreamDesk:
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
+        self.recovering = Recovering(
+            settings, store, clock, fleet, self._messenger, self._prompting, self.records, self.cores
+        )
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
         self._pump, self._release = pump, release
+        self.recovering.wire(self.fail, self._core_for, pump, release)
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -114,13 +120,16 @@ class StreamDesk:
         await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version)
         self._pump()
 
-    def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
+    def _core_for(self, pipeline: Pipeline) -> PipelineCore:
         if pipeline.name not in self.cores:
             if self.make_core is None:
                 raise RefusedError("this scheduler is not the leader")
             self.cores[pipeline.name] = self.make_core(pipeline)
+        return self.cores[pipeline.name]
+
+    def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
         model = model_spec(record.spec.model, self._settings.models_dir)
-        self.cores[pipeline.name].add(
+        self._core_for(pipeline).add(
             StreamQueue(
                 stream=record.stream,
                 epoch=record.epoch,
@@ -145,8 +154,12 @@ class StreamDesk:
         """Change a running stream. Answers accepted or refused; applied follows with the chunk it took effect at."""
         record = self.records.get(command.stream)
         if record is None or record.phase is not Phase.RUNNING:
-            reason = f"stream {command.stream} is not running"
-            await self.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)
+            recovering = record is not None and record.phase is Phase.RECOVERING
+            reason = f"stream {command.stream} is {'recovering: try again' if recovering else 'not running'}"
+            retry_s = RETRY_RECOVERING_S if recovering else 0.0
+            await self.tell(
+                command.stream, EventKind.REFUSED, reason=reason, command=command.command, retry_after_s=retry_s
+            )
             return
         async with record.changing:  # one change at a time: each starts from what the one before left
             await self._change(record, command)
