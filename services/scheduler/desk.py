@@ -174,6 +174,7 @@ class StreamDesk:
             check_settings(queue.model, patch.steps, patch.frames_per_block, patch.noise, queue.from_text)
             await self._make_room(record, patch.frames_per_block or 1)
             version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
+            await self._refresh(record, patch.skip_similar)
             queue = self._queue_of(record)  # preparing took a while
         except RefusedError as error:
             await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
@@ -224,6 +225,14 @@ class StreamDesk:
                 record.frames_per_block = length  # asked for again, it has to be asked of ingest again
                 raise
 
+    async def _refresh(self, record: StreamRecord, skip_similar: float | None) -> None:
+        """Ingest skips nothing until a change is seen; or learns of another threshold."""
+        if not record.skip_similar and skip_similar is None:
+            return
+        record.skip_similar = record.skip_similar if skip_similar is None else skip_similar
+        record.refreshes += 1
+        await self._messenger.take("ingest", record, record.ingest)
+
     async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
         """What the stream runs with now, for whoever shows it."""
         settings = queue.settings
@@ -232,6 +241,7 @@ class StreamDesk:
             "seed": settings.seed,
             "frames_per_block": settings.frames_per_block,
             "noise": record.noise,
+            "skip_similar": record.skip_similar,
             "paused": record.paused,
         }
         await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})

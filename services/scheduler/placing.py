@@ -81,6 +81,7 @@ def place(
         height=spec.height or model.default_height,
         noise=model.noise.s0 if spec.noise is None else spec.noise,
         frames_per_block=spec.frames_per_block,
+        skip_similar=spec.skip_similar,
         pipeline=pipeline.name,
         workers=pipeline.workers,
         ingest=chosen["ingest"],
