@@ -1,4 +1,4 @@
-"""Carries out what :mod:`services.scheduler.recovery` decides: a live stream whose worker is lost goes on, elsewhere or later."""
+"""Carries out what :mod:`services.scheduler.recovery` decides: a live stream whose worker is lost goes on, here or elsewhere."""
 
 from __future__ import annotations
 
