@@ -81,7 +81,6 @@ def place(
         width=spec.width or model.default_width,
         height=spec.height or model.default_height,
         noise=model.noise.s0 if spec.noise is None else spec.noise,
-        frames_per_block=spec.frames_per_block,
         skip_similar=spec.skip_similar,
         frames_per_block=longest,
         pipeline=pipeline.name,

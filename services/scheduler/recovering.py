@@ -1,4 +1,4 @@
-"""Carries out what :mod:`services.scheduler.recovery` decides: a live stream whose worker is lost goes on, here or elsewhere."""
+"""Carries out what :mod:`services.scheduler.recovery` decides: a live stream whose worker is lost goes on."""
 
 from __future__ import annotations
 
