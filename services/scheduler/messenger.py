@@ -41,7 +41,13 @@ class Messenger:
         self.answers = Answers()
 
     async def take(
-        self, service: str, record: StreamRecord, instance: str, wait: bool = True, **changes: object
+        self,
+        service: str,
+        record: StreamRecord,
+        instance: str,
+        wait: bool = True,
+        given_up: str = "",
+        **changes: object,
     ) -> None:
         """Assign a stream, and wait for the answer. ``changes`` are fields that are not the record's."""
         message = TakeStream(
@@ -55,6 +61,10 @@ class Messenger:
             credits=credits_for(record),
             pipeline=record.pipeline,
             noise_version=record.noise_version,
+            source_held=record.source_held,
+            given_up=given_up,
+            skip_similar=record.skip_similar,
+            refreshes=record.refreshes,
         ).model_copy(update=changes)
         if not wait:
             await self._bus.publish(subjects.assign(service), message)
@@ -101,6 +111,11 @@ class Messenger:
             drain=drain,
             failure=failure,
         )
+        await self._bus.publish(subjects.assign(service), message)
+
+    async def let_go(self, service: str, record: StreamRecord, instance: str, epoch: int) -> None:
+        """An instance that had the stream in an epoch that is over keeps nothing of it."""
+        message = LeaveStream(instance=instance, stream=record.stream, epoch=epoch, drain=False)
         await self._bus.publish(subjects.assign(service), message)
 
     async def tell(
