@@ -81,6 +81,7 @@ class Worker:
             "streams": tuple(self._handlers.assignments.streams),
             "role_ms": dict(self._handlers.role_ms),
             "stream_bytes": self._stream_bytes,
+            **self._runtime.block_fields(),
         }
 
     def _check_fence(self, now: float) -> None:
