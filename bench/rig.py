@@ -73,8 +73,8 @@ class Rig:
     def _denoise_alone(self, z: Tensor, s: float, times: tuple[int, ...], index: int, text: Tensor) -> Tensor:
         x = z * (1 - s) + epsilon(self.seed, index, 0, tuple(z.shape)) * s
         for step, time in enumerate(times):
-            flow = self.stage.model(x[None, None], torch.tensor([[float(time)]]), text)[0, 0]
-            z = x - sigma_of(time, self.spec.sigma_shift) * flow
+            predicted = self.stage.model(x[None, None], torch.tensor([[float(time)]]), text)[0, 0]
+            z = self.stage.model.clean(x, sigma_of(time, self.spec.sigma_shift), predicted)
             if step + 1 < len(times):
                 sigma = sigma_of(times[step + 1], self.spec.sigma_shift)
                 x = (1 - sigma) * z + sigma * epsilon(self.seed, index, step + 1, tuple(z.shape))
