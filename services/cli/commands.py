@@ -1,4 +1,4 @@
-"""The commands of ``rheocast``: demo, up, run, generate, models, doctor."""
+"""The commands of ``rheocast``: demo, up, run, generate, models, plan, doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from services.cli.errors import CommandError, ExitCode
 from services.cli.interrupts import HeldInterrupt
+from services.cli.planning import plan
 
 if TYPE_CHECKING:
     from services.cli.validate import RunRequest
@@ -260,6 +261,9 @@ def doctor(as_json: bool) -> None:
     from services.cli.doctor import report
 
     raise click.exceptions.Exit(report(as_json))
+
+
+cli.add_command(plan)
 
 
 def run_command_line() -> None:

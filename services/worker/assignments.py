@@ -18,6 +18,7 @@ from shared.bus.port import Handler, Received, Subscription
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, ScaleLoras, TakeStream, TextEncode, TextEncoded
 from shared.contracts.events import ChunkStamp, PromptReady, StreamTaken
+from shared.contracts.moving import Move
 from shared.contracts.order import OrderGate
 from shared.engine.plan.prompts import digest
 from shared.lifecycle import Context
@@ -65,7 +66,7 @@ class Assignments:
 
     async def on_assign(self, received: Received) -> None:
         """Take, leave, prepare; what is meant for another instance is ignored."""
-        message: TakeStream | LeaveStream | PreparePrompt | ScaleLoras = received.message
+        message: TakeStream | LeaveStream | PreparePrompt | ScaleLoras | Move = received.message
         if message.instance != self._context.instance:
             return
         if isinstance(message, TakeStream):
@@ -74,7 +75,7 @@ class Assignments:
             await self._leave(message.stream, message.epoch)
         elif isinstance(message, ScaleLoras):
             await self._scale_loras(message)
-        else:
+        elif isinstance(message, PreparePrompt):
             await self._prepare(message)
 
     async def _take(self, take: TakeStream) -> None:
@@ -120,6 +121,20 @@ class Assignments:
         await _unsubscribe(placed)
         # A batch that stage 0 admitted runs whole: assignments and batches travel apart, so the slots stay a moment.
         asyncio.get_running_loop().call_later(CLOSE_DELAY_S, self._close_later, stream)
+
+    async def leave_all(self) -> None:
+        """Let every stream go, at once: nothing of what is under way counts any more."""
+        gone, self.streams = self.streams, {}
+        for placed in gone.values():
+            await _unsubscribe(placed)
+
+        def close() -> None:
+            for stream in gone:
+                if stream not in self.streams:
+                    self._runtime.close(stream)
+
+        # With the stage's rank: batches that were admitted run whole, and find their slots.
+        await self._device.call(Rank.STAGE, close)
 
     def _close_later(self, stream: str) -> None:
         def close() -> None:

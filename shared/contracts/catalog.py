@@ -7,7 +7,10 @@ from enum import StrEnum
 
 from shared.contracts import commands as c
 from shared.contracts import events as e
+from shared.contracts import moving as m
+from shared.contracts import operating as o
 from shared.contracts import subjects as s
+from shared.contracts import tiers as t
 from shared.contracts.refs import Wire
 
 
@@ -57,7 +60,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(s.stream("*", "closed"), (e.ChunkClosed,), Delivery.CORE, ("egress",), ("ingest", "scheduler", "gateway")),
     Channel(
         s.stream("*", "control"),
-        (c.StartStream, c.UpdateStream, c.StopStream),
+        (c.StartStream, c.UpdateStream, c.StopStream, o.MigrateStream),
         Delivery.JETSTREAM,
         ("gateway", "platform"),
         ("scheduler",),
@@ -71,12 +74,13 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         s.assign("*"),
-        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras),
+        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras, t.PaceStream, *m.MOVES),
         Delivery.JETSTREAM,
         ("scheduler",),
         ("ingest", "worker", "egress", "motion"),
     ),
     Channel(s.TAKEN, (e.StreamTaken,), Delivery.CORE, ("ingest", "worker", "egress"), ("scheduler",)),
+    Channel(s.MOVED, m.MOVED, Delivery.CORE, ("worker",), ("scheduler",)),
     Channel(s.beat("*"), (e.Beat,), Delivery.CORE, ("every service",), ("scheduler",)),
     Channel(
         s.tensor_get("*"),
@@ -85,6 +89,15 @@ CHANNELS: tuple[Channel, ...] = (
         ("every service",),
         ("the owner",),
         (c.TensorPart,),
+    ),
+    Channel(s.CAPACITY, (t.CapacityAsked,), Delivery.REQUEST, ("gateway",), ("scheduler",), (t.CapacityTold,)),
+    Channel(
+        s.FLEET,
+        (o.FleetAsked, o.DrainWorker, o.CutPipeline),
+        Delivery.REQUEST,
+        ("gateway", "platform"),
+        ("scheduler",),
+        (o.FleetTold,),
     ),
     Channel(s.TEXT_ENCODE, (c.TextEncode,), Delivery.REQUEST, ("scheduler",), ("worker",), (c.TextEncoded,)),
 )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shared.contracts.refs import Wire
+from shared.contracts.tiers import DEFAULT_TENANT, TENANT_PATTERN, Quality
 
 MAX_PROMPT_CHARS = 8000
 MAX_SIDE = 2048
@@ -68,7 +69,11 @@ Sink = Annotated[Mp4Sink | NullSink, Field(discriminator="kind")]
 
 
 class StreamSpec(Wire):
-    """Everything a stream is started with. Every field is validated; a message names what would be accepted."""
+    """Everything a stream is started with. Every field is validated; a message names what would be accepted.
+
+    Under load a live stream runs with fewer steps, fewer frames a second and longer frame blocks, between what it asks for
+    and ``min_steps``, ``min_fps`` (None: half its rate, 4 at least) and ``max_frames_per_block`` (None: T stays).
+    """
 
     source: Source
     sinks: tuple[Sink, ...] = (NullSink(),)
@@ -83,8 +88,14 @@ class StreamSpec(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)  # s₀; None: the model's default
     seed: int = Field(default=0, ge=0, lt=2**63)
     frames_per_block: int = Field(default=1, ge=1, le=3)  # T
-    deadline_ms: int = Field(default=600, ge=50, le=60_000)
+    deadline_ms: int = Field(default=600, ge=50, le=60_000)  # live: from a frame's capture to when it is shown
     audio: bool = True
+    skip_similar: float = Field(default=0.0, ge=0.0, le=1.0)  # a chunk that differs less is skipped; 0: none is
+    tenant: str = Field(default=DEFAULT_TENANT, pattern=TENANT_PATTERN)
+    quality: Quality = Quality.BALANCED
+    min_steps: int = Field(default=1, ge=1, le=4)
+    min_fps: float | None = Field(default=None, gt=0, le=240)
+    max_frames_per_block: int | None = Field(default=None, ge=1, le=3)
 
     @field_validator("prompt")
     @classmethod
@@ -104,12 +115,27 @@ class StreamSpec(Wire):
                 raise ValueError(f"{name} {side} will not do: a multiple of 16 between 16 and {MAX_SIDE} is needed")
         return self
 
+    @model_validator(mode="after")
+    def _bounds(self) -> StreamSpec:
+        if self.min_steps > self.steps:
+            raise ValueError(f"min_steps {self.min_steps} is above steps {self.steps}: give at most {self.steps}")
+        if self.fps is not None and self.min_fps is not None and self.min_fps > self.fps:
+            raise ValueError(f"min_fps {self.min_fps:g} is above fps {self.fps:g}: give at most {self.fps:g}")
+        if self.max_frames_per_block is not None and self.max_frames_per_block < self.frames_per_block:
+            raise ValueError(
+                f"max_frames_per_block {self.max_frames_per_block} is below frames_per_block {self.frames_per_block}: "
+                f"give {self.frames_per_block} at least, or leave it out"
+            )
+        return self
+
 
 class StreamPatch(Wire):
     """Changes to a running stream; each takes effect at a chunk boundary and is told with that chunk. None: unchanged.
 
     ``blend_chunks``: over so many chunks the old prompt fades into the new one. ``recache``: what is cached is made anew
     under the new prompt (once a blend is over), so that the old one does not pull the picture back. ``paused`` comes alone.
+    ``skip_similar`` 0: nothing is skipped.
+    ``steps`` and ``frames_per_block`` are what it has when there is room; bounds that they pass move along with them.
     """
 
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
@@ -117,9 +143,14 @@ class StreamPatch(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     frames_per_block: int | None = Field(default=None, ge=1, le=3)  # T
+    skip_similar: float | None = Field(default=None, ge=0.0, le=1.0)
     paused: bool | None = None
     blend_chunks: int = Field(default=0, ge=0, le=64)
     recache: bool = False
+    quality: Quality | None = None
+    min_steps: int | None = Field(default=None, ge=1, le=4)
+    min_fps: float | None = Field(default=None, gt=0, le=240)
+    max_frames_per_block: int | None = Field(default=None, ge=1, le=3)
 
     @field_validator("prompt")
     @classmethod
@@ -132,7 +163,8 @@ class StreamPatch(Wire):
     def _fits_together(self) -> StreamPatch:
         if self.prompt is None and (self.blend_chunks or self.recache):
             raise ValueError("blend_chunks and recache go with a new prompt: give one, or leave them out")
-        others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block)
+        bounds = (self.quality, self.min_steps, self.min_fps, self.max_frames_per_block, self.skip_similar)
+        others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block, *bounds)
         if self.paused is not None and any(value is not None for value in others):
             raise ValueError("paused comes alone: change the rest before or after it")
         return self
@@ -154,6 +186,7 @@ class UpdateStream(Wire):
     command: str
     stream: str
     patch: StreamPatch
+    tenant: str = ""  # who asks; empty: the stream's own
 
 
 class StopStream(Wire):
@@ -163,6 +196,7 @@ class StopStream(Wire):
     command: str
     stream: str
     drain: bool = True
+    tenant: str = ""
 
 
 # --- assignments: scheduler → one instance of a service, on rheo.<service>.assign -----------------------------------
@@ -173,6 +207,14 @@ class TakeStream(Wire):
 
     ``width``/``height`` are the resolved size; ``noise`` the resolved s₀; ``credits`` is W, the chunks that may be
     between ingest and egress.
+
+    ``source_held`` (live, to ingest): number nothing for now, what is captured is dropped as recovering. ``given_up`` (to
+    egress): chunks of older epochs that have not come will not come; they are dropped as scheduler:``given_up``.
+    ``refreshes`` counts the changes after which ingest skips nothing until they are seen.
+    When a stream changes its pipeline, chunks carry the new epoch from the first one on that ingest numbers after it was
+    told, and that begins a frame block: ``block_start`` is the number of one that does, ``block_chunks`` their length. Its
+    answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
+    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too.
     """
 
     kind: Literal["take"] = "take"
@@ -186,6 +228,14 @@ class TakeStream(Wire):
     credits: int
     pipeline: str = ""
     noise_version: int = 0  # counts changes of ``noise``: estimates carry the one that they were made with
+    source_held: bool = False
+    given_up: str = ""
+    skip_similar: float = 0.0  # as in the spec, or as changed since
+    refreshes: int = 0
+    hold: bool = False
+    keep: bool = False
+    block_chunks: int = 1
+    block_start: int = 0
 
 
 class LeaveStream(Wire):

@@ -11,7 +11,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.contracts.beats import Beat as Beat
+from shared.contracts.beats import MeasuredCost as MeasuredCost
 from shared.contracts.refs import TensorRef, Wire
+from shared.contracts.tiers import Promise, Refusal, Tier
 from shared.engine.plan.items import Item
 
 # --- what a chunk is -------------------------------------------------------------------------------------------------
@@ -237,6 +240,7 @@ class StreamTaken(Wire):
     stream: str
     epoch: int
     error: str | None = None
+    chunk: int = -1  # ingest: the first chunk that carries this epoch
 
 
 class LatentsDenoised(Wire):
@@ -322,18 +326,27 @@ class EventKind(StrEnum):
     RECOVERING = "recovering"
     RESUMED = "resumed"
     WARNING = "warning"
+    MIGRATED = "migrated"  # from this chunk on another pipeline makes it
+    REBALANCED = "rebalanced"  # its pipeline's DiT blocks changed hands
     STOPPED = "stopped"
     FAILED = "failed"
 
 
 class StreamStats(Wire):
-    """Measured by egress over the stream's life; latency is emitted − captured, per frame."""
+    """Measured by egress over the stream's life; latency is emitted − captured, per frame.
+
+    ``jitter_p95_ms``: of successive frames, how far their distance is from that of their timestamps. ``cpr``: the share of the
+    play time without a stall.
+    """
 
     fps: float = 0.0
     ttff_s: float = 0.0
     latency_p50_ms: float = 0.0
     latency_p95_ms: float = 0.0
     frames_out: int = 0
+    latency_p99_ms: float = 0.0
+    jitter_p95_ms: float = 0.0
+    cpr: float = 1.0
 
 
 class StreamEvent(Wire):
@@ -343,7 +356,8 @@ class StreamEvent(Wire):
     came). ``until_chunk`` is the first chunk of a blend that has nothing of the old prompt, unless a newer prompt comes
     before it (−1: nothing fades). ``totals`` and ``stats`` come with stopped and failed. ``epoch`` is the stream's when it
     was told (0: not known): an id may be used again. ``retry_after_s`` above 0 in a refusal: the same command may be
-    accepted then.
+    accepted then. A refused start has in ``tier`` what would be admitted now (None: nothing), an accepted one its ``promise``;
+    tier_changed tells the ``tier`` the stream runs with from now on, and why.
     """
 
     kind: Literal["stream_event"] = "stream_event"
@@ -361,27 +375,6 @@ class StreamEvent(Wire):
     epoch: int = 0
     retry_after_s: float = 0.0
     until_chunk: int = -1
-
-
-class Beat(Wire):
-    """every service instance → scheduler (``rheo.worker.<id>.beat``), twice a second.
-
-    ``incarnation`` is new for every process start: a known instance with a new incarnation came back empty.
-    ``busy`` is the share of the last interval spent computing. ``stream_bytes`` is the device memory that each stream holds.
-    """
-
-    kind: Literal["beat"] = "beat"
-    service: str
-    instance: str
-    incarnation: str
-    roles: tuple[str, ...] = ()
-    pipeline: str = ""
-    stage: int = -1
-    stages: int = 0
-    model: str = ""
-    ready: bool = True
-    busy: float = 0.0
-    memory_free: int = 0
-    streams: tuple[str, ...] = ()
-    role_ms: dict[str, float] = Field(default_factory=dict[str, float])  # measured milliseconds per chunk, by role
-    stream_bytes: dict[str, int] = Field(default_factory=dict[str, int])
+    refusal: Refusal = Refusal.OTHER
+    tier: Tier | None = None
+    promise: Promise | None = None

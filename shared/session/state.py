@@ -76,6 +76,7 @@ _FIELDS: dict[Owner, tuple[str, ...]] = {
         "placement",
         "assignment",
         "tier",
+        "promise",
         "reason",
         "counters",
     ),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from shared.contracts import commands, events, subjects
+from shared.contracts import beats, commands, events, moving, operating, subjects, tiers
 from shared.contracts.asyncapi import DOCUMENT, document, render
 from shared.contracts.catalog import CHANNELS, Delivery, channel_of, matches
 from shared.contracts.codec import BadMessageError, decode, decode_subject, encode
@@ -26,7 +26,7 @@ def all_messages() -> set[type[Wire]]:
 def test_every_message_with_a_kind_travels_somewhere() -> None:
     defined = {
         each
-        for module in (events, commands)
+        for module in (beats, events, commands, moving, operating, tiers)
         for _, each in inspect.getmembers(module, inspect.isclass)
         if issubclass(each, Wire) and each.__module__ == module.__name__ and "kind" in each.model_fields
     }
@@ -143,6 +143,11 @@ def test_messages_cannot_be_changed() -> None:
         ({"steps": 5}, "less than or equal to 4"),
         ({"noise": 1.5}, "less than or equal to 1"),
         ({"fps": 0}, "greater than 0"),
+        ({"steps": 1, "min_steps": 2}, "min_steps 2 is above steps 1: give at most 1"),
+        ({"fps": 8, "min_fps": 9}, "min_fps 9 is above fps 8"),
+        ({"frames_per_block": 2, "max_frames_per_block": 1}, "max_frames_per_block 1 is below"),
+        ({"tenant": "a.b"}, "tenant"),
+        ({"quality": "cheap"}, "lowest_latency"),
     ],
 )
 def test_a_spec_says_what_would_be_accepted(changes: dict[str, object], complaint: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.engine.plan.spec import FRAMES_PER_LATENT, PATCH, VAE_STRIDE, ModelSpec
+from shared.engine.plan.spec import FRAMES_PER_LATENT, PATCH, VAE_STRIDE, ModelSpec, VaeKind
 
 # The Wan autoencoder's sizes, which no spec varies.
 WAN_WIDTHS = (96, 192, 384, 384)
@@ -50,9 +50,10 @@ def prompt_flops(spec: ModelSpec) -> float:
 def vae_flops(spec: ModelSpec, width: int, height: int) -> VaeFlops:
     """Of encoding and decoding one latent frame with the spec's autoencoder."""
     rows, columns = spec.latent_size(width, height)
-    if spec.vae == "wan":
-        return VaeFlops(_wan_encode(rows, columns), _wan_decode(rows, columns))
-    return VaeFlops(_tiny_encode(spec, rows * columns), _tiny_decode(spec, rows * columns))
+    full_encoder = spec.vae in (VaeKind.WAN, VaeKind.MIXED)
+    encode = _wan_encode(rows, columns) if full_encoder else _tiny_encode(spec, rows * columns)
+    decode = _wan_decode(rows, columns) if spec.vae == VaeKind.WAN else _tiny_decode(spec, rows * columns)
+    return VaeFlops(encode, decode)
 
 
 def _conv(cells: float, kernel: int, n_in: int, n_out: int) -> float:
