@@ -56,8 +56,7 @@ def test_who_stood_still_itself_gives_up_nobody_for_it() -> None:
     assert fleet.newly_lost(10.1) == []
     assert fleet.newly_lost(15.1) == [], "its beats of five seconds may wait to be heard"
     assert fleet.newly_lost(15.2) == []
-    for step in range(1, 16):
-        lost = fleet.newly_lost(15.2 + 0.1 * step)
+    lost = [name for step in range(1, 20) for name in fleet.newly_lost(15.2 + 0.1 * step)]
     assert lost == ["w0"], "but then it is lost as any other"
 
 
