@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from shared.contracts import commands as c
 from shared.contracts import events as e
+from shared.contracts import operating as o
 from shared.contracts import subjects as s
 from shared.contracts import tiers as t
 from shared.contracts.refs import Wire
@@ -58,7 +59,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(s.stream("*", "closed"), (e.ChunkClosed,), Delivery.CORE, ("egress",), ("ingest", "scheduler", "gateway")),
     Channel(
         s.stream("*", "control"),
-        (c.StartStream, c.UpdateStream, c.StopStream),
+        (c.StartStream, c.UpdateStream, c.StopStream, o.MigrateStream),
         Delivery.JETSTREAM,
         ("gateway", "platform"),
         ("scheduler",),
@@ -88,6 +89,14 @@ CHANNELS: tuple[Channel, ...] = (
         (c.TensorPart,),
     ),
     Channel(s.CAPACITY, (t.CapacityAsked,), Delivery.REQUEST, ("gateway",), ("scheduler",), (t.CapacityTold,)),
+    Channel(
+        s.FLEET,
+        (o.FleetAsked, o.DrainWorker, o.CutPipeline),
+        Delivery.REQUEST,
+        ("gateway", "platform"),
+        ("scheduler",),
+        (o.FleetTold,),
+    ),
     Channel(s.TEXT_ENCODE, (c.TextEncode,), Delivery.REQUEST, ("scheduler",), ("worker",), (c.TextEncoded,)),
 )
 

@@ -204,6 +204,11 @@ class TakeStream(Wire):
 
     ``width``/``height`` are the resolved size; ``noise`` the resolved s₀; ``credits`` is W, the chunks that may be
     between ingest and egress.
+
+    When a stream changes its pipeline, chunks carry the new epoch from the first one on that ingest numbers after it was
+    told, and that begins a frame block: ``block_start`` is the number of one that does, ``block_chunks`` their length. Its
+    answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
+    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too.
     """
 
     kind: Literal["take"] = "take"
@@ -217,6 +222,10 @@ class TakeStream(Wire):
     credits: int
     pipeline: str = ""
     noise_version: int = 0  # counts changes of ``noise``: estimates carry the one that they were made with
+    hold: bool = False
+    keep: bool = False
+    block_chunks: int = 1
+    block_start: int = 0
 
 
 class LeaveStream(Wire):

@@ -238,6 +238,7 @@ class StreamTaken(Wire):
     stream: str
     epoch: int
     error: str | None = None
+    chunk: int = -1  # ingest: the first chunk that carries this epoch
 
 
 class LatentsDenoised(Wire):
@@ -323,6 +324,8 @@ class EventKind(StrEnum):
     RECOVERING = "recovering"
     RESUMED = "resumed"
     WARNING = "warning"
+    MIGRATED = "migrated"  # from this chunk on another pipeline makes it
+    REBALANCED = "rebalanced"  # its pipeline's DiT blocks changed hands
     STOPPED = "stopped"
     FAILED = "failed"
 

@@ -1,0 +1,178 @@
+"""A stream is let in when everything promised still fits; who is not hears why, when to come again, and what would fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from services.scheduler.admission import Admission, Admitted, Refused, Rules
+from services.scheduler.pricing import Book, Host
+from services.scheduler.quotas import TenantLimits, Tenants
+from shared.contracts.tiers import Refusal
+from tests.support.costs import KnownCosts, demand, shape
+
+
+def admission(*pipelines: str, rules: Rules | None = None, costs: KnownCosts | None = None) -> Admission:
+    made = Admission(rules or Rules(max_streams=64))
+    for name in pipelines or ("p0",):
+        made.pipeline(name, shape(), costs or KnownCosts())
+    return made
+
+
+def fill(adm: Admission, tenant: str = "a", now: float = 0.0, **changes: object) -> int:
+    count = 0
+    while isinstance(adm.admit(f"{tenant}{count}", tenant, demand(**changes), list(adm.books), now), Admitted):
+        count += 1
+    return count
+
+
+def test_load_is_the_sum_of_what_the_workers_do_for_a_second() -> None:
+    costs = KnownCosts(stage_fixed=0.0)
+    book = Book(shape(max_batch=1), costs)
+    # 2 chunks a second: 2 forwards of 60 tokens (6 ms each), encode and decode of 3 ms each.
+    assert book.load(demand()) == pytest.approx(2 * (2 * 6.0 + 3.0 + 3.0) / 1000.0)
+    spread = Book(shape(stages=2, max_batch=1), costs)
+    assert spread.load(demand()) == pytest.approx(2 * (2 * 6.0 + 3.0) / 1000.0), "the slowest worker counts"
+    assert book.load(demand(live=False)) == 0.0, "what may wait takes what is left"
+
+
+def test_a_batch_shares_what_a_forward_costs_in_any_case() -> None:
+    book = Book(shape(), KnownCosts(stage_fixed=6.0))
+    alone = book.load(demand())
+    assert book.load(demand(), 8) < 8 * alone * 0.8
+    assert Book(shape(max_batch=1), KnownCosts(stage_fixed=6.0)).load(demand(), 8) == pytest.approx(8 * alone)
+
+
+def test_a_batch_that_would_miss_a_deadline_is_not_counted_on() -> None:
+    tight = demand(deadline_ms=demand().capture_ms + 30.0 + 2 * 2 * 20.0)  # 2 forwards of 20 ms, and as long a wait
+    book = Book(shape(), KnownCosts(stage_fixed=6.0))
+    assert book._batch(tight.bucket, 8, [tight]) == 2  # 18 ms; four would take 30
+
+
+def test_host_and_device_share_the_cores_and_the_measured_time_is_not_charged_twice() -> None:
+    costs = KnownCosts(stage_fixed=0.0)
+    alone = Book(shape(max_batch=1), costs).load(demand())
+    idle = Host(cores=2.0, threads=2.0)
+    assert Book(shape(max_batch=1, host=idle), costs).load(demand()) == pytest.approx(alone)
+    hosts = replace(idle, fixed=0.2, per_mpix=1.0)
+    mpix = 160 * 96 * 8 / 1e6
+    assert Book(shape(max_batch=1, host=hosts), costs).load(demand()) == pytest.approx(alone + (0.2 + mpix) / 2)
+    busy = replace(hosts, busy=0.5)  # the costs were fitted with a quarter of the cores gone
+    assert Book(shape(max_batch=1, host=busy), costs).load(demand()) == pytest.approx(alone * 0.75 + (0.2 + mpix) / 2)
+
+
+def test_streams_are_let_in_up_to_the_target_and_the_next_hears_what_would_fit() -> None:
+    adm = admission()
+    expected = adm.capacity("a", demand(), ["p0"], 0.0)
+    assert fill(adm) == expected > 5
+    assert adm.books["p0"].load() <= adm.rules.target < adm.books["p0"].load(demand())
+    refused = adm.admit("next", "a", demand(), ["p0"], 0.0)
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.CAPACITY
+    assert "85%" in refused.reason
+    assert refused.retry_after_s > 0
+    if refused.tier is not None:
+        assert isinstance(adm.admit("next", "a", refused.tier, ["p0"], 0.0), Admitted)
+
+
+def test_the_tier_that_would_fit_gives_up_steps_before_fps_before_size() -> None:
+    one = Book(shape(max_batch=1), KnownCosts()).load(demand(steps=1))
+    two = Book(shape(max_batch=1), KnownCosts()).load(demand())
+    adm = Admission(Rules(target=two + (one + two) / 2, max_streams=64))
+    adm.pipeline("p0", shape(max_batch=1), KnownCosts())
+    assert fill(adm) == 1
+    refused = adm.admit("b", "a", demand(), ["p0"], 0.0)
+    assert isinstance(refused, Refused)
+    assert refused.tier is not None
+    assert (refused.tier.steps, refused.tier.fps, refused.tier.width) == (1, 8.0, 160)
+    with_no_room = Admission(Rules(target=0.001))
+    with_no_room.pipeline("p0", shape(), KnownCosts())
+    nothing = with_no_room.admit("b", "a", demand(), ["p0"], 0.0)
+    assert isinstance(nothing, Refused)
+    assert nothing.tier is None
+
+
+def test_a_deadline_that_cannot_be_kept_is_refused_with_one_that_could() -> None:
+    refused = admission().admit("a", "t", demand(deadline_ms=300.0), ["p0"], 0.0)
+    assert isinstance(refused, Refused)
+    assert "give 450 or more" in refused.reason or "give 500 or more" in refused.reason
+
+
+def test_unmeasured_streams_are_let_in_but_few() -> None:
+    adm = admission(costs=KnownCosts(unknown=True))
+    assert adm.capacity("a", demand(), ["p0"], 0.0) == fill(adm) == adm.rules.unmeasured
+
+
+def test_lossless_streams_take_no_share_but_a_place() -> None:
+    adm = admission(rules=Rules(max_streams=3))
+    assert fill(adm, live=False) == 3
+    assert adm.books["p0"].load() == 0.0
+
+
+def test_a_stream_that_leaves_gives_its_room_back_and_teaches_when_to_come_again() -> None:
+    adm = admission()
+    count = fill(adm, now=0.0)
+    adm.leave("a0", 40.0)
+    adm.leave("a0", 41.0)
+    adm.leave("never", 41.0)
+    assert adm.capacity("a", demand(), ["p0"], 41.0) == 1
+    assert isinstance(adm.admit("new", "a", demand(), ["p0"], 41.0), Admitted)
+    refused = adm.admit("more", "a", demand(), ["p0"], 41.0)
+    assert isinstance(refused, Refused)
+    assert refused.retry_after_s == pytest.approx(max(1.0, 40.0 / count))
+
+
+def test_the_least_loaded_pipeline_takes_it_and_moves_and_changes_are_booked() -> None:
+    adm = admission("p0", "p1")
+    first, second = (adm.admit(name, "a", demand(), ["p0", "p1"], 0.0) for name in "xy")
+    assert isinstance(first, Admitted)
+    assert isinstance(second, Admitted)
+    assert {first.pipeline, second.pipeline} == {"p0", "p1"}
+    adm.move("y", first.pipeline)
+    assert adm.loads[second.pipeline] == 0.0
+    assert adm.books[first.pipeline].streams == 2
+    adm.change("y", demand(steps=1))
+    assert adm.demand_of("y") == demand(steps=1)
+    adm.leave("x", 1.0)
+    adm.leave("y", 1.0)
+    assert set(adm.loads.values()) == {0.0}
+    adm.admit("z", "a", demand(), ["p0"], 0.0)
+    with pytest.raises(ValueError, match="let in already"):
+        adm.admit("z", "a", demand(), ["p0"], 0.0)
+
+
+def test_quotas_bound_a_tenants_streams_and_share() -> None:
+    adm = admission()
+    adm.tenants = Tenants(special={"small": TenantLimits(max_streams=2), "half": TenantLimits(max_share=0.5)})
+    assert adm.capacity("small", demand(), ["p0"], 0.0) == fill(adm, "small") == 2
+    refused = adm.admit("s", "small", demand(), ["p0"], 0.0)
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.QUOTA
+    assert "2 of 2 streams" in refused.reason
+    count = adm.capacity("half", demand(), ["p0"], 0.0)
+    assert fill(adm, "half") == count
+    assert adm.tenants.usage["half"].load <= 0.5 * adm.whole + 1e-6
+    assert isinstance(adm.admit("o", "other", demand(), ["p0"], 0.0), Admitted), "others are not bound by it"
+
+
+def test_what_becomes_free_goes_to_the_tenant_below_its_share_first() -> None:
+    adm = admission()
+    fill(adm, "greedy")
+    refused = adm.admit("b", "late", demand(), ["p0"], 10.0)
+    assert isinstance(refused, Refused)
+    adm.leave("greedy0", 11.0)
+    again = adm.admit("greedy-again", "greedy", demand(), ["p0"], 12.0)
+    assert isinstance(again, Refused)
+    assert "kept for tenants" in again.reason
+    assert isinstance(adm.admit("b", "late", demand(), ["p0"], 13.0), Admitted)
+    adm.leave("greedy1", 14.0)
+    assert isinstance(adm.admit("greedy-again", "greedy", demand(), ["p0"], 15.0), Admitted), "the claim is met"
+
+
+def test_a_claim_that_nobody_takes_up_expires() -> None:
+    adm = admission()
+    fill(adm, "greedy")
+    adm.admit("b", "late", demand(), ["p0"], 10.0)
+    adm.leave("greedy0", 11.0)
+    assert isinstance(adm.admit("again", "greedy", demand(), ["p0"], 60.0), Admitted)

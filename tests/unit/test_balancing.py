@@ -1,0 +1,139 @@
+"""When cuts move, in virtual time: for a lasting gain that pays, and for nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.scheduler.balancing import Balancer, Proposal, StageMeter
+from services.scheduler.placement import WorkerCost, ranges_of
+
+LAYERS = 30
+EVERY_S = 0.25
+Speed = Callable[[int, float], float]
+
+
+class Virtual:
+    """A pipeline whose stages take what ``speed`` (stage, now) says for each block; batches pass at a steady rate."""
+
+    def __init__(self, speed: Speed, cuts: tuple[int, ...] = (15,), rate: float = 8.0, noise: float = 0.0) -> None:
+        self.speed, self.cuts, self.rate, self.noise = speed, cuts, rate, noise
+        self.meter, self.balancer, self.now = StageMeter(), Balancer(), 0.0
+        self.random = random.Random(1)
+        self.proposals: list[tuple[float, Proposal]] = []
+        self.block_pause_s = 0.01
+        self.stall_at = -1.0
+
+    def run(self, seconds: float, carry_out: bool = True) -> None:
+        due, until, asked = self.now, self.now + seconds, self.now
+        while self.now < until:
+            self.now = round(self.now + 0.01, 6)
+            if self.now >= due:
+                due += 1 / self.rate
+                stalls = 40.0 if 0 <= self.now - self.stall_at < 1 / self.rate else 1.0
+                stage_ms = [
+                    len(blocks) * self.speed(stage, self.now) * (1 + self.noise * self.random.uniform(-1, 1)) * stalls
+                    for stage, blocks in enumerate(ranges_of(self.cuts, LAYERS))
+                ]
+                self.meter.batch(self.now, 100, stage_ms, 1, 1)
+            if self.now >= asked:
+                asked += EVERY_S
+                workers = self.meter.workers(self.cuts, LAYERS, len(self.cuts), self.now)
+                proposal = self.balancer.observe(self.now, workers, self.cuts, LAYERS, self.block_pause_s)
+                if proposal is not None:
+                    self.proposals.append((self.now, proposal))
+                    if carry_out:
+                        self.cuts = proposal.cuts
+                        self.balancer.moved(self.now)
+                        self.meter.cleared(self.now)
+
+
+def test_a_straggler_is_seen_and_relieved_within_four_seconds() -> None:
+    pipeline = Virtual(lambda stage, now: 2.0 if stage == 1 and now >= 30 else 1.0, noise=0.05)
+    pipeline.run(30)
+    assert pipeline.proposals == [], "even stages stay as they are"
+    pipeline.run(5)
+    at, proposal = pipeline.proposals[0]
+    assert at - 30 <= 4.0, "one second of the five is left for the move itself"
+    assert proposal.cuts[0] >= 19
+    assert proposal.gain > 0.2
+    pipeline.run(60)
+    assert pipeline.cuts in {(19,), (20,), (21,)}
+    assert len(pipeline.proposals) <= 2, "what is balanced stays"
+
+
+def test_one_stall_and_noise_move_nothing() -> None:
+    pipeline = Virtual(lambda stage, now: 1.0, noise=0.3)
+    pipeline.stall_at = 12.0
+    pipeline.run(60)
+    assert pipeline.proposals == []
+
+
+def test_a_gain_that_does_not_last_moves_nothing() -> None:
+    pipeline = Virtual(lambda stage, now: 2.0 if stage == 1 and now % 10 > 9.2 else 1.0)
+    pipeline.run(60)
+    assert pipeline.proposals == []
+
+
+def test_a_move_must_pay_for_its_pause() -> None:
+    pipeline = Virtual(lambda stage, now: 2.0 if stage else 1.0)
+    pipeline.block_pause_s = 10.0
+    pipeline.run(20)
+    assert pipeline.proposals == []
+    pipeline.block_pause_s = 0.1
+    pipeline.run(20)
+    assert pipeline.cuts == (20,)
+
+
+def test_encode_and_decode_count_where_they_are() -> None:
+    pipeline = Virtual(lambda stage, now: 1.0)
+    for _ in range(5):
+        pipeline.meter.role("decode", 10.0)
+        pipeline.meter.role("text", 999.0)
+    pipeline.run(10)
+    assert pipeline.cuts == (20,), "decode's worker holds ten blocks less, in milliseconds"
+
+
+def test_failures_wait_longer_each_time() -> None:
+    pipeline = Virtual(lambda stage, now: 2.0 if stage else 1.0)
+    tried: list[float] = []
+    while pipeline.now < 100:
+        pipeline.run(0.25, carry_out=False)
+        if pipeline.proposals:
+            tried.append(pipeline.now)
+            pipeline.proposals.clear()
+            pipeline.balancer.failed(pipeline.now)
+    gaps = [b - a for a, b in zip(tried, tried[1:], strict=False)]
+    assert len(gaps) >= 3
+    assert all(later > earlier * 1.5 for earlier, later in zip(gaps, gaps[1:], strict=False))
+
+
+@given(st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=2, max_size=4), st.integers(0, 10))
+def test_whatever_the_speeds_it_settles(speeds: list[float], seed: int) -> None:
+    stages = len(speeds)
+    pipeline = Virtual(lambda stage, now: speeds[stage], tuple(range(1, stages)), noise=0.05)
+    pipeline.random.seed(seed)
+    pipeline.run(25)
+    settled = pipeline.cuts
+    slowest = max(len(r) * speeds[k] for k, r in enumerate(ranges_of(settled, LAYERS)))
+    ideal = LAYERS / sum(1 / s for s in speeds)
+    assert slowest <= ideal * 1.4 + max(speeds), "within the threshold of a second move, and a block"
+    moves = len(pipeline.proposals)
+    pipeline.run(20)
+    assert len(pipeline.proposals) <= moves + 1
+
+
+def test_too_few_batches_say_nothing() -> None:
+    meter = StageMeter()
+    for at in range(5):
+        meter.batch(at * 0.1, 10, (1.0, 9.0), 1, 1)
+    assert meter.workers((15,), LAYERS, 1, 0.5) is None
+    meter.batch(0.5, 10, (1.0, 9.0), 1, 1)
+    workers = meter.workers((15,), LAYERS, 1, 0.5)
+    assert workers is not None
+    assert workers[1].per_block > workers[0].per_block * 5
+    assert meter.workers((10, 20), LAYERS, 2, 0.5) is None, "batches of other stages do not count"
+    assert Balancer().observe(1.0, [WorkerCost(1.0)], (), LAYERS, 0.0) is None, "one stage has nothing to move"
