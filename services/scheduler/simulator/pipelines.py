@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from services.scheduler.balancing import StageMeter
 from services.scheduler.core import Decisions, PipelineCore
-from services.scheduler.simulator.clock import NS_PER_MS, VirtualClock
+from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from services.scheduler.simulator.sessions import Session
 from services.scheduler.simulator.workers import Rank, Worker
 from shared.contracts.events import BatchDone, ChunkStamp, ItemResult, MotionEstimated, StageBatch
@@ -44,7 +45,8 @@ class SimPipeline:
         self.held = False  # no batch leaves: blocks are moving, or the pipeline is gone
         self.left: Callable[[Session], None] = lambda _: None
         self.batches = self.items = 0
-        self.decode_ms = 0.0
+        self.encode_ms = self.decode_ms = 0.0
+        self.meter: StageMeter | None = None
         self._clock = clock
         self._hop_ns = int(hop_ms * NS_PER_MS)
         self._timer_ns = 0
@@ -62,7 +64,7 @@ class SimPipeline:
         for frames in CALIBRATED_ITEMS:
             for stage, worker in enumerate(self.workers):
                 self.core.cost.observe(f"stage.{stage}", frames * self.tokens, self.stage_ms(stage, frames) * worker.slow)
-            self.core.cost.observe("decode", 1.0, self.times.decode_ms * self.workers[-1].slow)
+            self._observe(self.times.encode_ms * self.workers[0].slow, self.times.decode_ms * self.workers[-1].slow)
 
     def stage_ms(self, stage: int, frames: float) -> float:
         """The profile's time for one forward of a stage over ``frames`` latent frames."""
@@ -79,8 +81,8 @@ class SimPipeline:
         """A session has ended, or moves away."""
         if self.sessions.pop(session.name, None) is not None:
             self.core.remove(session.name)
-            session.pipeline = None
             self.left(session)
+            session.pipeline = None
 
     # --- the way of a chunk ------------------------------------------------------------------------------------------
 
@@ -93,8 +95,10 @@ class SimPipeline:
             return
         first.submit(Rank.ENCODE, stamp.frames[0].deadline_ns, ms, self._encoded, stamp)
 
-    def _encoded(self, stamp: ChunkStamp, _: float) -> None:
+    def _encoded(self, stamp: ChunkStamp, took: float) -> None:
         """worker:encode → motion → scheduler."""
+        if stamp.chunk:
+            self.encode_ms = took
         self._clock.at(self._clock.now + 2 * BUS_NS, self._offer, stamp)
 
     def _offer(self, stamp: ChunkStamp) -> None:
@@ -179,6 +183,10 @@ class SimPipeline:
         done = BatchDone(
             pipeline=self.name, generation=batch.generation, seq=batch.seq, results=results, stage_ms=tuple(run.ms)
         )
+        if self.meter is not None:
+            entered = sum(len(entry.stamps) for entry in batch.entries if entry.item.step == 0)
+            finished = sum(len(entry.stamps) for entry in batch.entries if entry.item.is_last_step)
+            self.meter.batch(self._clock.now / NS_PER_S, run.frames * self.tokens, run.ms, entered, finished)
         self._act(self.core.done(done, self._clock.now))
         self.pump()
 
@@ -186,8 +194,17 @@ class SimPipeline:
 
     def beat(self) -> None:
         """What comes with a worker's heartbeat: how long decoding takes."""
-        if self.decode_ms:
-            self.core.cost.observe("decode", 1.0, self.decode_ms)
+        if self.encode_ms and self.decode_ms:
+            self._observe(self.encode_ms, self.decode_ms)
+            if self.meter is not None:
+                self.meter.role("encode", self.encode_ms)
+                self.meter.role("decode", self.decode_ms)
+
+    def _observe(self, encode_ms: float, decode_ms: float) -> None:
+        # By chunk for the core's prediction, by tokens for admission's: a line through both.
+        for units in (1.0, float(self.tokens)):
+            self.core.cost.observe("encode", units, encode_ms)
+            self.core.cost.observe("decode", units, decode_ms)
 
     def fault(self, reason: str) -> None:
         """The pipeline is rebuilt: a new generation, every slot empty."""
