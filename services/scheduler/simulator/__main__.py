@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from services.scheduler.simulator.policies import Policy
+from services.scheduler.policies import POLICIES
 from services.scheduler.simulator.report import lines
 from services.scheduler.simulator.run import simulate
 from services.scheduler.simulator.scenario import Scenario, ScenarioError, load_scenario, parse_scenario, shipped
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0; 2 for what cannot be run, told in one line."""
     parser = argparse.ArgumentParser(prog="rheocast simulate", description=__doc__)
     parser.add_argument("--scenario", default="steady_095")
-    parser.add_argument("--policy", type=Policy, choices=list(Policy), default=Policy.SLACK)
+    parser.add_argument("--policy", choices=sorted(POLICIES), default="slack")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--list", action="store_true", dest="listed")
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         return REFUSED
     progress = None if asked.as_json else Progress(scenario.seconds)
     try:
-        result = simulate(asked.scenario, scenario, asked.policy, progress)
+        result = simulate(asked.scenario, scenario, POLICIES[asked.policy], progress)
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

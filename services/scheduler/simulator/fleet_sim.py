@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.scheduler.core import PipelineCore
 from services.scheduler.cost_model import CostModel
 from services.scheduler.placement import WorkerCost, best_cuts, stage_costs
+from services.scheduler.policies import Policy
 from services.scheduler.simulator.clock import VirtualClock
 from services.scheduler.simulator.pipelines import SimPipeline
-from services.scheduler.simulator.policies import Policy
 from services.scheduler.simulator.scenario import Scenario
 from services.scheduler.simulator.workers import NOISE_VALUES, Worker, noise_table
 from shared.engine.plan.devices import device_profile
@@ -50,7 +51,7 @@ def build_fleet(scenario: Scenario, policy: Policy, clock: VirtualClock) -> SimF
     pipelines: list[SimPipeline] = []
     for number in range(wanted.pipelines):
         name = f"p{number:04d}"
-        core = policy.core(name, wanted.stages, 1, CostModel(), wanted.max_batch)
+        core = PipelineCore(name, wanted.stages, 1, CostModel(), wanted.max_batch, policy=policy)
         # Workers walk through the same noise from places far apart.
         workers = [
             Worker(f"{name}-w{stage}", clock, noise, (number * wanted.stages + stage) * 389 % NOISE_VALUES)

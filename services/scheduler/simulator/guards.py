@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from services.scheduler.balancing import Balancer, Proposal, StageMeter
 from services.scheduler.fleet import Fleet
 from services.scheduler.placement import choose_pipeline
+from services.scheduler.policies import SLACK
 from services.scheduler.settings import Settings
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S
 from services.scheduler.simulator.pipelines import SimPipeline
@@ -40,7 +41,7 @@ class Guards:
         for pipeline in world.fleet.pipelines:
             for stage, worker in enumerate(pipeline.workers):
                 self._home[worker.name] = (pipeline, stage)
-            if stages > 1 and world.policy.governed:
+            if stages > 1 and world.policy is SLACK:
                 self._balancers[pipeline.name] = Balancer()
                 self._meters[pipeline.name] = pipeline.meter = StageMeter()
 

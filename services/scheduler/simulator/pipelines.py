@@ -11,7 +11,8 @@ from services.scheduler.core import Decisions, PipelineCore
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from services.scheduler.simulator.sessions import Session
 from services.scheduler.simulator.workers import Rank, Worker
-from shared.contracts.events import BatchDone, ChunkStamp, ItemResult, MotionEstimated, StageBatch
+from services.scheduler.stream_queue import Offer
+from shared.contracts.events import BatchDone, ChunkStamp, ItemResult, MotionEstimated, StageBatch, StageTiming
 from shared.contracts.refs import TensorPlace, TensorRef
 from shared.engine.plan.devices import LayerTimes
 from shared.engine.plan.spec import ModelSpec
@@ -45,6 +46,7 @@ class SimPipeline:
         self.held = False  # no batch leaves: blocks are moving, or the pipeline is gone
         self.left: Callable[[Session], None] = lambda _: None
         self.batches = self.items = 0
+        self._pending = 0  # blocks that may run: offered and not in a batch, or between two steps
         self.encode_ms = self.decode_ms = 0.0
         self.meter: StageMeter | None = None
         self._clock = clock
@@ -60,11 +62,13 @@ class SimPipeline:
         self.blocks = [after - before for before, after in pairwise([0, *cuts, self.spec.layers])]
 
     def calibrate(self) -> None:
-        """What a worker measures when it joins: each stage at a grid of sizes, and decoding."""
-        for frames in CALIBRATED_ITEMS:
-            for stage, worker in enumerate(self.workers):
-                self.core.cost.observe(f"stage.{stage}", frames * self.tokens, self.stage_ms(stage, frames) * worker.slow)
-            self._observe(self.times.encode_ms * self.workers[0].slow, self.times.decode_ms * self.workers[-1].slow)
+        """What a worker measures when it joins: each stage at a grid of sizes, encoding and decoding."""
+        cost, tokens = self.core.cost, self.tokens
+        for stage, worker in enumerate(self.workers):
+            grid = [(n, float(n * tokens), self.stage_ms(stage, n) * worker.slow) for n in CALIBRATED_ITEMS]
+            cost.seed(f"stage.{stage}", grid)
+        cost.seed("encode", [(1, float(tokens), self.times.encode_ms * self.workers[0].slow)])
+        cost.seed("decode", [(1, float(tokens), self.times.decode_ms * self.workers[-1].slow)])
 
     def stage_ms(self, stage: int, frames: float) -> float:
         """The profile's time for one forward of a stage over ``frames`` latent frames."""
@@ -80,6 +84,8 @@ class SimPipeline:
     def leave(self, session: Session) -> None:
         """A session has ended, or moves away."""
         if self.sessions.pop(session.name, None) is not None:
+            queue = self.core.streams[session.name]
+            self._pending -= len(queue.waiting) + len(queue.later)
             self.core.remove(session.name)
             self.left(session)
             session.pipeline = None
@@ -99,22 +105,25 @@ class SimPipeline:
         """worker:encode → motion → scheduler."""
         if stamp.chunk:
             self.encode_ms = took
-        self._clock.at(self._clock.now + 2 * BUS_NS, self._offer, stamp)
+        self._clock.at(self._clock.now + 2 * BUS_NS, self._offer, (stamp, took))
 
-    def _offer(self, stamp: ChunkStamp) -> None:
+    def _offer(self, encoded: tuple[ChunkStamp, float]) -> None:
+        stamp, took = encoded
         noise, first = self._noise
         chunk = MotionEstimated(
             stamp=stamp, latents=REF, latent_frames=1 if stamp.chunk else 2, motion=0.0, noise_scale=noise,
-            first_timestep=first,
+            first_timestep=first, timings=(StageTiming(hop="encode", queue_ms=0.0, compute_ms=took),),
         )  # fmt: skip
-        _, decisions = self.core.offer(chunk, self._clock.now)
+        offer, decisions = self.core.offer(chunk, self._clock.now)
+        self._pending += offer is Offer.TAKEN
         self._act(decisions)
         self.pump()
 
     def pump(self) -> None:
         """Schedule now, if a batch may leave; else when the next one may."""
         core, now = self.core, self._clock.now
-        if self.held or len(core.in_flight) > core.stages:
+        # Without anything to run the core would find nothing to send, and nothing to drop.
+        if self.held or self._pending <= 0 or len(core.in_flight) > core.stages:
             return
         at = core.dispatch_at_ns()
         if now < at:
@@ -128,9 +137,15 @@ class SimPipeline:
             nearest = min(entry.stamps[0].frames[0].deadline_ns for entry in batch.entries)
             self.batches += 1
             self.items += len(batch.entries)
+            self._pending -= sum([len(entry.stamps) if entry.item.step == 0 else 1 for entry in batch.entries])
             self._clock.at(now + BUS_NS, self._stage, _Run(batch, frames, nearest))
         self._act(decisions)
-        if len(core.in_flight) <= core.stages and (at := core.dispatch_at_ns()) > now and at != self._timer_ns:
+        if (
+            self._pending > 0
+            and len(core.in_flight) <= core.stages
+            and (at := core.dispatch_at_ns()) > now
+            and at != self._timer_ns
+        ):
             self._timer_ns = at
             self._clock.at(at, self._wake, at)
 
@@ -163,13 +178,10 @@ class SimPipeline:
 
     def _decoded(self, stamps: tuple[ChunkStamp, ...], took: float) -> None:
         self.decode_ms = took / len(stamps)
-        self._clock.at(self._clock.now + BUS_NS, self._show, stamps)
-
-    def _show(self, stamps: tuple[ChunkStamp, ...]) -> None:
         for stamp in stamps:
             session = self.sessions.get(stamp.stream)
             if session is not None:
-                session.ready(stamp.chunk)
+                session.ready(stamp.chunk, self._clock.now + BUS_NS)
 
     def _done(self, run: _Run) -> None:
         batch = run.batch
@@ -187,6 +199,8 @@ class SimPipeline:
             entered = sum(len(entry.stamps) for entry in batch.entries if entry.item.step == 0)
             finished = sum(len(entry.stamps) for entry in batch.entries if entry.item.is_last_step)
             self.meter.batch(self._clock.now / NS_PER_S, run.frames * self.tokens, run.ms, entered, finished)
+        if batch.generation == self.core.generation:
+            self._pending += sum([not entry.item.is_last_step for entry in batch.entries])
         self._act(self.core.done(done, self._clock.now))
         self.pump()
 
@@ -195,24 +209,20 @@ class SimPipeline:
     def beat(self) -> None:
         """What comes with a worker's heartbeat: how long decoding takes."""
         if self.encode_ms and self.decode_ms:
-            self._observe(self.encode_ms, self.decode_ms)
+            self.core.cost.observe("decode", self.tokens, self.decode_ms)
             if self.meter is not None:
                 self.meter.role("encode", self.encode_ms)
                 self.meter.role("decode", self.decode_ms)
-
-    def _observe(self, encode_ms: float, decode_ms: float) -> None:
-        # By chunk for the core's prediction, by tokens for admission's: a line through both.
-        for units in (1.0, float(self.tokens)):
-            self.core.cost.observe("encode", units, encode_ms)
-            self.core.cost.observe("decode", units, decode_ms)
 
     def fault(self, reason: str) -> None:
         """The pipeline is rebuilt: a new generation, every slot empty."""
         self._timer_ns = 0
         self._act(self.core.fault(reason))
+        self._pending = sum(len(queue.waiting) for queue in self.core.streams.values())
 
     def _act(self, decisions: Decisions) -> None:
         for drop in decisions.drops:
+            self._pending -= drop.reason == "stale"
             session = self.sessions.get(drop.stamp.stream)
             if session is not None:
                 session.drop(drop.stamp.chunk, f"{drop.service}:{drop.reason}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.scheduler.policies import Policy
 from services.scheduler.simulator.measures import share_below
-from services.scheduler.simulator.policies import Policy
 from services.scheduler.simulator.scenario import Scenario
 from services.scheduler.simulator.world import World
 
@@ -23,7 +23,7 @@ def report(name: str, scenario: Scenario, policy: Policy, world: World, cpu_s: f
     events = sorted([burst.at_s + burst.seconds for burst in scenario.bursts] + [f.at_s for f in scenario.faults])
     return {
         "scenario": name,
-        "policy": policy.value,
+        "policy": policy.name,
         "seed": scenario.seed,
         "seconds": scenario.seconds,
         "workers": len(world.fleet.workers),
@@ -75,7 +75,9 @@ def lines(result: dict[str, Any]) -> list[str]:
     for move in result["rebalanced"]:
         found.append(f"re-balanced {move['pipeline']} at {move['at_s']:g} s: cuts {move['cuts']}")
     for at, seconds in result["recovered_s"].items():
-        found.append(f"after {at} s: " + (f"right again in {seconds:.2f} s" if seconds is not None else "never right again"))
+        found.append(
+            f"after {at} s: " + (f"right again in {seconds:.2f} s" if seconds is not None else "never right again")
+        )
     if result["lost_workers"]:
         found.append(
             f"{result['lost_workers']} workers lost, {result['streams_moved']} streams moved, "

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from services.scheduler.simulator.policies import Policy
+from services.scheduler.policies import Policy
 from services.scheduler.simulator.report import report
 from services.scheduler.simulator.scenario import Scenario
 from services.scheduler.simulator.world import World

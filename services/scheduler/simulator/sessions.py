@@ -146,12 +146,12 @@ class Session:
 
     # --- player ------------------------------------------------------------------------------------------------------
 
-    def ready(self, number: int) -> None:
-        """The chunk's pixels are at egress."""
+    def ready(self, number: int, now: int) -> None:
+        """The chunk's pixels are at egress at ``now``."""
         stamp = self.open.pop(number, None)
         if stamp is None:
             return
-        now, frames = self._clock.now, stamp.frames
+        frames = stamp.frames
         first, size = frames[0].captured_ns, len(frames)
         playout = self.playout
         playout.observe(now - first)

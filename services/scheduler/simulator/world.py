@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from services.scheduler.admission import Admission, Admitted, Rules
 from services.scheduler.placement import choose_pipeline
+from services.scheduler.policies import SLACK, Policy
 from services.scheduler.pricing import Demand, Shape
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from services.scheduler.simulator.fleet_sim import build_fleet
 from services.scheduler.simulator.guards import Guards
 from services.scheduler.simulator.pipelines import SimPipeline
-from services.scheduler.simulator.policies import Policy
 from services.scheduler.simulator.scenario import Scenario
 from services.scheduler.simulator.sessions import CHUNK_FRAMES, Ledger, Session
 from services.scheduler.simulator.trace import Arrival, arrivals
@@ -21,6 +22,7 @@ from services.scheduler.stream_queue import StreamQueue, StreamSettings
 from shared.engine.plan.stream_plan import StreamPlan
 
 DRAIN_S = 120.0  # for what is under way when the time is over; a backlog may be long
+MOST_CANDIDATES = 8
 TICK_NS = 250 * NS_PER_MS
 
 
@@ -58,7 +60,8 @@ class World:
             steps=streams.steps, deadline_ms=float(streams.deadline_ms),
         )  # fmt: skip
         rules = scenario.admission
-        self.governed = policy.governed and rules.enabled
+        # Only the scheduler itself has admission, the ladder and re-balancing: the others take whoever comes.
+        self.governed = policy is SLACK and rules.enabled
         self.admission = Admission(Rules(target=rules.target, max_streams=rules.max_streams))
         for pipeline in self.fleet.pipelines:
             self.admission.pipeline(
@@ -107,7 +110,7 @@ class World:
         counts.asked += 1
         now_s = self.clock.now / NS_PER_S
         if self.governed:
-            decided = self.admission.admit(name, "default", self.demand, self._open_pipelines(), now_s)
+            decided = self.admission.admit(name, "default", self.demand, self._least_loaded(), now_s)
             if not isinstance(decided, Admitted):
                 why = decided.refusal.value or "other"
                 counts.refused[why] = counts.refused.get(why, 0) + 1
@@ -136,6 +139,12 @@ class World:
 
     def _open_pipelines(self) -> list[str]:
         return [name for name in self.pipelines if name not in self.guards.down]
+
+    def _least_loaded(self) -> list[str]:
+        """Admission takes the least loaded of those that can: of alike pipelines no other would be chosen."""
+        loads, down = self.admission.loads, self.guards.down
+        names = [name for name in loads if name not in down] if down else loads
+        return nsmallest(MOST_CANDIDATES, names, key=lambda name: (loads[name], name))
 
     def seat(self, session: Session, pipeline: SimPipeline) -> None:
         """The session's queue is on this pipeline from now on, its slots empty."""
