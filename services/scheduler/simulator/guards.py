@@ -186,7 +186,10 @@ class Guards:
     def _moved(self, pipeline: SimPipeline) -> None:
         proposal = self._moving.pop(pipeline.name)
         now_s = self._clock.now / NS_PER_S
+        before = pipeline.blocks
         pipeline.cut(proposal.cuts)
+        for stage, (had, has) in enumerate(zip(before, pipeline.blocks, strict=True)):
+            pipeline.core.cost.scale(f"stage.{stage}", has / had)
         self._meters[pipeline.name].cleared(now_s)
         self._balancers[pipeline.name].moved(now_s)
         self._world.counts.recut.append((round(now_s, 3), pipeline.name, proposal.cuts))

@@ -46,6 +46,7 @@ class SimPipeline:
         self.held = False  # no batch leaves: blocks are moving, or the pipeline is gone
         self.left: Callable[[Session], None] = lambda _: None
         self.batches = self.items = 0
+        self._encodings = 0  # latent frames, since the last batch came back
         self._pending = 0  # blocks that may run: offered and not in a batch, or between two steps
         self.encode_ms = self.decode_ms = 0.0
         self.meter: StageMeter | None = None
@@ -105,6 +106,7 @@ class SimPipeline:
         """worker:encode → motion → scheduler."""
         if stamp.chunk:
             self.encode_ms = took
+        self._encodings += 1 if stamp.chunk else 2
         self._clock.at(self._clock.now + 2 * BUS_NS, self._offer, (stamp, took))
 
     def _offer(self, encoded: tuple[ChunkStamp, float]) -> None:
@@ -196,7 +198,8 @@ class SimPipeline:
             pipeline=self.name, generation=batch.generation, seq=batch.seq, results=results, stage_ms=tuple(run.ms)
         )
         if self.meter is not None:
-            entered = sum(len(entry.stamps) for entry in batch.entries if entry.item.step == 0)
+            # What was encoded since, whether or not it could enter a step 0: that is what encode was busy with.
+            entered, self._encodings = self._encodings, 0
             finished = sum(len(entry.stamps) for entry in batch.entries if entry.item.is_last_step)
             self.meter.batch(self._clock.now / NS_PER_S, run.frames * self.tokens, run.ms, entered, finished)
         if batch.generation == self.core.generation:

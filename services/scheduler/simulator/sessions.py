@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from services.scheduler.simulator.clock import NS_PER_S, VirtualClock
 from services.scheduler.simulator.measures import Histogram, Timeline
-from services.scheduler.simulator.player import LOST_AFTER_NS, Playout
 from shared.contracts.events import ChunkStamp, FrameStamp
+from shared.playout import PlayoutDelay
 
 if TYPE_CHECKING:
     from services.scheduler.simulator.pipelines import SimPipeline
 
 FIRST_CHUNK_FRAMES = 5
 CHUNK_FRAMES = 4
+LOST_AFTER_NS = 2 * NS_PER_S  # after its deadline egress waits no longer for a chunk
 NO_STALL = frozenset({"ingest:rate", "skipped"})
 """What is left out on purpose: the picture goes on."""
 
@@ -39,9 +40,9 @@ class Session:
     """A stream. ``fps`` is the source's rate; ``pace`` what the ladder leaves of it (the same at first)."""
 
     __slots__ = (
-        "_carry_ns", "_clock", "_frame_ns", "_index", "_ledger", "_source_ns", "bad", "chunk", "credits", "deadline_ns",
-        "dropped_frames", "end_ns", "ended", "epoch", "first_capture_ns", "first_shown_ns", "fps", "held", "in_flight",
-        "late", "name", "next_ns", "on_time", "open", "pipeline", "playout", "tenant",
+        "_carry_ns", "_clock", "_frame_ns", "_index", "_last_shown_ns", "_ledger", "_source_ns", "bad", "chunk", "credits",
+        "deadline_ns", "dropped_frames", "end_ns", "ended", "epoch", "first_capture_ns", "first_shown_ns", "fps", "held",
+        "in_flight", "late", "name", "next_ns", "on_time", "open", "pipeline", "playout", "stalled_ns", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -56,11 +57,12 @@ class Session:
         self.held = self.ended = False
         self.next_ns = 0  # when the next chunk's first frame is captured
         self.open: dict[int, ChunkStamp] = {}
-        self.playout = Playout(deadline_ns)
+        self.playout = PlayoutDelay(deadline_ns)
         self.pipeline: SimPipeline | None = None
         self.on_time = self.late = self.dropped_frames = 0
         self.bad: list[float] = []  # chunks that were not shown in time; n − ½: frames lost before chunk n
-        self.first_capture_ns = self.first_shown_ns = -1
+        self.first_capture_ns = self.first_shown_ns = self._last_shown_ns = -1
+        self.stalled_ns = 0
         self._clock, self._ledger = clock, ledger
         self._source_ns = self._frame_ns = round(NS_PER_S / fps)
         self._carry_ns = 0
@@ -154,7 +156,7 @@ class Session:
         frames = stamp.frames
         first, size = frames[0].captured_ns, len(frames)
         playout = self.playout
-        playout.observe(now - first)
+        playout.observe(now - first, first=number == 0)
         delay = playout.delay_ns or 0
         late = 0
         if now > first + self.deadline_ns:
@@ -172,7 +174,16 @@ class Session:
         if self.first_shown_ns < 0:
             self.first_shown_ns = shown
             ledger.first_frame.add(shown - self.first_capture_ns)
-        self._clock.at(max(now, frames[-1].captured_ns + delay), self._credit, None)
+        else:
+            self._stand(shown)
+        self._last_shown_ns = last = max(now, frames[-1].captured_ns + delay)
+        self._clock.at(last, self._credit, None)
+
+    def _stand(self, shown: int) -> None:
+        """The picture stood until ``shown``. What it stood too long is a stall, as egress counts it: more than two frames."""
+        stood, frame_ns = shown - self._last_shown_ns, self._frame_ns
+        if stood > 2 * frame_ns:
+            self.stalled_ns += stood - frame_ns
 
     def drop(self, number: int, key: str) -> None:
         """A service gave the chunk up."""
@@ -203,6 +214,13 @@ class Session:
     def due(self) -> int:
         """Frames that should have been shown, and have their verdict."""
         return self.on_time + self.late + self.dropped_frames
+
+    def play(self) -> tuple[int, int]:
+        """(nanoseconds of play, of those stalled). A session that was never shown stalled all its life."""
+        begin = self.first_shown_ns if self.first_shown_ns >= 0 else self.first_capture_ns
+        end = max(self._last_shown_ns, self.next_ns)  # what was captured last should have been shown about then
+        stalled = self.stalled_ns + max(0, self.next_ns - max(self._last_shown_ns, begin) - self.deadline_ns)
+        return end - begin, min(stalled, end - begin) if self.first_shown_ns >= 0 else end - begin
 
     def gaps(self, since: float = 0.0) -> int:
         """Runs of chunks, one after the other, that were not shown in time; of chunks from ``since`` on."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from services.scheduler.simulator.scenario import Burst, Scenario
 
 ALWAYS_S = 1e9
+REPLACED_S = 1.0  # until another session takes the place of one that left: its last chunks are shown by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,13 @@ def arrivals(scenario: Scenario, wanted: float) -> list[Arrival]:
         while (at := at + rng.expovariate(wanted / streams.lifetime_s)) < seconds:
             found.append(Arrival(at, rng.expovariate(1 / streams.lifetime_s)))
     else:
-        for _ in range(round(wanted)):
+        idle = REPLACED_S / streams.lifetime_s if streams.lifetime_s else 0.0
+        for _ in range(round(wanted * (1.0 + idle))):
             at = rng.uniform(0, streams.ramp_s)
             while at < seconds:
                 life = rng.expovariate(1 / streams.lifetime_s) if streams.lifetime_s else ALWAYS_S
                 found.append(Arrival(at, life))
-                at += life
+                at += life + REPLACED_S
     for burst in scenario.bursts:
         found.extend(_burst(rng, burst, wanted))
     return sorted(found, key=lambda arrival: arrival.at_s)

@@ -1,7 +1,7 @@
 """A synthetic worker: one device that runs one job at a time, as long as its profile says, with noise, stalls and losses.
 
-Which job is next is a worker's own rule (``services/worker/core.py``): of the heads of its roles' queues the one with the nearest
-deadline, at the same deadline the one nearest to the picture.
+Which job is next is a worker's own rule (``services/worker/core.py``): of the heads of its roles' queues the one with the
+nearest deadline, at the same deadline the one nearest to the picture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A simulation: sessions come and go, are let in or refused, placed, moved; workers fail. Every decision is the service's code."""
+"""A simulation: sessions come and go, are let in or refused, placed, moved. Every decision is the service's own code."""
 
 from __future__ import annotations
 
