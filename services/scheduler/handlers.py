@@ -134,9 +134,6 @@ class Handlers:
     async def on_beat(self, received: Received) -> None:
         """A heartbeat. An instance that came back empty has lost its streams."""
         beat: Beat = received.message
-        core = self._desk.cores.get(beat.pipeline)
-        if core is not None and "decode" in beat.role_ms:
-            core.cost.observe("decode", 1.0, beat.role_ms["decode"])
         if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
             await self.lost(beat.instance, "was restarted")
 
