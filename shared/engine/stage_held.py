@@ -174,6 +174,11 @@ class HeldStage:
         bring_back(self._streams, self.blocks, stream)
 
     @property
+    def free_slot_bytes(self) -> int:
+        """Bytes of slots that are made and that nobody uses."""
+        return sum(pool.free * pool.slot_bytes() for pool in self._streams.pools)
+
+    @property
     def suspended(self) -> dict[str, int]:
         """The streams whose slots are on the host, with their bytes there."""
         held = self._streams.states.items()
@@ -189,6 +194,10 @@ class HeldStage:
         if self._loader is None:
             raise StageError("this stage was not loaded from files: it has no other blocks")
         return load_pieces(self._loader, self.blocks, blocks, self._loras, self._scales, self._fp8)
+
+    def none_of(self, blocks: range) -> Pieces:
+        """What :meth:`prepare` gives for blocks that are all here."""
+        return Pieces(blocks, (), self._scales)
 
     @torch.inference_mode()
     def set_blocks(self, pieces: Pieces) -> tuple[str, ...]:

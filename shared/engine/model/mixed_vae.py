@@ -25,6 +25,11 @@ class MixedMemory:
     encoder: Any
     decoder: VaeMemory = field(default_factory=VaeMemory)
 
+    @property
+    def started(self) -> bool:
+        """Whether the direction that this memory is of has begun."""
+        return self.encoder.started or self.decoder.started
+
     def clone(self) -> MixedMemory:
         """A copy that no later call changes."""
         return MixedMemory(self.encoder.clone(), self.decoder.clone())
