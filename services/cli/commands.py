@@ -196,6 +196,13 @@ def demo(out: Path, prompt: str) -> None:
 @click.option("--port", default=7860, show_default=True, help="The API's port on --host.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @STAGES
+@click.option(
+    "--pipelines",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Copies of the model, each with its own workers.",
+)
 @MODEL
 @MODELS_DIR
 @click.option(
@@ -203,7 +210,14 @@ def demo(out: Path, prompt: str) -> None:
 )
 @click.option("--run-dir", type=FOLDER, help="Where servers keep data and logs; default: a temporary folder.")
 def up(
-    host: str, port: int, stages: int, model: str, models_dir: Path | None, media: Path, run_dir: Path | None
+    host: str,
+    port: int,
+    stages: int,
+    pipelines: int,
+    model: str,
+    models_dir: Path | None,
+    media: Path,
+    run_dir: Path | None,
 ) -> None:
     """Serve the API: start the servers and every service, restart what dies, stop all on Ctrl-C."""
     from services.cli.up import up as serve
@@ -212,7 +226,23 @@ def up(
     media = media.expanduser().absolute()
     models = models_dir_of(models_dir)
     media.mkdir(parents=True, exist_ok=True)
-    asyncio.run(serve(host, port, stages, model, media, run_dir.absolute() if run_dir else None, models))
+    asyncio.run(serve(host, port, stages, model, media, run_dir.absolute() if run_dir else None, models, pipelines))
+
+
+@cli.command()
+@click.argument("worker")
+@click.option("--force", is_flag=True, help="End the streams that find no other place.")
+@click.option("--undo", is_flag=True, help="The worker may be used again.")
+@click.option("--no-wait", is_flag=True, help="Say so and go; see GET /v1/workers for how it stands.")
+@click.option("--api", default="http://127.0.0.1:7860", show_default=True, help="Where rheocast up listens.")
+@click.option("--json", "as_json", is_flag=True, help="Print the worker as one JSON line, last, on stdout.")
+def drain(worker: str, force: bool, undo: bool, no_wait: bool, api: str, as_json: bool) -> None:
+    """Empty a worker, so that it can be stopped: its pipeline takes no stream, those on it are moved to others."""
+    from services.cli.drain import drain as empty
+
+    view = empty(api, worker, force=force, undo=undo, wait=not no_wait, say=lambda line: click.echo(line, err=True))
+    said = {"drained": f"{worker} is empty: it may be stopped", "ready": f"{worker} takes streams"}
+    click.echo(json.dumps(view) if as_json else said.get(view["state"], f"{worker} is {view['state']}"))
 
 
 @cli.group()

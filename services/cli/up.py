@@ -16,7 +16,14 @@ from services.cli.validate import check_parts, check_port, model_of
 
 
 async def up(
-    host: str, port: int, stages: int, model: str, media: Path, run_dir: Path | None, models_dir: Path | None = None
+    host: str,
+    port: int,
+    stages: int,
+    model: str,
+    media: Path,
+    run_dir: Path | None,
+    models_dir: Path | None = None,
+    pipelines: int = 1,
 ) -> None:
     """Start, watch, restart, stop. Raises CommandError when something cannot be kept running."""
     spec = model_of(model, models_dir)
@@ -33,6 +40,7 @@ async def up(
         write_roots=(media,),
         gateway_port=port,
         models_dir=models_dir,
+        pipelines=pipelines,
         extra_env={"RHEOCAST_GATEWAY_HOST": host, "RHEOCAST_MEDIA_DIR": str(media)},
     )
     stopping = asyncio.Event()

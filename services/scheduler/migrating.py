@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from services.scheduler.core import PipelineCore
 from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.messenger import Messenger, RefusedError, all_of
@@ -24,7 +25,7 @@ from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import StreamQueue
 from shared.clock import Clock
 from shared.contracts.events import EventKind
-from shared.contracts.moving import BlockRange, ExportState, ImportState
+from shared.contracts.moving import BlockRange, CutOver, ExportState, ImportState
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import Owner
 
@@ -72,6 +73,7 @@ class Migrator:
         self._settings, self._clock, self._store = settings, clock, store
         self._fleet, self._desk, self._messenger = fleet, desk, messenger
         self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: dict[str, int] = {}  # pipeline → its generation that a move, and no batch, began
 
     async def migrate(self, record: StreamRecord, target: Pipeline, command: str = "") -> None:
         """Move a running stream. Raises RefusedError when it stays where it is, with the reason; migrated is told else."""
@@ -90,11 +92,14 @@ class Migrator:
                 await self._leave(record, target, epoch)
                 raise
             try:
+                generation = await self._begin(target)
                 async with asyncio.timeout(self._settings.migrate_timeout_s):
                     first = await self._change_epoch(record, queue, epoch)
                     await self._drained(record, queue, first)
                 await self._copy(record, queue, source, target, former, epoch)
                 self._still_running(record)
+                if self._desk.core_of(target).generation != generation:
+                    raise RefusedError(f"pipeline {target.name} was rebuilt meanwhile")
             except Exception as error:
                 why = str(error) or f"what was under way was not done in {self._settings.migrate_timeout_s:g} s"
                 log.warning("stream %s stays on pipeline %s: %s", record.stream, source.name, why)
@@ -122,6 +127,32 @@ class Migrator:
         if len(target.blocks) != target.stages:
             raise RefusedError(f"pipeline {target.name} is not complete yet", 2.0)
         return source, queue
+
+    async def _begin(self, target: Pipeline) -> int:
+        """The target's generation. One that begins with a batch empties every slot: this one begins before, and keeps them."""
+        core = self._desk.core_of(target)
+        if core.next_seq == 0 and self._begun.get(target.name) != core.generation:
+            core.holding = True
+            try:
+                move = new_move()
+                await all_of(*(self._begin_one(core, target, stage, move) for stage in range(target.stages)))
+                self._begun[target.name] = core.generation
+            finally:
+                core.holding = False
+        return core.generation
+
+    async def _begin_one(self, core: PipelineCore, target: Pipeline, stage: int, move: str) -> None:
+        request = CutOver(
+            instance=target.workers[stage],
+            pipeline=target.name,
+            move=move,
+            term=core.term,
+            generation=core.generation,
+            blocks=BlockRange.of(target.blocks[stage]),
+            stage=stage,
+            stages=target.stages,
+        )
+        await self._desk.moves.ask(request, STATE_S)
 
     async def _change_epoch(self, record: StreamRecord, queue: StreamQueue, epoch: int) -> int:
         """Chunks carry the new epoch from a frame block on; returns the first that does."""
@@ -229,7 +260,7 @@ class Migrator:
             await self._clock.sleep(EGRESS_POLL_S)
             _, _, through = await self._store.ledger(record.stream)
             if through >= first:
-                await self._messenger.take("egress", record, record.egress, wait=False)
+                await self._messenger.take("egress", record, record.egress, wait=False, epoch=epoch)
                 return
 
     def _still_running(self, record: StreamRecord) -> None:

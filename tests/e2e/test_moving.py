@@ -12,7 +12,15 @@ import pytest
 from shared.contracts import subjects
 from shared.contracts.commands import Mode, PatternSource
 from shared.contracts.events import EventKind, StreamEvent
-from shared.contracts.operating import CutPipeline, DrainWorker, FleetAsked, FleetTold, MigrateStream, Refused, WorkerState
+from shared.contracts.operating import (
+    CutPipeline,
+    DrainWorker,
+    FleetAsked,
+    FleetTold,
+    MigrateStream,
+    Refused,
+    WorkerState,
+)
 from tests.support import clips
 from tests.support.lab import Lab, Running, difference, frames_of, reconciles
 
