@@ -13,6 +13,7 @@ from services.scheduler.moves import Moves
 from services.scheduler.placing import check_settings, place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
+from services.scheduler.recovering import Recovering
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
 from shared.bus.port import Bus
@@ -33,6 +34,7 @@ from shared.session.port import NoSuchStreamError, SessionStore, StreamExistsErr
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
 log = logging.getLogger(__name__)
+RETRY_RECOVERING_S = 2.0
 
 
 class StreamDesk:
@@ -53,10 +55,14 @@ class StreamDesk:
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
+        self.recovering = Recovering(
+            settings, store, clock, fleet, self._messenger, self._prompting, self.records, self.cores
+        )
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
         self._pump, self._release = pump, release
+        self.recovering.wire(self.fail, self._core_for, pump, release)
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -116,13 +122,16 @@ class StreamDesk:
         await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version)
         self._pump()
 
-    def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
+    def _core_for(self, pipeline: Pipeline) -> PipelineCore:
         if pipeline.name not in self.cores:
             if self.make_core is None:
                 raise RefusedError("this scheduler is not the leader")
             self.cores[pipeline.name] = self.make_core(pipeline)
+        return self.cores[pipeline.name]
+
+    def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
         model = model_spec(record.spec.model, self._settings.models_dir)
-        self.cores[pipeline.name].add(
+        self._core_for(pipeline).add(
             StreamQueue(
                 stream=record.stream,
                 epoch=record.epoch,
@@ -148,8 +157,12 @@ class StreamDesk:
         """Change a running stream. Answers accepted or refused; applied follows with the chunk it took effect at."""
         record = self.records.get(command.stream)
         if record is None or record.phase is not Phase.RUNNING:
-            reason = f"stream {command.stream} is not running"
-            await self.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)
+            recovering = record is not None and record.phase is Phase.RECOVERING
+            reason = f"stream {command.stream} is {'recovering: try again' if recovering else 'not running'}"
+            retry_s = RETRY_RECOVERING_S if recovering else 0.0
+            await self.tell(
+                command.stream, EventKind.REFUSED, reason=reason, command=command.command, retry_after_s=retry_s
+            )
             return
         async with record.changing:  # one change at a time: each starts from what the one before left
             await self._change(record, command)
@@ -165,6 +178,7 @@ class StreamDesk:
             check_settings(queue.model, patch.steps, longest, patch.noise, queue.from_text)
             await self._make_room(record, longest)
             version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
+            await self._refresh(record, patch.skip_similar)
             queue = self._queue_of(record)  # preparing took a while
         except RefusedError as error:
             await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
@@ -216,6 +230,14 @@ class StreamDesk:
                 record.frames_per_block = length  # asked for again, it has to be asked of ingest again
                 raise
 
+    async def _refresh(self, record: StreamRecord, skip_similar: float | None) -> None:
+        """Ingest skips nothing until a change is seen; or learns of another threshold."""
+        if not record.skip_similar and skip_similar is None:
+            return
+        record.skip_similar = record.skip_similar if skip_similar is None else skip_similar
+        record.refreshes += 1
+        await self._messenger.take("ingest", record, record.ingest)
+
     async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
         """What the stream runs with now, for whoever shows it."""
         settings = queue.settings
@@ -224,6 +246,7 @@ class StreamDesk:
             "seed": settings.seed,
             "frames_per_block": settings.frames_per_block,
             "noise": record.noise,
+            "skip_similar": record.skip_similar,
             "paused": record.paused,
         }
         await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})

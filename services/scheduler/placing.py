@@ -81,6 +81,7 @@ def place(
         width=spec.width or model.default_width,
         height=spec.height or model.default_height,
         noise=model.noise.s0 if spec.noise is None else spec.noise,
+        skip_similar=spec.skip_similar,
         frames_per_block=longest,
         pipeline=pipeline.name,
         workers=pipeline.workers,
