@@ -83,6 +83,7 @@ class Scheduler:
         self._term = term
         await self._take_over()
         await bus.subscribe(subjects.stream(subjects.ANY, "control"), handlers.on_control, durable="scheduler")
+        await bus.serve(subjects.CAPACITY, handlers.on_capacity, group="capacity")
         self._tasks.append(asyncio.create_task(self._tick(), name="tick"))
         self._leading = True
         clock = self._context.clock

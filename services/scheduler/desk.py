@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from services.scheduler.admitting import Admitting
 from services.scheduler.core import PipelineCore
+from services.scheduler.cost_model import CostModel
 from services.scheduler.fleet import Fleet, Pipeline
-from services.scheduler.messenger import Messenger, RefusedError, all_of, credits_for
+from services.scheduler.messenger import Messenger, RefusedError, all_of, credits_for, tell_refused
 from services.scheduler.placing import check_settings, place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
@@ -50,6 +52,7 @@ class StreamDesk:
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
+        self.admitting = Admitting(settings, fleet, clock, lambda name: costs_of(self.cores, name))
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
@@ -64,23 +67,16 @@ class StreamDesk:
         try:
             if stream in self.records:
                 raise RefusedError(f"stream {stream} exists already")
-            record, pipeline = place(
-                command, self._fleet, self.records, self._settings.max_streams, self._settings.models_dir
-            )
-            self.records[stream] = record  # the id is taken from here on, before anything is awaited
+            record, pipeline = place(command, self._fleet, self.admitting.admit, self._settings.models_dir)
+            self.records[stream] = record  # the id and its room are taken from here on, before anything is awaited
         except RefusedError as error:
-            await self.tell(
-                stream,
-                EventKind.REFUSED,
-                reason=str(error),
-                command=command.command,
-                retry_after_s=error.retry_after_s,
-            )
+            await tell_refused(self._messenger, stream, command.command, error)
             return
         try:
             await self._open(record, pipeline, command)
         except StreamExistsError as error:
             self.records.pop(stream, None)  # it is another leader's: nothing of it is touched
+            self.admitting.leave(stream)
             await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
         except Exception as error:
             reason = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
@@ -96,7 +92,12 @@ class StreamDesk:
         # An id may be used again: messages of its former life must not match.
         record.epoch = 1 if former is None else int(former.get("epoch", 0)) + 1
         await self._store.create(stream, spec)
-        await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
+        promised = None if record.promise is None else record.promise.model_dump()
+        await self._store.put(
+            stream,
+            Owner.SCHEDULER,
+            {"assignment": record.assignment(), "epoch": record.epoch, "promise": promised},
+        )
         await all_of(
             *(self._messenger.take("worker", record, worker) for worker in record.workers),
             self._messenger.take("motion", record, record.motion, wait=False),
@@ -111,7 +112,8 @@ class StreamDesk:
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
         await self._keep_settings(record, self._queue_of(record))
-        await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version)
+        promise = record.promise
+        await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version, promise=promise)
         self._pump()
 
     def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
@@ -319,6 +321,7 @@ class StreamDesk:
         else:
             await self._move(record.stream, StreamState.STOPPING, StreamState.STOPPED)
         self.records.pop(record.stream, None)
+        self.admitting.leave(record.stream)
 
     def _dequeue(self, record: StreamRecord) -> None:
         core = self.cores.get(record.pipeline)
@@ -344,6 +347,12 @@ class StreamDesk:
                 await self._store.move(stream, state)
             except (IllegalMoveError, LookupError) as error:
                 log.debug("stream %s: %s", stream, error)
+
+
+def costs_of(cores: Mapping[str, PipelineCore], pipeline: str) -> CostModel:
+    """What is known of a pipeline's costs: nothing, before it has run anything."""
+    core = cores.get(pipeline)
+    return CostModel() if core is None else core.cost
 
 
 def _still_opening(record: StreamRecord) -> None:

@@ -29,6 +29,7 @@ from shared.contracts.events import (
     StreamTaken,
 )
 from shared.contracts.refs import TensorRef
+from shared.contracts.tiers import CapacityAsked, CapacityTold
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
 
@@ -130,6 +131,11 @@ class Handlers:
         """A service answered an assignment."""
         taken: StreamTaken = received.message
         self._desk.answers.answer(taken.error, "taken", taken.instance, taken.stream, str(taken.epoch))
+
+    async def on_capacity(self, received: Received) -> CapacityTold:
+        """How many more streams would be let in."""
+        asked: CapacityAsked = received.message
+        return self._desk.admitting.capacity(asked)
 
     async def on_beat(self, received: Received) -> None:
         """A heartbeat. An instance that came back empty has lost its streams."""

@@ -30,7 +30,7 @@ class Costs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one stream asks of a pipeline. ``tokens`` make one latent frame of its size."""
+    """What one stream asks of a pipeline. ``tokens`` make one latent frame of its size; ``min_…`` is what it may fall to."""
 
     width: int
     height: int
@@ -40,6 +40,8 @@ class Demand:
     frames_per_block: int = 1
     deadline_ms: float = 600.0
     live: bool = True
+    min_steps: int = 1
+    min_fps: float = 0.0
 
     @property
     def chunks_per_s(self) -> float:

@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from services.scheduler.pricing import Demand
 from shared.contracts.commands import StreamSpec
+from shared.contracts.tiers import Promise
 from shared.engine.plan.prompts import PromptLedger
 
 
@@ -47,6 +49,9 @@ class StreamRecord:
     motion: str = ""
     phase: Phase = Phase.OPENING
     failure: str | None = None
+    demand: Demand | None = None  # what it was promised
+    promise: Promise | None = None
+    fps_seen: float = 0.0  # of the source, as its chunks come; 0: not known yet
     prompts: PromptLedger = field(default_factory=PromptLedger)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

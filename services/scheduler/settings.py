@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
+from services.scheduler.quotas import TenantLimits
 from shared.config import ServiceSettings
 
 
@@ -17,4 +20,8 @@ class Settings(ServiceSettings):
     answer_timeout_s: float = 20.0  # how long a service may take to answer an assignment
     max_batch: int = 8  # items in one forward
     max_streams: int = 16  # per pipeline
+    target_load: float = Field(default=0.85, gt=0.0, le=1.0)  # streams are let in up to this predicted load
+    unmeasured_streams: int = Field(default=4, ge=1)  # … and so many per pipeline while nobody knows what they cost
+    tenant_default: TenantLimits = TenantLimits()  # {"max_streams": 0, "max_share": 1.0}; 0: any number
+    tenants: dict[str, TenantLimits] = Field(default_factory=dict[str, TenantLimits])  # by name, as JSON
     batch_log: Path | None = None  # every batch as a JSON line
