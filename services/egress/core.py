@@ -122,7 +122,7 @@ class StreamCore:
         chunk = self._chunks[stamp.chunk]
         chunk.ready_ns = now
         if self.rules.live and stamp.frames:
-            self.delay.observe(now - stamp.frames[0].captured_ns)
+            self.delay.observe(now - stamp.frames[0].captured_ns, first=stamp.chunk == 0)
         return Arrival.WANTED
 
     def dropped(self, stamp: ChunkStamp, key: str, skipped: bool, now: int) -> bool:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
-MARGIN_NS = 15_000_000  # kept above the slowest recent chunk
+MARGIN_NS = 15_000_000  # kept above what recent chunks needed: a loop that wakes late, a thread that waits for a core
 DEADLINE_MARGIN_NS = 20_000_000  # kept below the deadline, at least
 DEADLINE_SHARE = 10  # … and this part of it (a tenth): a busy machine wakes us late
-EASE_NS = 1_500_000  # how far the delay may shrink with each chunk: too little to be seen
+EASE_NS = 1_500_000  # the delay may always shrink by so much with a chunk: too little to be seen
+EASE_SHARE = 8  # … or by this part of what it has too much (an eighth), so that a slow start is soon forgotten
+EASE_MOST_NS = 12_000_000  # … but never by more: below what is seen as a jerk (20 ms)
 WINDOW = 40  # chunks
+COVERED = 0.95  # the share of recent chunks that must be in time
 
 
 class PlayoutDelay:
     """One delay for the whole stream, so that frames come out as evenly as they were captured.
 
-    It starts at the first chunk's latency plus a margin, grows at once when a chunk comes later than that, and shrinks
-    slowly when ``WINDOW`` chunks in a row would have allowed less. It never passes the deadline: a frame that comes
-    later than that is late anyway, and must not make the next ones late too.
+    It follows what is measured: the ``COVERED`` quantile of the last ``WINDOW`` chunks' latencies (first frame captured →
+    chunk ready) and a margin. It grows at once and shrinks slowly. A single late chunk among many moves nothing: its frames
+    are shown when they come, which disturbs one interval, where a longer delay would hold up every frame after it.
+
+    It never passes the deadline: a frame that comes later than that is late anyway, and must not make the next ones late
+    too.
     """
 
     def __init__(self, deadline_ns: int) -> None:
@@ -25,17 +32,28 @@ class PlayoutDelay:
         self._recent: deque[int] = deque(maxlen=WINDOW)
         self.delay_ns: int | None = None
 
-    def observe(self, latency_ns: int) -> None:
-        """A chunk is ready, so long after its first frame was captured."""
+    def observe(self, latency_ns: int, *, first: bool = False) -> None:
+        """A chunk is ready, so long after its first frame was captured.
+
+        A stream's ``first`` chunk is longer, and its steps run one after the other: it begins the playout, and tells nothing
+        of those that follow.
+        """
         if latency_ns > self._deadline and self.delay_ns is not None:
             return  # late whatever the delay: it teaches nothing about the others
-        self._recent.append(min(latency_ns, self._bound))
-        wanted = min(max(self._recent) + MARGIN_NS, self._bound)
+        if not first:
+            self._recent.append(min(latency_ns, self._bound))
+        needed = self._needed_ns() if self._recent else latency_ns
+        wanted = min(needed + MARGIN_NS, self._bound)
         if self.delay_ns is None or wanted > self.delay_ns:
             self.delay_ns = wanted
         else:
-            self.delay_ns = max(wanted, self.delay_ns - EASE_NS)
+            ease = min(EASE_MOST_NS, max(EASE_NS, (self.delay_ns - wanted) // EASE_SHARE))
+            self.delay_ns = max(wanted, self.delay_ns - ease)
 
     def playout(self, captured_ns: int) -> int:
         """When the frame captured then is to be shown, UNIX ns."""
         return captured_ns + (self.delay_ns or 0)
+
+    def _needed_ns(self) -> int:
+        """The quantile by nearest rank: of a few chunks, the slowest."""
+        return sorted(self._recent)[math.ceil(COVERED * len(self._recent)) - 1]

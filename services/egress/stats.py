@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
-from shared.contracts.events import StreamStats
+from shared.contracts.events import FrameStamp, StreamStats
 
 _PER_DECADE = 200  # buckets per factor of ten: percentiles are right within 0.6 %
 _LOWEST_MS = 0.1
@@ -35,32 +36,63 @@ class LatencyHistogram:
 
 
 class StreamMeter:
-    """Frames out over time. All times are UNIX ns."""
+    """Frames out over time. All times are UNIX ns.
+
+    A stall is a picture that stands for more than two frames' time; what it stands too long counts against the continuous
+    play ratio. Frames that were skipped or paused on purpose (:meth:`excuse`) make no stall.
+    """
 
     def __init__(self, taken_ns: int) -> None:
         self._taken_ns = taken_ns
         self._first_ns: int | None = None
         self._last_ns = 0
+        self._last: FrameStamp | None = None
+        self._frame_ns = 0
+        self._excused = 0
+        self._stalled_ns = 0
         self._latency = LatencyHistogram()
+        self._jitter = LatencyHistogram()
         self.frames_out = 0
         self.newest_latency_ms = 0.0
 
-    def emitted(self, captured_ns: int, now: int) -> None:
+    def emitted(self, frame: FrameStamp, now: int, time_base: Fraction = Fraction(1, 90_000)) -> None:
         """A frame went to the sinks."""
-        if self._first_ns is None:
+        last, self._last = self._last, frame
+        if last is None:
             self._first_ns = now
-        self._last_ns = now
+        else:
+            self._distance(last, frame, now - self._last_ns)
+        self._frame_ns = int(frame.duration * time_base * 1_000_000_000) or self._frame_ns
+        self._last_ns, self._excused = now, 0
         self.frames_out += 1
-        self.newest_latency_ms = (now - captured_ns) / 1e6
+        self.newest_latency_ms = (now - frame.captured_ns) / 1e6
         self._latency.add(self.newest_latency_ms)
+
+    def excuse(self, frames: int) -> None:
+        """So many frames are left out on purpose before the next one that is shown."""
+        self._excused += frames
 
     def stats(self) -> StreamStats:
         """Rates over the time frames came out; time to first frame from the moment the stream was taken."""
-        span = (self._last_ns - self._first_ns) / 1e9 if self._first_ns is not None else 0.0
+        span_ns = self._last_ns - self._first_ns if self._first_ns is not None else 0
         return StreamStats(
-            fps=(self.frames_out - 1) / span if span > 0 else 0.0,
+            fps=(self.frames_out - 1) / (span_ns / 1e9) if span_ns > 0 else 0.0,
             ttff_s=(self._first_ns - self._taken_ns) / 1e9 if self._first_ns is not None else 0.0,
             latency_p50_ms=self._latency.percentile(0.5),
             latency_p95_ms=self._latency.percentile(0.95),
+            latency_p99_ms=self._latency.percentile(0.99),
+            jitter_p95_ms=self._jitter.percentile(0.95),
+            cpr=1.0 - self._stalled_ns / span_ns if span_ns > 0 else 1.0,
             frames_out=self.frames_out,
         )
+
+    def _distance(self, last: FrameStamp, frame: FrameStamp, shown_ns: int) -> None:
+        """How far two frames were shown apart, beside how far they were captured apart."""
+        captured_ns = frame.captured_ns - last.captured_ns
+        self._jitter.add(abs(shown_ns - captured_ns) / 1e6)
+        frame_ns = self._frame_ns or captured_ns
+        # Where no frame is missing, the source itself gave nothing for so long.
+        follows = frame.index == last.index + 1
+        expected = max(frame_ns, captured_ns) if follows else frame_ns * (1 + self._excused)
+        if shown_ns - expected > frame_ns:
+            self._stalled_ns += shown_ns - expected

@@ -102,6 +102,7 @@ class EgressStream:
         self._sound = AudioOrder()
         self._audio_parts = 0
         self._audio_known = False
+        self._paused = 0
         self._source_error: str | None = None
         self._ending: tuple[str | None, str] | None = None  # (failure, drop key) once told to leave at once
         self._closes = asyncio.Event()
@@ -132,6 +133,8 @@ class EgressStream:
             self._audio_known = True
             self._sinks.expect_audio(message.audio and self.spec.audio)
         self._core.captured(message.stamp, message.totals, self._clock.now_ns())
+        paused, self._paused = self._paused, max(self._paused, message.totals.dropped.get("paused", 0))
+        self._meter.excuse(self._paused - paused)
         self._wake.set()
 
     def on_ended(self, message: SourceEnded) -> None:
@@ -172,6 +175,8 @@ class EgressStream:
         key = f"{message.service}:{message.reason}"
         if not self._core.dropped(message.stamp, key, message.skipped, self._clock.now_ns()):
             self._count("drops_ignored")
+        elif message.skipped:
+            self._meter.excuse(len(message.stamp.frames))
         self._wake.set()
 
     def leave(self, message: LeaveStream) -> None:
@@ -263,7 +268,7 @@ class EgressStream:
         self._sinks.put(
             OutFrame(pixels[emit.position], emit.frame.pts, emit.frame.duration, Fraction(*stamp.time_base))
         )
-        self._meter.emitted(emit.frame.captured_ns, now)
+        self._meter.emitted(emit.frame, now, Fraction(*stamp.time_base))
         if emit.position == len(stamp.frames) - 1:
             # Waiting for the playout time is the jitter buffer's work; computing is what the sinks take per frame.
             queue_ms = max(0.0, (now - received_ns) / 1e6)

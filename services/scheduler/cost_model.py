@@ -1,66 +1,260 @@
-"""The cost model: how long a role will take, fitted online from what it took. Never a constant.
+"""The cost model: how long a role's forward will take, learnt online from what forwards took. Never a constant.
 
-Each key (a stage, or a role) has the line ``milliseconds = fixed + per_unit · units`` fitted by exponentially weighted
-least squares; ``units`` are latent tokens in the forward. A measurement more than three times its own prediction enters
-clipped, so that one stall does not poison the line, yet a lasting slowdown still moves it.
+Each key (``stage.0``, ``encode``, ``decode``) has a *curve* over shapes (items B, units = latent tokens in the forward; T and
+the size are in the units). A shape that was measured a few times has a *cell*: the median of its newest times. Other
+shapes follow the line ``fixed + per_item·B + per_unit·units`` through the cells, each part at least 0, relative errors
+weighed. All of it is multiplied by the curve's *speed*, which follows the device:
+
+* a measurement waits in a window of the newest five before it enters its cell. One stall is one of five and moves no
+  median; four of five off by a fifth in one direction are a change of the device: the speed takes the jump at once, and
+  with it every shape, those not seen since included;
+* smaller drifts move the speed by at most half a percent a measurement.
+
+The window of keys that an item attends to is full but for a stream's first chunks, which cost less than predicted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from statistics import median
+from typing import Any
 
-FORGET = 0.97  # weight of the past at each new measurement: about the last 30 count
-CLIP = 3.0
-MIN_OBSERVATIONS = 3
+from services.scheduler.cost_line import Line, Point, fit
+
+MIN_OBSERVATIONS = 3  # of a key before it predicts, of a shape before it has its own level: no single stall makes it
+WINDOW = 5
+AGREE = 4  # of the window: a change; two stalls in a row are none
+JUMP = math.log(1.2)
+DRIFT, MAX_DRIFT = 0.05, 0.1
+LEVELS = 9  # measurements that a cell's median is of: half of them old ones outvote a burst of stalls
+MAX_CELLS = 64
+MATERIAL = 0.01  # a change of a prediction below 1 % is not worth planning anew for
+ERRORS = 64
+FIRST_ERRORS = 8
+ASSUMED_ERROR = 0.2  # of a key with few measurements
+MIN_MS = 1e-3
 
 
 @dataclass(slots=True)
-class _Line:
-    """Weighted sums of one key."""
+class _Cell:
+    """One shape: its newest times at speed 1, and the level that predictions use."""
 
-    weight: float = 0.0
-    x: float = 0.0
-    y: float = 0.0
-    xx: float = 0.0
-    xy: float = 0.0
-    count: int = 0
+    times: deque[float] = field(default_factory=lambda: deque[float](maxlen=LEVELS))
+    level: float = 0.0
 
-    def observe(self, units: float, ms: float) -> None:
-        if self.count >= MIN_OBSERVATIONS:
-            ms = min(ms, CLIP * max(self.predict(units), 0.01))
-        self.weight = self.weight * FORGET + 1.0
-        self.x = self.x * FORGET + units
-        self.y = self.y * FORGET + ms
-        self.xx = self.xx * FORGET + units * units
-        self.xy = self.xy * FORGET + units * ms
+    def add(self, ms: float) -> bool:
+        """Whether the level moved materially."""
+        self.times.append(ms)
+        level = median(self.times)
+        if abs(level - self.level) <= MATERIAL * self.level:
+            return False
+        self.level = level
+        return True
+
+
+class Curve:
+    """One key's times by shape (items, units)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.version = 0  # changes whenever a prediction did by more than 1 %
+        self._speed = 1.0
+        self._told_speed = 1.0
+        self._cells: dict[Point, _Cell] = {}
+        self._line: Line | None = None
+        self._window: deque[tuple[Point, float, float]] = deque()
+        self._errors: deque[float] = deque(maxlen=ERRORS)
+        self._bases: dict[Point, float] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether there is enough to predict from."""
+        return self.count >= MIN_OBSERVATIONS
+
+    @property
+    def knows_batches(self) -> bool:
+        """Whether forwards of different numbers of items were measured, so that their gain can be told."""
+        return len({items for (items, _), cell in self._cells.items() if len(cell.times) >= MIN_OBSERVATIONS}) > 1
+
+    def predict(self, items: int, units: float) -> float:
+        """Expected milliseconds."""
+        shape = (items, units)
+        base = self._bases.get(shape)
+        if base is None:
+            cell = self._cells.get(shape)
+            if cell is not None and len(cell.times) >= MIN_OBSERVATIONS:
+                base = cell.level
+            else:
+                if self._line is None:
+                    self._line = fit([(at, cell.level, len(cell.times)) for at, cell in self._cells.items()])
+                base = self._line.at(items, units)
+            self._bases[shape] = base
+        return base * self._told_speed
+
+    def observe(self, items: int, units: float, ms: float) -> None:
+        """One measurement."""
+        ms = max(ms, MIN_MS)
+        shape = (items, units)
         self.count += 1
+        expected = self.predict(items, units) if self.count > MIN_OBSERVATIONS else 0.0
+        if expected <= 0.0:
+            self._enter(shape, ms)
+            return
+        self._errors.append(abs(ms / expected - 1.0))
+        residual = math.log(ms / expected)
+        self._window.append((shape, ms, residual))
+        if abs(residual) > JUMP and (shift := self._change()):
+            self.scale(math.exp(shift))
+        else:
+            self._speed *= math.exp(DRIFT * max(-MAX_DRIFT, min(MAX_DRIFT, residual)))
+            self._tell()
+        cell = self._cells.get(shape)
+        if cell is None or len(cell.times) < MIN_OBSERVATIONS:  # a new shape: its line is all there is to compare with
+            self._window.pop() if self._window else None
+            self._enter(shape, ms)
+        if len(self._window) > WINDOW:
+            oldest, took, _ = self._window.popleft()
+            self._enter(oldest, took)
 
-    def predict(self, units: float) -> float:
-        mean_x, mean_y = self.x / self.weight, self.y / self.weight
-        spread = self.xx / self.weight - mean_x * mean_x
-        if spread <= 1e-6 * max(mean_x * mean_x, 1.0):
-            return mean_y * units / mean_x if mean_x > 0 else mean_y  # one size seen so far: proportional to it
-        slope = max(0.0, (self.xy / self.weight - mean_x * mean_y) / spread)
-        return max(0.0, mean_y + slope * (units - mean_x))
+    def seed(self, points: Iterable[tuple[int, float, float]]) -> None:
+        """Measurements (items, units, ms) that are medians already, of this device as it is now: a calibration."""
+        points = [(items, units, max(ms, MIN_MS)) for items, units, ms in points if units > 0 and ms > 0]
+        if self.known and points:
+            self.scale(math.exp(median(math.log(ms / self.predict(items, units)) for items, units, ms in points)))
+        for items, units, ms in points:
+            cell = self._cell((items, units))
+            cell.times.extend([ms / self._speed] * MIN_OBSERVATIONS)
+            cell.level = median(cell.times)
+            self.count += MIN_OBSERVATIONS
+        self._changed()
+
+    def scale(self, factor: float) -> None:
+        """From now on everything takes ``factor`` times as long."""
+        self._speed *= factor
+        self._window = deque((shape, ms, 0.0) for shape, ms, _ in self._window)
+        self._tell()
+
+    def error(self) -> float:
+        """The relative error of nine predictions in ten is at most this."""
+        errors = sorted([*self._errors, *[ASSUMED_ERROR] * (FIRST_ERRORS - len(self._errors))])
+        return errors[math.ceil(0.9 * len(errors)) - 1]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain values."""
+        cells = [[items, units, cell.level, len(cell.times)] for (items, units), cell in self._cells.items()]
+        return {"speed": self._speed, "cells": cells, "errors": list(islice(self._errors, FIRST_ERRORS))}
+
+    @classmethod
+    def from_snapshot(cls, plain: Mapping[str, Any]) -> Curve:
+        """The inverse of :meth:`snapshot`. Raises ValueError for what is none."""
+        curve = cls()
+        try:
+            curve._speed = curve._told_speed = float(plain["speed"])
+            for items, units, level, count in plain["cells"]:
+                cell = curve._cell((int(items), float(units)))
+                cell.times.extend([float(level)] * min(int(count), MIN_OBSERVATIONS))
+                cell.level = float(level)
+                curve.count += len(cell.times)
+            curve._errors.extend(float(error) for error in plain["errors"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not the snapshot of a cost curve: {error!r}") from error
+        numbers = [curve._speed, *(cell.level for cell in curve._cells.values())]
+        if not all(math.isfinite(number) and number > 0 for number in numbers):
+            raise ValueError("not the snapshot of a cost curve: a speed or a level is no positive number")
+        return curve
+
+    def _change(self) -> float:
+        """The logarithm of the device's new speed against the old one when the window agrees on it, else 0."""
+        newest = [residual for _, _, residual in islice(reversed(self._window), WINDOW)]
+        for sign in (1.0, -1.0):
+            agreeing = [residual for residual in newest if sign * residual > JUMP]
+            if len(agreeing) >= AGREE:
+                return median(agreeing)
+        return 0.0
+
+    def _cell(self, shape: Point) -> _Cell:
+        cell = self._cells.get(shape)
+        if cell is None:
+            if len(self._cells) >= MAX_CELLS:
+                del self._cells[min(self._cells, key=lambda at: len(self._cells[at].times))]
+            cell = self._cells[shape] = _Cell()
+        return cell
+
+    def _enter(self, shape: Point, ms: float) -> None:
+        cell = self._cell(shape)
+        if cell.add(ms / self._speed) or len(cell.times) == MIN_OBSERVATIONS:
+            self._changed()
+
+    def _tell(self) -> None:
+        if abs(self._speed - self._told_speed) > MATERIAL * self._told_speed:
+            self._told_speed = self._speed
+            self.version += 1
+
+    def _changed(self) -> None:
+        self._bases.clear()
+        self._line = None
+        self.version += 1
 
 
 class CostModel:
     """Predicted milliseconds by key. A key nobody has measured enough costs 0: optimism admits, measurement corrects."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, _Line] = {}
+        self._curves: dict[str, Curve] = {}
 
-    def observe(self, key: str, units: float, ms: float) -> None:
-        """One measurement: ``units`` of work took ``ms`` milliseconds."""
-        if units > 0 and ms >= 0:
-            self._lines.setdefault(key, _Line()).observe(units, ms)
+    @property
+    def version(self) -> int:
+        """Changes whenever a prediction changes by more than 1 %; what was computed from the old ones is to be redone."""
+        return sum([curve.version for curve in self._curves.values()])
 
-    def predict(self, key: str, units: float) -> float:
-        """Expected milliseconds for ``units`` of work."""
-        line = self._lines.get(key)
-        return line.predict(units) if line is not None and line.count >= MIN_OBSERVATIONS else 0.0
+    def observe(self, key: str, units: float, ms: float, items: int = 1) -> None:
+        """One measurement: a forward of ``items`` items with ``units`` latent tokens in all took ``ms`` milliseconds."""
+        if units > 0 and items > 0 and 0 <= ms < math.inf:
+            curve = self._curves.get(key)
+            if curve is None:
+                curve = self._curves[key] = Curve()
+            curve.observe(items, units, ms)
+
+    def predict(self, key: str, units: float, items: int = 1) -> float:
+        """Expected milliseconds of a forward of ``items`` items with ``units`` latent tokens in all."""
+        curve = self._curves.get(key)
+        return curve.predict(items, units) if curve is not None and curve.count >= MIN_OBSERVATIONS else 0.0
 
     def known(self, key: str) -> bool:
         """Whether enough has been measured to predict."""
-        line = self._lines.get(key)
-        return line is not None and line.count >= MIN_OBSERVATIONS
+        curve = self._curves.get(key)
+        return curve is not None and curve.known
+
+    def knows_batches(self, key: str) -> bool:
+        """Whether forwards of different numbers of items were measured, so that what sharing one gains is known."""
+        curve = self._curves.get(key)
+        return curve is not None and curve.knows_batches
+
+    def error(self, key: str) -> float:
+        """The model's own error: nine predictions in ten were off by at most this share. Few measurements: a fifth."""
+        curve = self._curves.get(key)
+        return curve.error() if curve is not None else ASSUMED_ERROR
+
+    def seed(self, key: str, points: Iterable[tuple[int, float, float]]) -> None:
+        """A calibration: (items, units, ms), each a median. Shapes known from before follow the speed it shows."""
+        self._curves.setdefault(key, Curve()).seed(points)
+
+    def scale(self, key: str, factor: float) -> None:
+        """What the key stands for became ``factor`` times as much: DiT blocks moved, for instance."""
+        if factor <= 0 or not math.isfinite(factor):
+            raise ValueError(f"costs cannot be scaled by {factor}: a positive number is needed")
+        if (curve := self._curves.get(key)) is not None:
+            curve.scale(factor)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that was learnt, as plain values."""
+        return {key: curve.snapshot() for key, curve in self._curves.items() if curve.known}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Take what a former model knew, for keys that this one has not measured enough. Raises ValueError on nonsense."""
+        curves = {key: Curve.from_snapshot(plain) for key, plain in snapshot.items() if not self.known(key)}
+        self._curves.update(curves)

@@ -137,6 +137,7 @@ class StreamDesk:
                     seed=record.spec.seed,
                     prompt_version=version,
                     frames_per_block=record.spec.frames_per_block,
+                    max_frames_per_block=record.spec.max_frames_per_block or 0,
                 ),
             )
         )
@@ -160,8 +161,9 @@ class StreamDesk:
             if patch.paused is not None:
                 await self._pause(record, queue, command.command, patch.paused)
                 return
-            check_settings(queue.model, patch.steps, patch.frames_per_block, patch.noise, queue.from_text)
-            await self._make_room(record, patch.frames_per_block or 1)
+            longest = max(patch.frames_per_block or 1, patch.max_frames_per_block or 1)
+            check_settings(queue.model, patch.steps, longest, patch.noise, queue.from_text)
+            await self._make_room(record, longest)
             version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
             queue = self._queue_of(record)  # preparing took a while
         except RefusedError as error:
@@ -181,6 +183,7 @@ class StreamDesk:
                     seed=now.seed if patch.seed is None else patch.seed,
                     prompt_version=version or now.prompt_version,
                     frames_per_block=patch.frames_per_block or now.frames_per_block,
+                    max_frames_per_block=patch.max_frames_per_block or now.max_frames_per_block,
                 ),
                 noise_version=0 if patch.noise is None else record.noise_version,
                 blend_chunks=patch.blend_chunks,

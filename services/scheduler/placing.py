@@ -48,7 +48,8 @@ def place(
         model = model_spec(spec.model, models_dir)
     except SpecError as error:
         raise RefusedError(str(error)) from None
-    check_settings(model, spec.steps, spec.frames_per_block, spec.noise, isinstance(spec.source, NoSource))
+    longest = max(spec.frames_per_block, spec.max_frames_per_block or 0)
+    check_settings(model, spec.steps, longest, spec.noise, isinstance(spec.source, NoSource))
     if isinstance(spec.source, NoSource):
         # Nobody else can say how fast video without a source plays.
         spec = spec.model_copy(update={"fps": spec.fps or float(model.default_fps)})
@@ -66,7 +67,7 @@ def place(
         width=spec.width or model.default_width,
         height=spec.height or model.default_height,
         noise=model.noise.s0 if spec.noise is None else spec.noise,
-        frames_per_block=spec.frames_per_block,
+        frames_per_block=longest,
         ingest=chosen["ingest"],
         egress=chosen["egress"],
         motion=chosen["motion"],

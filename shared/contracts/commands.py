@@ -88,8 +88,9 @@ class StreamSpec(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)  # s₀; None: the model's default
     seed: int = Field(default=0, ge=0, lt=2**63)
     frames_per_block: int = Field(default=1, ge=1, le=3)  # T
-    deadline_ms: int = Field(default=600, ge=50, le=60_000)
+    deadline_ms: int = Field(default=600, ge=50, le=60_000)  # live: from a frame's capture to when it is shown
     audio: bool = True
+    skip_similar: float = Field(default=0.0, ge=0.0, le=1.0)  # a chunk that differs less is skipped; 0: none is
     tenant: str = Field(default=DEFAULT_TENANT, pattern=TENANT_PATTERN)
     quality: Quality = Quality.BALANCED
     min_steps: int = Field(default=1, ge=1, le=4)
@@ -133,6 +134,7 @@ class StreamPatch(Wire):
 
     ``blend_chunks``: over so many chunks the old prompt fades into the new one. ``recache``: what is cached is made anew
     under the new prompt (once a blend is over), so that the old one does not pull the picture back. ``paused`` comes alone.
+    ``skip_similar`` 0: nothing is skipped.
     ``steps`` and ``frames_per_block`` are what it has when there is room; bounds that they pass move along with them.
     """
 
@@ -141,6 +143,7 @@ class StreamPatch(Wire):
     noise: float | None = Field(default=None, ge=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     frames_per_block: int | None = Field(default=None, ge=1, le=3)  # T
+    skip_similar: float | None = Field(default=None, ge=0.0, le=1.0)
     paused: bool | None = None
     blend_chunks: int = Field(default=0, ge=0, le=64)
     recache: bool = False
@@ -160,7 +163,7 @@ class StreamPatch(Wire):
     def _fits_together(self) -> StreamPatch:
         if self.prompt is None and (self.blend_chunks or self.recache):
             raise ValueError("blend_chunks and recache go with a new prompt: give one, or leave them out")
-        bounds = (self.quality, self.min_steps, self.min_fps, self.max_frames_per_block)
+        bounds = (self.quality, self.min_steps, self.min_fps, self.max_frames_per_block, self.skip_similar)
         others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block, *bounds)
         if self.paused is not None and any(value is not None for value in others):
             raise ValueError("paused comes alone: change the rest before or after it")
@@ -205,6 +208,9 @@ class TakeStream(Wire):
     ``width``/``height`` are the resolved size; ``noise`` the resolved s₀; ``credits`` is W, the chunks that may be
     between ingest and egress.
 
+    ``source_held`` (live, to ingest): number nothing for now, what is captured is dropped as recovering. ``given_up`` (to
+    egress): chunks of older epochs that have not come will not come; they are dropped as scheduler:``given_up``.
+    ``refreshes`` counts the changes after which ingest skips nothing until they are seen.
     When a stream changes its pipeline, chunks carry the new epoch from the first one on that ingest numbers after it was
     told, and that begins a frame block: ``block_start`` is the number of one that does, ``block_chunks`` their length. Its
     answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
@@ -222,6 +228,10 @@ class TakeStream(Wire):
     credits: int
     pipeline: str = ""
     noise_version: int = 0  # counts changes of ``noise``: estimates carry the one that they were made with
+    source_held: bool = False
+    given_up: str = ""
+    skip_similar: float = 0.0  # as in the spec, or as changed since
+    refreshes: int = 0
     hold: bool = False
     keep: bool = False
     block_chunks: int = 1

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.contracts.beats import Beat as Beat
+from shared.contracts.beats import MeasuredCost as MeasuredCost
 from shared.contracts.refs import TensorRef, Wire
 from shared.contracts.tiers import Promise, Refusal, Tier
 from shared.engine.plan.items import Item
@@ -331,13 +333,20 @@ class EventKind(StrEnum):
 
 
 class StreamStats(Wire):
-    """Measured by egress over the stream's life; latency is emitted − captured, per frame."""
+    """Measured by egress over the stream's life; latency is emitted − captured, per frame.
+
+    ``jitter_p95_ms``: of successive frames, how far their distance is from that of their timestamps. ``cpr``: the share of the
+    play time without a stall.
+    """
 
     fps: float = 0.0
     ttff_s: float = 0.0
     latency_p50_ms: float = 0.0
     latency_p95_ms: float = 0.0
     frames_out: int = 0
+    latency_p99_ms: float = 0.0
+    jitter_p95_ms: float = 0.0
+    cpr: float = 1.0
 
 
 class StreamEvent(Wire):
@@ -369,27 +378,3 @@ class StreamEvent(Wire):
     refusal: Refusal = Refusal.OTHER
     tier: Tier | None = None
     promise: Promise | None = None
-
-
-class Beat(Wire):
-    """every service instance → scheduler (``rheo.worker.<id>.beat``), twice a second.
-
-    ``incarnation`` is new for every process start: a known instance with a new incarnation came back empty.
-    ``busy`` is the share of the last interval spent computing. ``stream_bytes`` is the device memory that each stream holds.
-    """
-
-    kind: Literal["beat"] = "beat"
-    service: str
-    instance: str
-    incarnation: str
-    roles: tuple[str, ...] = ()
-    pipeline: str = ""
-    stage: int = -1
-    stages: int = 0
-    model: str = ""
-    ready: bool = True
-    busy: float = 0.0
-    memory_free: int = 0
-    streams: tuple[str, ...] = ()
-    role_ms: dict[str, float] = Field(default_factory=dict[str, float])  # measured milliseconds per chunk, by role
-    stream_bytes: dict[str, int] = Field(default_factory=dict[str, int])

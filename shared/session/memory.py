@@ -10,6 +10,7 @@ from shared.clock import Clock, SystemClock
 from shared.contracts.commands import StreamSpec
 from shared.contracts.events import LedgerTotals
 from shared.session.port import (
+    COSTS_TTL_S,
     ENDED_TTL_S,
     NoSuchStreamError,
     StreamExistsError,
@@ -51,6 +52,7 @@ class MemoryStore:
         self._ledgers: dict[str, _Ledger] = {}
         self._forget_at: dict[str, float] = {}
         self._embeddings: dict[str, tuple[float, str, tuple[int, ...], bytes]] = {}
+        self._costs: dict[str, tuple[float, bytes]] = {}
         self._leases: dict[str, _Lease] = {}
         self._terms: dict[str, int] = {}
 
@@ -120,6 +122,13 @@ class MemoryStore:
         _, dtype, shape, data = found
         self._embeddings[digest] = (now + EMBEDDING_TTL_S, dtype, shape, data)
         return dtype, shape, data
+
+    async def put_costs(self, place: str, costs: Mapping[str, Any]) -> None:
+        self._costs[place] = (self._clock.monotonic() + COSTS_TTL_S, pack(dict(costs)))
+
+    async def get_costs(self, place: str) -> dict[str, Any] | None:
+        until, packed = self._costs.get(place, (0.0, b""))
+        return unpack(packed) if until > self._clock.monotonic() else None
 
     def _held(self, name: str) -> _Lease | None:
         lease = self._leases.get(name)

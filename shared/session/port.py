@@ -12,6 +12,7 @@ from shared.contracts.events import LedgerTotals
 from shared.session.state import Owner, StreamState
 
 VERDICTS = ("on_time", "late", "skipped")
+COSTS_TTL_S = 30 * 86_400.0
 ENDED_TTL_S = 3600.0
 """How long a stream that ended can still be read: its session, its ledger and its place in the list."""
 
@@ -115,6 +116,14 @@ class SessionStore(Protocol):
 
     async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
         """(dtype, shape, bytes); reading it renews its day."""
+        ...
+
+    async def put_costs(self, place: str, costs: Mapping[str, Any]) -> None:
+        """Keep a cost model's snapshot for 30 days under (device, model, size), so that a restart knows costs at once."""
+        ...
+
+    async def get_costs(self, place: str) -> dict[str, Any] | None:
+        """The snapshot kept for this place, or None."""
         ...
 
     async def acquire(self, name: str, holder: str, ttl_s: float) -> int | None:

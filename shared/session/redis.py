@@ -3,7 +3,7 @@
 Keys, all under ``prefix``: ``index`` (ids by the time they are forgotten, UNIX ms, +inf while under way), ``stream:<id>``
 (hash), ``ledger:<id>`` (hash: closed, through, frames_in, ``n:<verdict>``, ``s:<ingest's drops>``), ``ledger:<id>:above``
 (set of closed chunks over the watermark),
-``embedding:<digest>`` (hash), ``lease:<name>`` (hash), ``term:<name>`` (counter).
+``embedding:<digest>`` (hash), ``costs:<place>`` (packed), ``lease:<name>`` (hash), ``term:<name>`` (counter).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from redis.backoff import ConstantBackoff
 from shared.contracts.commands import StreamSpec
 from shared.contracts.events import LedgerTotals
 from shared.session.port import (
+    COSTS_TTL_S,
     ENDED_TTL_S,
     NoSuchStreamError,
     StoreUnavailableError,
@@ -298,6 +299,15 @@ class RedisStore:
             return None
         await self._redis.expire(key, EMBEDDING_TTL_S)
         return dtype.decode(), tuple(unpack(shape)), data
+
+    @_reached
+    async def put_costs(self, place: str, costs: Mapping[str, Any]) -> None:
+        await self._redis.set(self._key("costs", place), pack(dict(costs)), px=_ms(COSTS_TTL_S))
+
+    @_reached
+    async def get_costs(self, place: str) -> dict[str, Any] | None:
+        data: Any = await self._redis.get(self._key("costs", place))
+        return None if data is None else unpack(data)
 
     @_reached
     async def acquire(self, name: str, holder: str, ttl_s: float) -> int | None:

@@ -215,6 +215,15 @@ async def test_embeddings_by_digest(store: SessionStore) -> None:
     assert await store.get_embedding("d1") == ("float32", (16, 256), data)
 
 
+async def test_costs_by_place(store: SessionStore) -> None:
+    costs = {"stage.0": {"cells": [[1, 240, 12.5]], "speed": 1.25}, "decode": {"cells": []}}
+    assert await store.get_costs("cpu/float32:rheo-tiny:320x192") is None
+    await store.put_costs("cpu/float32:rheo-tiny:320x192", costs)
+    assert await store.get_costs("cpu/float32:rheo-tiny:320x192") == costs
+    await store.put_costs("cpu/float32:rheo-tiny:320x192", {})
+    assert await store.get_costs("cpu/float32:rheo-tiny:320x192") == {}
+
+
 async def test_a_lease_has_one_holder_and_ever_larger_terms(store: SessionStore) -> None:
     first = await store.acquire("lead", "a", 5.0)
     assert first is not None

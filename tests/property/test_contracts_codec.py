@@ -68,6 +68,7 @@ SMALL = {
     "seed": st.integers(0, 2**63 - 1),
     "frames_per_block": st.integers(1, 3),
     "deadline_ms": st.integers(50, 60_000),
+    "skip_similar": st.floats(0, 1),
     "frames": st.integers(0, 1000),
     "paused": st.none(),  # it comes alone
     "blend_chunks": st.integers(0, 64),

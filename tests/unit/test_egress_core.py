@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from services.egress.core import Arrival, Emit, Rules, StreamCore
 from services.egress.ledger import ChunkVerdict, StreamLedger
-from services.egress.pacing import EASE_NS, MARGIN_NS, WINDOW, PlayoutDelay
+from services.egress.pacing import EASE_MOST_NS, EASE_NS, MARGIN_NS, WINDOW, PlayoutDelay
 from services.egress.stats import LatencyHistogram, StreamMeter
 from shared.contracts.events import ChunkStamp, FrameStamp, LedgerTotals, SourceTotals
 
@@ -270,13 +272,45 @@ def test_the_playout_delay_grows_at_once_and_shrinks_slowly() -> None:
     delay.observe(300 * MS)
     high = 300 * MS + MARGIN_NS
     assert delay.delay_ns == high
-    for _ in range(WINDOW - 1):
+    before = high
+    for _ in range(2 * WINDOW):
         delay.observe(100 * MS)
-    assert delay.delay_ns == high
-    delay.observe(100 * MS)
-    assert delay.delay_ns == high - EASE_NS
+        assert before - EASE_MOST_NS <= delay.delay_ns <= before
+        before = delay.delay_ns
+    assert delay.delay_ns < 100 * MS + MARGIN_NS + 2 * EASE_NS, "what is too much is forgotten in time"
     delay.observe(5_000 * MS)
     assert delay.delay_ns < DEADLINE, "one hopeless chunk must not make the next ones late"
+
+
+def test_single_late_chunks_do_not_hold_up_every_frame_and_a_slower_stream_does() -> None:
+    delay = PlayoutDelay(DEADLINE)
+    for chunk in range(3 * WINDOW):
+        delay.observe((450 if chunk and chunk % WINDOW == 0 else 330) * MS)
+    assert delay.delay_ns == 330 * MS + MARGIN_NS
+    for _ in range(3):
+        delay.observe(420 * MS)
+    assert delay.delay_ns == 420 * MS + MARGIN_NS
+
+
+def test_the_first_chunk_begins_the_playout_and_is_forgotten_within_two_seconds() -> None:
+    delay = PlayoutDelay(DEADLINE)
+    delay.observe(470 * MS, first=True)
+    assert delay.delay_ns == 470 * MS + MARGIN_NS
+    for _ in range(16):
+        delay.observe(330 * MS)
+    assert delay.delay_ns < 375 * MS
+
+
+def test_the_playout_delay_is_bound_by_the_streams_own_deadline() -> None:
+    for deadline in (200 * MS, 1500 * MS):
+        delay = PlayoutDelay(deadline)
+        for _ in range(WINDOW):
+            delay.observe(deadline - 5 * MS)
+        assert delay.delay_ns == deadline - deadline // 10
+
+
+def source_frame(index: int) -> FrameStamp:
+    return FrameStamp(index=index, pts=index, captured_ns=START + index * FRAME, duration=1)
 
 
 def test_figures_are_right_within_a_percent() -> None:
@@ -287,8 +321,34 @@ def test_figures_are_right_within_a_percent() -> None:
     assert abs(histogram.percentile(0.95) / 950 - 1) < 0.01
     meter = StreamMeter(START)
     for index in range(11):
-        meter.emitted(START + index * FRAME, START + index * FRAME + 200 * MS)
+        meter.emitted(source_frame(index), START + index * FRAME + 200 * MS, Fraction(1, 25))
     stats = meter.stats()
     assert abs(stats.fps - 25) < 0.01
     assert abs(stats.ttff_s - 0.2) < 0.001
     assert stats.frames_out == 11
+    assert stats.cpr == 1.0
+    assert stats.jitter_p95_ms < 0.2
+    assert abs(stats.latency_p99_ms / 200 - 1) < 0.01
+
+
+def test_uneven_frames_are_jitter_and_a_standing_picture_is_a_stall() -> None:
+    meter = StreamMeter(START)
+    for index in range(100):
+        late = 12 * MS if index % 2 else 0
+        meter.emitted(source_frame(index), START + index * FRAME + 200 * MS + late, Fraction(1, 25))
+    stats = meter.stats()
+    assert abs(stats.jitter_p95_ms - 12) < 0.2
+    assert stats.cpr == 1.0, "no picture stood for two frames' time"
+    # 25 frames are lost: the picture stands for a second.
+    meter.emitted(source_frame(125), START + 125 * FRAME + 200 * MS, Fraction(1, 25))
+    assert abs(meter.stats().cpr - (1 - 25 / 125)) < 0.01
+
+
+def test_what_is_skipped_or_paused_on_purpose_is_no_stall() -> None:
+    meter = StreamMeter(START)
+    for index in (*range(50), *range(90, 140)):
+        if index == 90:
+            meter.excuse(40)
+        meter.emitted(source_frame(index), START + index * FRAME + 200 * MS, Fraction(1, 25))
+    assert meter.stats().cpr == 1.0
+    assert meter.stats().jitter_p95_ms < 0.2

@@ -1,0 +1,51 @@
+"""Heartbeats: who is there, what it is doing, and what its work costs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from shared.contracts.refs import Wire
+
+
+class MeasuredCost(Wire):
+    """A role's forward of this shape took ``ms`` milliseconds of device time (the median of ``runs``).
+
+    ``role`` is encode, stage or decode; ``items`` share the forward, of ``units`` latent tokens in all.
+    """
+
+    role: str
+    items: int
+    units: int
+    ms: float
+    runs: int = 1
+
+
+class Beat(Wire):
+    """every service instance → scheduler (``rheo.worker.<id>.beat``), twice a second.
+
+    ``incarnation`` is new for every process start: a known instance with a new incarnation came back empty.
+    ``busy`` is the share of the last interval spent computing. ``stream_bytes`` is the device memory that each stream holds.
+    ``device`` names what a worker computes with, settings that change its speed included; ``calibration`` is what its roles
+    took at the start, ``measured`` what encode and decode took since the last beat.
+    """
+
+    kind: Literal["beat"] = "beat"
+    service: str
+    instance: str
+    incarnation: str
+    roles: tuple[str, ...] = ()
+    pipeline: str = ""
+    stage: int = -1
+    stages: int = 0
+    model: str = ""
+    ready: bool = True
+    busy: float = 0.0
+    memory_free: int = 0
+    streams: tuple[str, ...] = ()
+    role_ms: dict[str, float] = Field(default_factory=dict[str, float])  # measured milliseconds per chunk, by role
+    stream_bytes: dict[str, int] = Field(default_factory=dict[str, int])
+    device: str = ""
+    calibration: tuple[MeasuredCost, ...] = ()
+    measured: tuple[MeasuredCost, ...] = ()
