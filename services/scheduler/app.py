@@ -77,6 +77,7 @@ class Scheduler:
         bus, handlers = self._context.bus, self._handlers
         await bus.subscribe(subjects.pipeline_done(subjects.ANY), handlers.on_done, size=1024)
         await bus.subscribe(subjects.TAKEN, handlers.on_taken)
+        await bus.subscribe(subjects.MOVED, self._desk.moves.on_moved)
         await bus.subscribe(subjects.stream(subjects.ANY, "motion"), handlers.on_motion, size=1024)
         await bus.subscribe(subjects.stream(subjects.ANY, "chunk"), handlers.on_chunk, size=1024)
         await bus.subscribe(subjects.stream(subjects.ANY, "event"), handlers.on_event)

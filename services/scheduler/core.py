@@ -7,10 +7,13 @@ service and the simulator run the same code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from operator import attrgetter
 
-from services.scheduler.batching import choose
+from services.scheduler.batching import LosslessShare, Ready, choose
 from services.scheduler.cost_model import CostModel
+from services.scheduler.forecast import NS_PER_MS, Forecast
+from services.scheduler.policies import SLACK, Growth, Policy
 from services.scheduler.stream_queue import Applied, Offer, StreamQueue, Work
 from shared.contracts.events import (
     BatchDone,
@@ -23,8 +26,11 @@ from shared.contracts.events import (
 )
 from shared.contracts.refs import TensorRef
 
-NS_PER_MS = 1_000_000
 DISPATCH_LEAD_NS = 6 * NS_PER_MS  # how long before stage 0 is free the next batch leaves: more than the bus takes
+MIN_LONGER_GAIN = 0.1  # of the time per frame: what a longer frame block must save
+AGEING_NS = 50 * NS_PER_MS  # a stream goes first by so much for each chunk in a row that it lost
+MAX_AGED = 40
+_order_of = attrgetter("order", "work.stream", "work.ready_ns")
 
 
 @dataclass(slots=True)
@@ -44,7 +50,7 @@ class Flight:
 
     works: tuple[Work, ...]
     sent_ns: int
-    units: int
+    units: int  # latent tokens of one item's forward
     live: bool
 
 
@@ -55,7 +61,14 @@ class PipelineCore:
     """
 
     def __init__(
-        self, pipeline: str, stages: int, term: int, cost: CostModel, max_batch: int = 8, generation: int = 1
+        self,
+        pipeline: str,
+        stages: int,
+        term: int,
+        cost: CostModel,
+        max_batch: int = 8,
+        generation: int = 1,
+        policy: Policy = SLACK,
     ) -> None:
         self.pipeline = pipeline
         self.stages = stages
@@ -63,10 +76,17 @@ class PipelineCore:
         self.cost = cost
         self.max_batch = max_batch
         self.generation = generation
+        self.policy = policy
+        self.forecast = Forecast(cost, stages)
         self.next_seq = 0
         self.streams: dict[str, StreamQueue] = {}
         self.in_flight: dict[int, Flight] = {}
         self._stage0_free_ns = 0
+        self._share = LosslessShare()
+        self._ready: dict[str, list[Ready]] = {}  # by stream: what could run now
+        self._ordered: list[Ready] = []  # the same, the most urgent first
+        self._live = 0
+        self._stage_keys = tuple(f"stage.{stage}" for stage in range(stages))
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
@@ -75,11 +95,18 @@ class PipelineCore:
         if queue.stream in self.streams:
             raise ValueError(f"stream {queue.stream} is already on pipeline {self.pipeline}")
         self.streams[queue.stream] = queue
+        self._live += queue.live
+        queue.dirty = True
 
     def remove(self, stream: str) -> list[TensorRef]:
         """A stream leaves; batches that stage 0 admitted run whole (rule 6). Returns the inputs nobody will read."""
         queue = self.streams.pop(stream, None)
-        return [] if queue is None else queue.inputs()
+        if queue is None:
+            return []
+        self._live -= queue.live
+        if self._ready.pop(stream, None):
+            self._ordered = [ready for ready in self._ordered if ready.work.stream != stream]
+        return queue.inputs()
 
     def offer(self, chunk: MotionEstimated, now_ns: int) -> tuple[Offer | None, Decisions]:
         """A chunk is ready. The offer is None when its stream is not here."""
@@ -88,6 +115,10 @@ class PipelineCore:
         if queue is None:
             return None, decisions
         offer = queue.offer(chunk, now_ns)
+        for timing in chunk.timings:
+            if timing.hop == "encode":
+                units = chunk.latent_frames * queue.model.tokens(queue.width, queue.height)
+                self.cost.observe("encode", units, timing.compute_ms)
         if offer in (Offer.OVERTAKEN, Offer.FULL):
             self._drop(decisions, (chunk.stamp,), offer.value)
             decisions.released.append(chunk.latents)
@@ -101,13 +132,18 @@ class PipelineCore:
         A batch leaves just before stage 0 is predicted to be free, not earlier: what becomes ready meanwhile joins it.
         """
         decisions = Decisions()
-        for queue in self.streams.values():
-            self._drop_stale(queue, now_ns, decisions)
-        while len(self.in_flight) <= self.stages and now_ns >= self.dispatch_at_ns():
-            members = choose(self._candidates(), now_ns, self._remaining_ns, self._bucket, self.max_batch)
-            if not members:
-                break
+        self._renew(now_ns, decisions)
+        while len(self.in_flight) <= self.stages and self._ordered and now_ns >= self.dispatch_at_ns():
+            slack = self.policy.growth is Growth.DEADLINES
+            ordered = self._share.first(self._ordered, self.forecast) if slack else self._ordered
+            begin_ns = self._begin_ns(now_ns)
+            members = choose(ordered, begin_ns, self.forecast, self.policy, self.max_batch, self._live > 0)
+            if slack:
+                waits = sum(not ready.work.deadline_ns for ready in ordered)
+                waits -= sum(not ready.work.deadline_ns for ready in members)
+                self._share.sent(members, waits > 0, self.forecast)
             decisions.batches.append(self._send(members, now_ns, decisions))
+            self._renew(now_ns, decisions)
         return decisions
 
     def dispatch_at_ns(self) -> int:
@@ -124,11 +160,13 @@ class PipelineCore:
         if flight is None:
             return decisions
         if self.stages == 1:  # the one stage is free now, but for what is in flight behind
-            behind = sum(self.cost.predict("stage.0", other.units) for other in self.in_flight.values())
+            behind = sum(self.forecast.stage0_ms(other.units, len(other.works)) for other in self.in_flight.values())
             self._stage0_free_ns = now_ns + int(behind * NS_PER_MS)
-        for stage, ms in enumerate(done.stage_ms):
-            self.cost.observe(f"stage.{stage}", flight.units, ms)
+        items = len(flight.works)
+        for key, ms in zip(self._stage_keys, done.stage_ms, strict=False):
+            self.cost.observe(key, flight.units * items, ms, items)
         outputs = {(result.stream, result.block, result.step): result.output for result in done.results}
+        stage_ms = StageTiming(hop="stage", queue_ms=0.0, compute_ms=sum(done.stage_ms))
         for work in flight.works:
             item = work.item
             if item is None:
@@ -140,11 +178,9 @@ class PipelineCore:
                     decisions.released.append(output)
                 continue
             queue.plan.done(item)
+            queue.dirty = True
             if output is not None:
-                stage_ms = StageTiming(hop="stage", queue_ms=0.0, compute_ms=sum(done.stage_ms))
-                queue.later[item.block] = replace(
-                    work, inputs=(output,), ready_ns=now_ns, timings=(*work.timings, stage_ms)
-                )
+                queue.later[item.block] = work.at(item, (*work.timings, stage_ms), (output,), now_ns)
         return decisions
 
     def overdue(self, now_ns: int, live_timeout_ns: int, lossless_timeout_ns: int) -> int | None:
@@ -183,71 +219,112 @@ class PipelineCore:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _candidates(self) -> list[Work]:
-        found: list[Work] = []
-        for queue in self.streams.values():
-            found.extend(queue.next_steps())
-            entering = queue.candidate()
-            if entering is not None:
-                found.append(entering)
-        return found
+    def _begin_ns(self, now_ns: int) -> int:
+        """When stage 0 can begin with what is sent now."""
+        return max(now_ns, self._stage0_free_ns) if self.in_flight else now_ns
 
-    def _bucket(self, work: Work) -> tuple[int, ...]:
-        queue = self.streams[work.stream]
-        return (work.frames, work.context, queue.height, queue.width)
+    def _renew(self, now_ns: int, decisions: Decisions) -> None:
+        """What could run now, the most urgent first; on the way what can no longer make its deadline is dropped.
 
-    def _units(self, work: Work) -> int:
-        queue = self.streams[work.stream]
-        return work.forward_frames * queue.model.tokens(queue.width, queue.height)
+        Only streams in which something happened are asked again, and only changed predictions are worked out again.
+        """
+        changed = self.forecast.renew()
+        if changed:
+            for ready in self._ordered:
+                ready.plan(self.forecast, self.policy)
+        begin_ns = self._begin_ns(now_ns)
+        for stream, queue in self.streams.items():
+            if queue.dirty:
+                self._ask(queue, begin_ns)
+                changed = True
+            if self.policy.drops_stale and queue.live:
+                while self._is_stale(stream, begin_ns):
+                    self._forget(queue, decisions)
+                    self._ask(queue, begin_ns)
+                    changed = True
+        if changed:
+            self._ordered = [ready for found in self._ready.values() for ready in found]
+            self._ordered.sort(key=_order_of)
 
-    def _forward_ms(self, units: int) -> float:
-        return sum(self.cost.predict(f"stage.{stage}", units) for stage in range(self.stages))
+    def _ask(self, queue: StreamQueue, begin_ns: int) -> None:
+        """What of one stream could run now: steps of blocks under way, and last the block that could enter."""
+        queue.dirty = False
+        tokens = queue.model.tokens(queue.width, queue.height)
+        found = [self._as_ready(work, queue, tokens) for work in queue.next_steps()]
+        entering = queue.candidate()
+        if entering is not None:
+            ready = self._as_ready(entering, queue, tokens)
+            if (longest := queue.longest()) > queue.settings.frames_per_block:
+                ready = self._longer(queue, ready, longest, tokens, begin_ns)
+            found.append(ready)
+        self._ready[queue.stream] = found
 
-    def _remaining_ns(self, work: Work, items: int) -> int:
-        """Predicted nanoseconds from now until the work's pixels are decoded, in batches of ``items``."""
-        queue = self.streams[work.stream]
-        left = queue.settings.steps if work.item is None else work.item.steps - work.item.step
-        units = self._units(work)
-        forward = self._forward_ms(units * items)
-        decode = self.cost.predict("decode", len(work.stamps))
-        return int((forward * left + decode) * NS_PER_MS)
+    def _as_ready(self, work: Work, queue: StreamQueue, tokens: int) -> Ready:
+        item = work.item
+        left = queue.settings.steps if item is None else item.steps - item.step - 1
+        bucket = (work.frames, work.context, queue.height, queue.width)
+        ready = Ready(work, bucket, work.forward_frames * tokens, work.frames * tokens, left)
+        if queue.live:
+            ready.aged_ns = min(queue.dropped_in_row, MAX_AGED) * AGEING_NS
+        ready.plan(self.forecast, self.policy)
+        return ready
 
-    def _drop_stale(self, queue: StreamQueue, now_ns: int, decisions: Decisions) -> None:
+    def _longer(self, queue: StreamQueue, own: Ready, longest: int, tokens: int, begin_ns: int) -> Ready:
+        """The longest block that saves time per frame and whose first frame is still in time, else the stream's own."""
+        per_frame = own.remaining_ns / own.work.frames
+        for length in range(longest, queue.settings.frames_per_block, -1):
+            work = queue.candidate(length)
+            if work is None or not own.remaining_ns:
+                break
+            ready = self._as_ready(work, queue, tokens)
+            in_time = not work.deadline_ns or begin_ns + ready.remaining_ns * self.forecast.margin <= work.deadline_ns
+            if in_time and ready.remaining_ns / work.frames <= (1.0 - MIN_LONGER_GAIN) * per_frame:
+                return ready
+        return own
+
+    def _is_stale(self, stream: str, begin_ns: int) -> bool:
         """Freshness: before step 0, what cannot show even its last frame in time is dropped, never queued."""
-        while queue.live and (work := queue.candidate()) is not None:
-            # A window that runs along once may make its block late; it must not have every block dropped instead.
-            if now_ns + self._remaining_ns(replace(work, context=0), 1) <= work.last_deadline_ns:
-                return
-            queue.forget(work)
-            self._drop(decisions, work.stamps, "stale")
-            decisions.released.extend(work.inputs)
+        found = self._ready[stream]
+        if not found or found[-1].work.item is not None:
+            return False
+        # A window that runs along once may make its block late; it must not have every block dropped instead.
+        return begin_ns + found[-1].fresh_ns > found[-1].work.last_deadline_ns
 
-    def _send(self, members: list[Work], now_ns: int, decisions: Decisions) -> StageBatch:
+    def _forget(self, queue: StreamQueue, decisions: Decisions) -> None:
+        work = self._ready[queue.stream][-1].work
+        queue.forget(work)
+        self._drop(decisions, work.stamps, "stale")
+        decisions.released.extend(work.inputs)
+
+    def _send(self, members: list[Ready], now_ns: int, decisions: Decisions) -> StageBatch:
         works: list[Work] = []
         for member in members:
-            queue = self.streams[member.stream]
-            if member.item is None:
-                work, applied = queue.enter(member)
-                decisions.applied.extend(applied)
-            else:
-                work = replace(member, item=queue.plan.next(member.item))
-                del queue.later[member.item.block]
+            work, queue = member.work, self.streams[member.work.stream]
             waited = StageTiming(hop="scheduler", queue_ms=(now_ns - work.ready_ns) / NS_PER_MS, compute_ms=0.0)
-            works.append(replace(work, timings=(*work.timings, waited)))
-        first = self.streams[works[0].stream]
+            timings = (*work.timings, waited)
+            if work.item is None:
+                bound, applied = queue.enter(work)
+                decisions.applied.extend(applied)
+                item = bound.item
+            else:
+                item = queue.plan.next(work.item)
+                del queue.later[item.block]
+            if item is not None:
+                works.append(work.at(item, timings, work.inputs, work.ready_ns))
+            queue.dirty = True
+        first, units = self.streams[works[0].stream], members[0].units
         batch = StageBatch(
             pipeline=self.pipeline,
             term=self.term,
             generation=self.generation,
             seq=self.next_seq,
-            entries=tuple(_entry(work) for work in works),
+            entries=tuple([_entry(work) for work in works]),
             height=first.height,
             width=first.width,
             scheduled_ns=now_ns,
         )
-        units = sum(self._units(work) for work in works)
         self.in_flight[self.next_seq] = Flight(tuple(works), now_ns, units, any(work.live for work in works))
-        takes_ns = int(self.cost.predict("stage.0", units) * NS_PER_MS)
+        takes_ns = int(self.forecast.stage0_ms(units, len(works)) * NS_PER_MS)
         self._stage0_free_ns = max(self._stage0_free_ns, now_ns) + takes_ns
         self.next_seq += 1
         return batch
@@ -260,5 +337,5 @@ def _entry(work: Work) -> BatchEntry:
     if work.item is None:
         raise ValueError("a work without an item cannot be sent")
     # Without a source there are no latents: what a chunk carries is an empty tensor.
-    inputs = tuple(ref for ref in work.inputs if 0 not in ref.shape)
+    inputs = tuple([ref for ref in work.inputs if 0 not in ref.shape])
     return BatchEntry(item=work.item, stamps=work.stamps, inputs=inputs, timings=work.timings)

@@ -11,6 +11,7 @@ from services.scheduler.core import PipelineCore
 from services.scheduler.cost_model import CostModel
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.messenger import Messenger, RefusedError, all_of, credits_for, tell_refused
+from services.scheduler.moves import Moves
 from services.scheduler.placing import check_settings, place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
@@ -49,6 +50,7 @@ class StreamDesk:
         self._messenger = Messenger(settings, bus, clock)
         self.answers = self._messenger.answers
         self.tell = self._messenger.tell
+        self.moves = Moves(bus, clock)
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None

@@ -76,6 +76,7 @@ class Worker:
             "streams": tuple(self._handlers.assignments.streams),
             "role_ms": dict(self._handlers.role_ms),
             "stream_bytes": self._stream_bytes,
+            **self._runtime.block_fields(),
         }
 
     async def _watch_gaps(self) -> None:

@@ -18,6 +18,7 @@ from shared.bus.port import Handler, Received, Subscription
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, ScaleLoras, TakeStream, TextEncode, TextEncoded
 from shared.contracts.events import ChunkStamp, PromptReady, StreamTaken
+from shared.contracts.moving import Move
 from shared.contracts.order import OrderGate
 from shared.engine.plan.prompts import digest
 from shared.lifecycle import Context
@@ -65,7 +66,7 @@ class Assignments:
 
     async def on_assign(self, received: Received) -> None:
         """Take, leave, prepare; what is meant for another instance is ignored."""
-        message: TakeStream | LeaveStream | PreparePrompt | ScaleLoras = received.message
+        message: TakeStream | LeaveStream | PreparePrompt | ScaleLoras | Move = received.message
         if message.instance != self._context.instance:
             return
         if isinstance(message, TakeStream):
@@ -74,7 +75,7 @@ class Assignments:
             await self._leave(message.stream, message.epoch)
         elif isinstance(message, ScaleLoras):
             await self._scale_loras(message)
-        else:
+        elif isinstance(message, PreparePrompt):
             await self._prepare(message)
 
     async def _take(self, take: TakeStream) -> None:

@@ -108,6 +108,13 @@ class Runtime:
             if role is not None:
                 role.close(stream)
 
+    def block_fields(self) -> dict[str, int]:
+        """Which DiT blocks it has, as a heartbeat tells it."""
+        if self.stage is None:
+            return {}
+        blocks = self.stage.stage.blocks
+        return {"first_block": blocks.start, "last_block": blocks.stop - 1}
+
     def stream_bytes(self) -> dict[str, int]:
         """Device memory that each stream holds: KV slots, prompts, and the autoencoder's caches."""
         held: dict[str, int] = dict(self.stage.stage.memory().streams) if self.stage is not None else {}

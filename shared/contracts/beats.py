@@ -26,7 +26,9 @@ class Beat(Wire):
     """every service instance → scheduler (``rheo.worker.<id>.beat``), twice a second.
 
     ``incarnation`` is new for every process start: a known instance with a new incarnation came back empty.
-    ``busy`` is the share of the last interval spent computing. ``stream_bytes`` is the device memory that each stream holds.
+    ``busy`` is the share of the last interval spent computing. ``stream_bytes`` is the device memory that each stream holds,
+    ``suspended`` the host memory of those that were moved there. ``memory_free``: bytes of the device that new slots may take.
+    A worker with a stage has DiT blocks ``first_block``…``last_block`` (−1: none); ``generation`` is the newest that it knows.
     ``device`` names what a worker computes with, settings that change its speed included; ``calibration`` is what its roles
     took at the start, ``measured`` what encode and decode took since the last beat.
     """
@@ -49,3 +51,7 @@ class Beat(Wire):
     device: str = ""
     calibration: tuple[MeasuredCost, ...] = ()
     measured: tuple[MeasuredCost, ...] = ()
+    suspended: dict[str, int] = Field(default_factory=dict[str, int])
+    first_block: int = -1
+    last_block: int = -1
+    generation: int = 0

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from shared.contracts import commands as c
 from shared.contracts import events as e
+from shared.contracts import moving as m
 from shared.contracts import operating as o
 from shared.contracts import subjects as s
 from shared.contracts import tiers as t
@@ -73,12 +74,13 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         s.assign("*"),
-        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras, t.PaceStream),
+        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras, t.PaceStream, *m.MOVES),
         Delivery.JETSTREAM,
         ("scheduler",),
         ("ingest", "worker", "egress", "motion"),
     ),
     Channel(s.TAKEN, (e.StreamTaken,), Delivery.CORE, ("ingest", "worker", "egress"), ("scheduler",)),
+    Channel(s.MOVED, m.MOVED, Delivery.CORE, ("worker",), ("scheduler",)),
     Channel(s.beat("*"), (e.Beat,), Delivery.CORE, ("every service",), ("scheduler",)),
     Channel(
         s.tensor_get("*"),

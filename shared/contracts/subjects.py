@@ -8,6 +8,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ANY = "*"
 
 TAKEN = "rheo.taken"
+MOVED = "rheo.moved"
 FLEET = "rheo.fleet"
 TEXT_ENCODE = "rheo.text.encode"
 CAPACITY = "rheo.scheduler.capacity"

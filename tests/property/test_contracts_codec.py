@@ -78,6 +78,10 @@ SMALL = {
     "max_frames_per_block": st.one_of(st.none(), st.just(3)),
     "shape": st.lists(st.integers(0, 12), max_size=8).map(tuple).filter(lambda shape: math.prod(shape) <= 1 << 27),
     "dtype": st.sampled_from(sorted(DTYPE_BYTES)),
+    "first": st.integers(0, 20),
+    "last": st.integers(20, 1023),
+    "stage": st.integers(0, 1023),
+    "stages": st.integers(1, 1024),
 }
 """Fields with limits that their types do not tell: those of a stream's spec and patch, and of a tensor."""
 
@@ -92,6 +96,8 @@ def messages(message: type[Wire]) -> st.SearchStrategy[Wire]:
         "NoSource",
         "Mp4Sink",
         "TensorRef",
+        "BlockRange",
+        "CutOver",
     )
     fields = {
         name: SMALL[name] if limited and name in SMALL else values(field.annotation)

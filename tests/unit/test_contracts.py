@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from shared.contracts import beats, commands, events, operating, subjects, tiers
+from shared.contracts import beats, commands, events, moving, operating, subjects, tiers
 from shared.contracts.asyncapi import DOCUMENT, document, render
 from shared.contracts.catalog import CHANNELS, Delivery, channel_of, matches
 from shared.contracts.codec import BadMessageError, decode, decode_subject, encode
@@ -26,7 +26,7 @@ def all_messages() -> set[type[Wire]]:
 def test_every_message_with_a_kind_travels_somewhere() -> None:
     defined = {
         each
-        for module in (beats, events, commands, operating, tiers)
+        for module in (beats, events, commands, moving, operating, tiers)
         for _, each in inspect.getmembers(module, inspect.isclass)
         if issubclass(each, Wire) and each.__module__ == module.__name__ and "kind" in each.model_fields
     }
