@@ -51,6 +51,15 @@ class Admitting:
         """A stream is gone."""
         self.admission.leave(stream, self._now())
 
+    def follow(self) -> None:
+        """Books follow the fleet; those of pipelines that are gone are closed when the last stream has left."""
+        there = self._fleet.pipelines()
+        self.refresh(there)
+        names = {each.name for each in there}
+        for name, book in list(self.admission.books.items()):
+            if name not in names and not book.streams:
+                del self.admission.books[name], self.admission.loads[name]
+
     def refresh(self, pipelines: Sequence[Pipeline]) -> None:
         """Books follow the fleet: pipelines that are new, or whose workers or costs have changed."""
         for pipeline in pipelines:

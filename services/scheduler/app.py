@@ -80,6 +80,7 @@ class Scheduler:
         await bus.subscribe(subjects.MOVED, self._desk.moves.on_moved)
         await bus.subscribe(subjects.stream(subjects.ANY, "motion"), handlers.on_motion, size=1024)
         await bus.subscribe(subjects.stream(subjects.ANY, "chunk"), handlers.on_chunk, size=1024)
+        await bus.subscribe(subjects.stream(subjects.ANY, "closed"), handlers.on_closed, size=1024)
         await bus.subscribe(subjects.stream(subjects.ANY, "event"), handlers.on_event)
         self._term = term
         await self._take_over()

@@ -7,25 +7,25 @@ import logging
 from collections.abc import Callable, Mapping
 
 from services.scheduler.admitting import Admitting
+from services.scheduler.changing import Changing
 from services.scheduler.core import PipelineCore
 from services.scheduler.cost_model import CostModel
 from services.scheduler.fleet import Fleet, Pipeline
-from services.scheduler.messenger import Messenger, RefusedError, all_of, credits_for, tell_refused
+from services.scheduler.messenger import Messenger, RefusedError, all_of, tell_refused
 from services.scheduler.moves import Moves
-from services.scheduler.placing import check_settings, place
+from services.scheduler.placing import place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.settings import Settings
-from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
+from services.scheduler.stream_queue import StreamQueue, StreamSettings
+from services.scheduler.tiering import Tiering
 from shared.bus.port import Bus
 from shared.clock import Clock
 from shared.contracts.commands import (
     Mode,
     NoSource,
     StartStream,
-    StreamPatch,
     StreamSpec,
-    UpdateStream,
 )
 from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.refs import TensorRef
@@ -55,7 +55,12 @@ class StreamDesk:
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
         self.admitting = Admitting(settings, fleet, clock, lambda name: costs_of(self.cores, name))
+        self.tiering = Tiering(store, self._messenger, clock, self.admitting, self.records, self.cores)
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
+        self.changing = Changing(
+            store, self._messenger, self._prompting, self.tiering, self.records, self.cores, lambda: self._pump()
+        )
+        self.update = self.changing.update
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
@@ -113,9 +118,10 @@ class StreamDesk:
         _still_opening(record)
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
-        await self._keep_settings(record, self._queue_of(record))
+        await self.changing.keep_settings(record, self.changing.queue_of(record))
         promise = record.promise
         await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version, promise=promise)
+        await self.tiering.settle(record)
         self._pump()
 
     def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
@@ -124,6 +130,7 @@ class StreamDesk:
                 raise RefusedError("this scheduler is not the leader")
             self.cores[pipeline.name] = self.make_core(pipeline)
         model = model_spec(record.spec.model, self._settings.models_dir)
+        tier = self.tiering.begin(record, model)
         self.cores[pipeline.name].add(
             StreamQueue(
                 stream=record.stream,
@@ -135,108 +142,14 @@ class StreamDesk:
                 plan=StreamPlan.for_model(record.stream, record.epoch, model),
                 from_text=isinstance(record.spec.source, NoSource),
                 settings=StreamSettings(
-                    steps=record.spec.steps,
+                    steps=tier.steps,
                     seed=record.spec.seed,
                     prompt_version=version,
-                    frames_per_block=record.spec.frames_per_block,
+                    frames_per_block=tier.frames_per_block,
                     max_frames_per_block=record.spec.max_frames_per_block or 0,
                 ),
             )
         )
-
-    # --- change ------------------------------------------------------------------------------------------------------
-
-    async def update(self, command: UpdateStream) -> None:
-        """Change a running stream. Answers accepted or refused; applied follows with the chunk it took effect at."""
-        record = self.records.get(command.stream)
-        if record is None or record.phase is not Phase.RUNNING:
-            reason = f"stream {command.stream} is not running"
-            await self.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)
-            return
-        async with record.changing:  # one change at a time: each starts from what the one before left
-            await self._change(record, command)
-
-    async def _change(self, record: StreamRecord, command: UpdateStream) -> None:
-        patch: StreamPatch = command.patch
-        try:
-            queue = self._queue_of(record)
-            if patch.paused is not None:
-                await self._pause(record, queue, command.command, patch.paused)
-                return
-            longest = max(patch.frames_per_block or 1, patch.max_frames_per_block or 1)
-            check_settings(queue.model, patch.steps, longest, patch.noise, queue.from_text)
-            await self._make_room(record, longest)
-            version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
-            queue = self._queue_of(record)  # preparing took a while
-        except RefusedError as error:
-            await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
-            return
-        if patch.noise is not None:
-            record.noise, record.noise_version = patch.noise, record.noise_version + 1
-        now = queue.settings
-        await self.tell(
-            record.stream, EventKind.ACCEPTED, command=command.command, version=version or now.prompt_version
-        )
-        queue.change(
-            command.command,
-            Change(
-                StreamSettings(
-                    steps=patch.steps or now.steps,
-                    seed=now.seed if patch.seed is None else patch.seed,
-                    prompt_version=version or now.prompt_version,
-                    frames_per_block=patch.frames_per_block or now.frames_per_block,
-                    max_frames_per_block=patch.max_frames_per_block or now.max_frames_per_block,
-                ),
-                noise_version=0 if patch.noise is None else record.noise_version,
-                blend_chunks=patch.blend_chunks,
-                recache=patch.recache,
-            ),
-        )
-        if patch.noise is not None:
-            # Last of all: the first chunk that is estimated with it must find the change waiting here.
-            await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
-            await self._messenger.take("motion", record, record.motion, wait=False)
-        await self._keep_settings(record, queue)
-        self._pump()
-
-    async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
-        """Ingest tells applied, with the chunk."""
-        await self.tell(record.stream, EventKind.ACCEPTED, command=command)
-        record.paused = queue.paused = paused
-        await self._messenger.pause(record, command, paused)
-        await self._keep_settings(record, queue)
-        self._pump()
-
-    async def _make_room(self, record: StreamRecord, frames_per_block: int) -> None:
-        """Longer frame blocks need more chunks under way: give ingest the credits. Raises RefusedError."""
-        before, length = credits_for(record), record.frames_per_block
-        record.frames_per_block = max(length, frames_per_block)
-        if credits_for(record) > before:
-            try:
-                await self._messenger.take("ingest", record, record.ingest)
-            except RefusedError:
-                record.frames_per_block = length  # asked for again, it has to be asked of ingest again
-                raise
-
-    async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
-        """What the stream runs with now, for whoever shows it."""
-        settings = queue.settings
-        kept = {
-            "steps": settings.steps,
-            "seed": settings.seed,
-            "frames_per_block": settings.frames_per_block,
-            "noise": record.noise,
-            "paused": record.paused,
-        }
-        await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})
-
-    def _queue_of(self, record: StreamRecord) -> StreamQueue:
-        """The stream's queue. Raises RefusedError once it has ended."""
-        core = self.cores.get(record.pipeline)
-        queue = core.streams.get(record.stream) if core is not None else None
-        if queue is None:
-            raise RefusedError(f"stream {record.stream} has ended meanwhile")
-        return queue
 
     # --- stop and fail -----------------------------------------------------------------------------------------------
 
@@ -329,6 +242,7 @@ class StreamDesk:
         self.admitting.leave(record.stream)
 
     def _dequeue(self, record: StreamRecord) -> None:
+        self.tiering.end(record)
         core = self.cores.get(record.pipeline)
         if core is not None:
             self._release(core.remove(record.stream))

@@ -12,6 +12,7 @@ from services.scheduler.core import Decisions, PipelineCore
 from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Health
 from services.scheduler.settings import Settings
+from services.scheduler.stream_queue import Applied
 from shared.bus.port import Bus, Received
 from shared.clock import Clock
 from shared.contracts import subjects
@@ -95,6 +96,8 @@ class Handlers:
             self._count("motion_unknown_stream")
             return
         offer, decisions = core.offer(chunk, self._clock.now_ns())
+        if (queue := core.streams.get(chunk.stamp.stream)) is not None:
+            self._desk.tiering.on_chunk(chunk.stamp, queue.model)
         self._count(f"motion_{offer.value if offer is not None else 'unknown_stream'}")
         await self._act(decisions)
         await self.pump_core(core)
@@ -126,6 +129,10 @@ class Handlers:
             return
         await self._act(core.done(message, self._clock.now_ns()))
         await self.pump_core(core)
+
+    async def on_closed(self, received: Received) -> None:
+        """Verdicts: what came late counts for the ladder."""
+        self._desk.tiering.on_closed(received.message)
 
     async def on_taken(self, received: Received) -> None:
         """A service answered an assignment."""
@@ -170,6 +177,7 @@ class Handlers:
             if overdue is not None:
                 await self._rebuild(core, f"batch {overdue} was not reported in time")
             await self.pump_core(core)
+        await self._desk.tiering.tick()
 
     async def lost(self, instance: str, how: str) -> None:
         """Every stream that an instance held state of fails; motion is told to take its streams again."""
@@ -235,19 +243,23 @@ class Handlers:
             self._count(f"dropped_{drop.reason}")
         self.release(decisions.released)
         for applied in decisions.applied:
-            self._spawn(
-                self._desk.tell(
-                    applied.stream,
-                    EventKind.APPLIED,
-                    command=applied.command,
-                    version=applied.version,
-                    chunk=applied.chunk,
-                    pts=applied.pts,
-                    until_chunk=applied.until,
-                )
-            )
+            self._spawn(self._tell_applied(applied))
         for stream, reason in decisions.failed.items():
             self._spawn(self._desk.fail(stream, reason))
+
+    async def _tell_applied(self, applied: Applied) -> None:
+        """A change took effect: a user's, or the ladder's."""
+        if await self._desk.tiering.applied(applied):
+            return
+        await self._desk.tell(
+            applied.stream,
+            EventKind.APPLIED,
+            command=applied.command,
+            version=applied.version,
+            chunk=applied.chunk,
+            pts=applied.pts,
+            until_chunk=applied.until,
+        )
 
     def release(self, refs: list[TensorRef]) -> None:
         """Give back tensors that nobody will read."""

@@ -14,7 +14,7 @@ from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, Mode, PauseStream, PreparePrompt, TakeStream
 from shared.contracts.events import EventKind, LedgerTotals, StreamEvent, StreamStats
-from shared.contracts.tiers import Promise, Refusal, Tier
+from shared.contracts.tiers import PaceStream, Promise, Refusal, Tier
 
 LOSSLESS_CREDITS = 6
 ASSUMED_FPS = 30.0
@@ -87,6 +87,17 @@ class Messenger:
         """Ingest stops numbering chunks, or goes on; it answers with an applied event."""
         message = PauseStream(
             instance=record.ingest, stream=record.stream, epoch=record.epoch, command=command, paused=paused
+        )
+        await self._bus.publish(subjects.assign("ingest"), message)
+
+    async def pace(self, record: StreamRecord) -> None:
+        """Ingest takes so many frames a second from now on."""
+        message = PaceStream(
+            instance=record.ingest,
+            stream=record.stream,
+            epoch=record.epoch,
+            version=record.pace_version,
+            fps=record.pace_fps,
         )
         await self._bus.publish(subjects.assign("ingest"), message)
 

@@ -6,9 +6,10 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from services.scheduler.ladder import Wish
 from services.scheduler.pricing import Demand
 from shared.contracts.commands import StreamSpec
-from shared.contracts.tiers import Promise
+from shared.contracts.tiers import Promise, Tier
 from shared.engine.plan.prompts import PromptLedger
 
 
@@ -51,6 +52,10 @@ class StreamRecord:
     failure: str | None = None
     demand: Demand | None = None  # what it was promised
     promise: Promise | None = None
+    wish: Wish | None = None  # what it asks for now, and its bounds
+    tier: Tier | None = None  # what it has now
+    pace_fps: float = 0.0  # what ingest takes of its source; 0: everything
+    pace_version: int = 0
     fps_seen: float = 0.0  # of the source, as its chunks come; 0: not known yet
     prompts: PromptLedger = field(default_factory=PromptLedger)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
