@@ -32,7 +32,7 @@ from shared.tensors.store import HostTensorStore
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 0.5
+BEAT_S = 0.25  # a pause of a second must not look like three missed beats of half a second
 SWEEP_S = 1.0
 CLOSE_S = 5.0
 FLUSH_S = 3.0

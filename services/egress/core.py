@@ -80,6 +80,7 @@ class StreamCore:
         self._last_arrival_ns = 0
         self._failure: str | None = None
         self._aborted = False
+        self._given_up_below, self._given_up = 0, ""
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
@@ -90,6 +91,8 @@ class StreamCore:
         self.ledger.observe(totals, ended=False)
         self._know(stamp, now)
         self._note_numbers(now)
+        if stamp.epoch < self._given_up_below:
+            self._close_unseen(stamp.chunk, self._given_up)
 
     def ended(self, totals: SourceTotals, now: int) -> None:
         """The source gives nothing more."""
@@ -140,6 +143,17 @@ class StreamCore:
             if not self.rules.live:
                 self._failure = self._failure or f"chunk {number} was dropped ({key}); a lossless run may lose nothing"
         return True
+
+    def give_up(self, epoch: int, key: str) -> None:
+        """Chunks of epochs before this one that have not come will not come (``key`` is "service:reason")."""
+        self.epoch = max(self.epoch, epoch)
+        if self._aborted or not self.rules.live or epoch <= self._given_up_below:
+            return
+        self._given_up_below, self._given_up = epoch, key
+        for number in self.ledger.open_chunks():
+            known = self._chunks.get(number)
+            if known is None or not known.ready_ns:
+                self._close_unseen(number, key)
 
     def lose(self, stamp: ChunkStamp, key: str) -> None:
         """The frames were announced, but cannot be had."""

@@ -118,6 +118,9 @@ class EgressStream:
 
     def adopt(self, take: TakeStream) -> None:
         """The same stream in a newer epoch."""
+        if take.given_up:
+            self._core.give_up(take.epoch, f"scheduler:{take.given_up}")
+            self._wake.set()
         self._core.epoch = take.epoch
 
     def start(self) -> None:

@@ -23,6 +23,7 @@ class DropReason(StrEnum):
     STOPPED = "stopped"  # the stream was stopped before its chunk was full
     RATE = "rate"  # under load the stream takes fewer frames a second
     PAUSED = "paused"  # it came while the stream was paused
+    RECOVERING = "recovering"  # it came while the stream had no pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Intake(Generic[Pixels]):
         self.credits = credits
         self.ended = False
         self.paused = False
+        self.held = False
         self._captured = totals.captured
         self._numbered = totals.numbered
         self._chunks = totals.chunks
@@ -140,7 +142,7 @@ class Intake(Generic[Pixels]):
         """The next chunk, if one is full (or the last one) and a credit is free."""
         size = chunk_frames(self._chunks)
         ready = len(self._pending) >= size or (self.ended and bool(self._pending))
-        if not ready or self.paused or self.in_flight >= self.credits:
+        if not ready or self.paused or self.held or self.in_flight >= self.credits:
             return None
         frames = tuple(self._pending)
         self._pending.clear()
@@ -165,9 +167,15 @@ class Intake(Generic[Pixels]):
         """Go on numbering."""
         self.paused = False
 
+    def hold(self, held: bool) -> None:
+        """Live: there is nowhere to go for now. The frames that wait are given up: they would be too old."""
+        self.held = held
+        if held:
+            self.drop_pending(DropReason.RECOVERING)
+
     def stop(self) -> None:
         """End now: what has not been numbered is dropped."""
-        self.ended, self.paused = True, False
+        self.ended, self.paused, self.held = True, False, False
         self.drop_pending(DropReason.STOPPED)
 
     def drop_pending(self, reason: DropReason) -> None:

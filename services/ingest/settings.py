@@ -15,7 +15,8 @@ class Settings(ServiceSettings):
 
     ``max_streams`` bounds the open sources. ``read_ahead`` is the number of decoded frames that may wait for a chunk.
     ``stall_s``: a stream fails when chunks are under way and no verdict has come for so long. ``repeat_s`` is how
-    often the end of a source is told until everything is closed.
+    often the end of a source is told until everything is closed. ``skip_longest_s``: a picture in which nothing moves is
+    made anew at least so often.
     """
 
     file_roots: str = ""
@@ -24,6 +25,7 @@ class Settings(ServiceSettings):
     stall_s: float = Field(default=60.0, gt=0)
     open_timeout_s: float = Field(default=8.0, gt=0)
     repeat_s: float = Field(default=0.5, gt=0)
+    skip_longest_s: float = Field(default=5.0, gt=0)
 
     @property
     def roots(self) -> tuple[Path, ...]:

@@ -15,10 +15,12 @@ import numpy as np
 from services.ingest.audio import AudioBatcher
 from services.ingest.core import Captured, Chunk, DropReason, Intake
 from services.ingest.feed import Feed
+from services.ingest.mirror import Mirror
 from services.ingest.pausing import Answer, Pauses
 from services.ingest.reader import Behind, End, Item, Reader, Shot
 from services.ingest.rmse import chunk_rmse
 from services.ingest.settings import Settings
+from services.ingest.similar import SimilarityFilter
 from services.ingest.sources.opening import open_source
 from services.ingest.sources.port import Source, SourceError
 from services.ingest.thinning import Thinner
@@ -28,17 +30,16 @@ from shared.contracts.commands import Mode, NoSource, PauseStream, TakeStream
 from shared.contracts.events import (
     ChunkCaptured,
     ChunkClosed,
+    ChunkDropped,
     ChunkStamp,
     EventKind,
     FrameStamp,
     SourceEnded,
-    SourceTotals,
     StreamEvent,
 )
 from shared.contracts.refs import TensorPlace, TensorRef
 from shared.media.errors import one_line
-from shared.session.port import SessionStore, StoreError
-from shared.session.state import Owner
+from shared.session.port import SessionStore
 from shared.telemetry.hops import record_hop, start_chunk_trace
 from shared.tensors.port import TensorStore, TensorStoreFullError
 
@@ -67,7 +68,7 @@ class IngestStream:
     ) -> None:
         self.stream, self.epoch = take.stream, take.epoch
         self._take, self._settings = take, settings
-        self._bus, self._store, self._tensors, self._tracer = bus, store, tensors, tracer
+        self._bus, self._tensors, self._tracer = bus, tensors, tracer
         self._done = done
         self._live = take.spec.mode is Mode.LIVE
         self._from_text = isinstance(take.spec.source, NoSource)
@@ -88,12 +89,15 @@ class IngestStream:
         self._resumed_ns = 0
         self._pauses = Pauses()
         self.thinner = Thinner()
+        self._mirror = Mirror(self.stream, store)
+        self._similar = SimilarityFilter(take.skip_similar, int(settings.skip_longest_s * 1e9))
+        self._refreshes = take.refreshes
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Open the source in its thread. Raises SourceError with one line."""
-        totals, closed, audio_parts, audio_dts = await self._left_behind()
+        totals, closed, audio_parts, audio_dts = await self._mirror.read()
         self._intake = Intake(live=self._live, credits=self._take.credits, totals=totals, closed_chunks=closed)
         take, roots = self._take, self._settings.roots
         reader = self._reader = Reader(
@@ -118,20 +122,6 @@ class IngestStream:
         """Begin to publish."""
         self._task = asyncio.create_task(self._run(), name=f"ingest-{self.stream}")
 
-    async def _left_behind(self) -> tuple[SourceTotals | None, int, int, int | None]:
-        """What a predecessor of this process had done of the stream: (totals, closed chunks, audio parts, last dts)."""
-        try:
-            session = await self._store.get(self.stream)
-            mirror = (session or {}).get("source")
-            if not isinstance(mirror, dict):
-                return None, 0, 0, None
-            _, closed, _ = await self._store.ledger(self.stream)
-            totals = SourceTotals.model_validate(mirror["totals"])
-            return totals, closed, int(mirror["audio_parts"]), mirror["audio_dts"]
-        except StoreError as error:
-            log.warning("stream %s starts without its mirror: %s", self.stream, error)
-            return None, 0, 0, None
-
     # --- from outside ------------------------------------------------------------------------------------------------
 
     def adopt(self, take: TakeStream) -> None:
@@ -139,6 +129,11 @@ class IngestStream:
         newer, self.epoch = take.epoch > self.epoch, take.epoch
         # Within an epoch an older assignment may be delivered after a newer one; credits only grow.
         self._intake.credits = take.credits if newer else max(take.credits, self._intake.credits)
+        if newer and self._live:
+            self._intake.hold(take.source_held)
+        if take.refreshes > self._refreshes or newer:
+            self._refreshes, self._similar.threshold = take.refreshes, take.skip_similar
+            self._similar.refresh()
         self._wake.set()
 
     def on_closed(self, message: ChunkClosed) -> None:
@@ -221,7 +216,9 @@ class IngestStream:
         item = self._feed.pop()
         if item is None:
             return False
-        if isinstance(item, Shot | Behind) and self._is_from_the_pause(item):
+        if isinstance(item, Shot | Behind) and self._intake.held:
+            self._intake.drop(DropReason.RECOVERING)
+        elif isinstance(item, Shot | Behind) and self._is_from_the_pause(item):
             self._intake.drop(DropReason.PAUSED)
         elif isinstance(item, Shot) and not self.thinner.keeps(item.picture.pts, self._time_base):
             self._intake.drop(DropReason.RATE)
@@ -248,14 +245,30 @@ class IngestStream:
         began = time.time_ns()
         frames, last = [frame.pixels for frame in chunk.frames], chunk.frames[-1]
         resumed = self._pauses.numbered(chunk.number, chunk.frames[0].pts, last.pts)
-        if self._from_text:
-            rmse, ref = (0.0,) * (len(frames) + chunk.padding), self._no_pixels()
-        else:
+        skipped = not self._from_text and self._similar.skips(frames, last.captured_ns)
+        rmse, ref = (0.0,) * (len(frames) + chunk.padding), self._no_pixels()
+        if not self._from_text:
             rmse = chunk_rmse(frames, self._previous, chunk.padding)
             self._previous = frames[-1]
+        if not self._from_text and not skipped:
             ref = await self._put(np.stack(frames + [frames[-1]] * chunk.padding))
         await self._send_audio((last.pts + last.duration) * self._time_base)
-        stamp = ChunkStamp(
+        stamp = self._chunk_stamp(chunk)
+        # The mirror is written first: a successor must not number this chunk again.
+        await self._mirror.write(self._intake.totals(), self._audio)
+        if skipped:
+            skip = ChunkDropped(stamp=stamp, service="ingest", reason="similar", skipped=True)
+            await self._bus.publish(subjects.stream(self.stream, "frames"), skip)
+        else:
+            message = ChunkCaptured(
+                stamp=stamp, pixels=ref, rmse=rmse, totals=self._intake.totals(), audio=self._audio is not None
+            )
+            await self._bus.publish(subjects.stream(self.stream, "chunk"), message)
+        await self._tell_applied(resumed)
+        record_hop(self._tracer, "ingest", stamp, began, time.time_ns(), max(0.0, (began - last.captured_ns) / 1e6))
+
+    def _chunk_stamp(self, chunk: Chunk[np.ndarray]) -> ChunkStamp:
+        return ChunkStamp(
             stream=self.stream,
             epoch=self.epoch,
             chunk=chunk.number,
@@ -266,14 +279,6 @@ class IngestStream:
             trace=start_chunk_trace(self._tracer, self.stream, chunk.number),
             time_base=(self._time_base.numerator, self._time_base.denominator),
         )
-        message = ChunkCaptured(
-            stamp=stamp, pixels=ref, rmse=rmse, totals=self._intake.totals(), audio=self._audio is not None
-        )
-        # The mirror is written first: a successor must not number this chunk again.
-        await self._mirror()
-        await self._bus.publish(subjects.stream(self.stream, "chunk"), message)
-        await self._tell_applied(resumed)
-        record_hop(self._tracer, "ingest", stamp, began, time.time_ns(), max(0.0, (began - last.captured_ns) / 1e6))
 
     def _stamp(self, frame: Captured[np.ndarray]) -> FrameStamp:
         return FrameStamp(
@@ -314,7 +319,7 @@ class IngestStream:
             if not self._leaving:
                 await self._send_audio(None)
             await self._tell_applied(self._pauses.finish())
-            await self._mirror()
+            await self._mirror.write(self._intake.totals(), self._audio)
         ended = SourceEnded(
             stream=self.stream,
             epoch=self.epoch,
@@ -376,16 +381,3 @@ class IngestStream:
                 await asyncio.sleep(self._settings.repeat_s)
             else:
                 return
-
-    async def _mirror(self) -> None:
-        """What a successor needs, in the session store."""
-        audio = self._audio
-        mirror = {
-            "totals": self._intake.totals().model_dump(),
-            "audio_parts": audio.parts if audio is not None else 0,
-            "audio_dts": audio.last_dts if audio is not None else None,
-        }
-        try:
-            await self._store.put(self.stream, Owner.INGEST, {"source": mirror})
-        except StoreError as error:
-            log.warning("stream %s: its totals were not mirrored: %s", self.stream, error)

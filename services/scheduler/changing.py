@@ -16,6 +16,8 @@ from shared.contracts.events import EventKind
 from shared.session.port import SessionStore
 from shared.session.state import Owner
 
+RETRY_RECOVERING_S = 2.0
+
 
 class Changing:
     """Carries out updates and pauses. ``pump`` asks the service to schedule soon."""
@@ -37,8 +39,12 @@ class Changing:
         """Change a running stream. Answers accepted or refused; applied follows with the chunk it took effect at."""
         record = self._records.get(command.stream)
         if record is None or record.phase is not Phase.RUNNING:
-            reason = f"stream {command.stream} is not running"
-            await self._messenger.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)
+            recovering = record is not None and record.phase is Phase.RECOVERING
+            reason = f"stream {command.stream} is {'recovering: try again' if recovering else 'not running'}"
+            retry_s = RETRY_RECOVERING_S if recovering else 0.0
+            await self._messenger.tell(
+                command.stream, EventKind.REFUSED, reason=reason, command=command.command, retry_after_s=retry_s
+            )
             return
         async with record.changing:  # one change at a time: each starts from what the one before left
             await self._change(record, command)
@@ -54,6 +60,7 @@ class Changing:
             check_settings(queue.model, patch.steps, longest, patch.noise, queue.from_text)
             await self._make_room(record, longest)
             version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
+            await self._refresh(record, patch.skip_similar)
             queue = self.queue_of(record)  # preparing took a while
         except RefusedError as error:
             await self._messenger.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
@@ -108,6 +115,14 @@ class Changing:
                 record.frames_per_block = length  # asked for again, it has to be asked of ingest again
                 raise
 
+    async def _refresh(self, record: StreamRecord, skip_similar: float | None) -> None:
+        """Ingest skips nothing until a change is seen; or learns of another threshold."""
+        if not record.skip_similar and skip_similar is None:
+            return
+        record.skip_similar = record.skip_similar if skip_similar is None else skip_similar
+        record.refreshes += 1
+        await self._messenger.take("ingest", record, record.ingest)
+
     async def keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
         """What the stream runs with now, for whoever shows it."""
         settings = queue.settings
@@ -116,6 +131,7 @@ class Changing:
             "seed": settings.seed,
             "frames_per_block": settings.frames_per_block,
             "noise": record.noise,
+            "skip_similar": record.skip_similar,
             "paused": record.paused,
         }
         await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})

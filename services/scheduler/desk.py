@@ -16,6 +16,7 @@ from services.scheduler.moves import Moves
 from services.scheduler.placing import place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
+from services.scheduler.recovering import Recovering
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import StreamQueue, StreamSettings
 from services.scheduler.tiering import Tiering
@@ -61,10 +62,14 @@ class StreamDesk:
             store, self._messenger, self._prompting, self.tiering, self.records, self.cores, lambda: self._pump()
         )
         self.update = self.changing.update
+        self.recovering = Recovering(
+            settings, store, clock, fleet, self._messenger, self._prompting, self.records, self.cores
+        )
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""
         self._pump, self._release = pump, release
+        self.recovering.wire(self.fail, self._core_for, pump, release)
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -124,14 +129,17 @@ class StreamDesk:
         await self.tiering.settle(record)
         self._pump()
 
-    def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
+    def _core_for(self, pipeline: Pipeline) -> PipelineCore:
         if pipeline.name not in self.cores:
             if self.make_core is None:
                 raise RefusedError("this scheduler is not the leader")
             self.cores[pipeline.name] = self.make_core(pipeline)
+        return self.cores[pipeline.name]
+
+    def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
         model = model_spec(record.spec.model, self._settings.models_dir)
         tier = self.tiering.begin(record, model)
-        self.cores[pipeline.name].add(
+        self._core_for(pipeline).add(
             StreamQueue(
                 stream=record.stream,
                 epoch=record.epoch,

@@ -180,13 +180,13 @@ class Handlers:
         await self._desk.tiering.tick()
 
     async def lost(self, instance: str, how: str) -> None:
-        """Every stream that an instance held state of fails; motion is told to take its streams again."""
+        """Live streams recover from a lost worker; else every stream that an instance held state of fails."""
         member = self._fleet.members.get(instance)
         if member is not None and member.beat.service == "motion":
             return  # it resumes from its mirror in the session store
         for record in list(self._desk.records.values()):
-            if instance in record.holders():
-                self._spawn(self._desk.fail(record.stream, f"{instance} {how}"))
+            if (work := self._desk.recovering.lost(record, instance, how)) is not None:
+                self._spawn(work)
         if member is not None and member.beat.service == "worker":
             core = self._desk.cores.get(member.beat.pipeline)
             if core is not None:  # what the worker held is gone: batches are numbered anew for its next life

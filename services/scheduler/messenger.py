@@ -49,7 +49,9 @@ class Messenger:
         self._clock = clock
         self.answers = Answers()
 
-    async def take(self, service: str, record: StreamRecord, instance: str, wait: bool = True) -> None:
+    async def take(
+        self, service: str, record: StreamRecord, instance: str, wait: bool = True, given_up: str = ""
+    ) -> None:
         message = TakeStream(
             instance=instance,
             stream=record.stream,
@@ -61,6 +63,10 @@ class Messenger:
             credits=credits_for(record),
             pipeline=record.pipeline,
             noise_version=record.noise_version,
+            source_held=record.source_held,
+            given_up=given_up,
+            skip_similar=record.skip_similar,
+            refreshes=record.refreshes,
         )
         if not wait:
             await self._bus.publish(subjects.assign(service), message)
@@ -103,6 +109,11 @@ class Messenger:
 
     async def leave(self, service: str, record: StreamRecord, instance: str, drain: bool, failure: str | None) -> None:
         message = LeaveStream(instance=instance, stream=record.stream, epoch=record.epoch, drain=drain, failure=failure)
+        await self._bus.publish(subjects.assign(service), message)
+
+    async def let_go(self, service: str, record: StreamRecord, instance: str, epoch: int) -> None:
+        """An instance that had the stream in an epoch that is over keeps nothing of it."""
+        message = LeaveStream(instance=instance, stream=record.stream, epoch=epoch, drain=False)
         await self._bus.publish(subjects.assign(service), message)
 
     async def tell(

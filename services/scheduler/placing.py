@@ -67,6 +67,7 @@ def place(
         width=spec.width or model.default_width,
         height=spec.height or model.default_height,
         noise=model.noise.s0 if spec.noise is None else spec.noise,
+        skip_similar=spec.skip_similar,
         frames_per_block=longest,
         ingest=chosen["ingest"],
         egress=chosen["egress"],

@@ -18,13 +18,15 @@ class Phase(StrEnum):
 
     OPENING = "opening"
     RUNNING = "running"
+    RECOVERING = "recovering"  # a worker of it is lost; its source is held until it is placed anew
     STOPPING = "stopping"
     ENDED = "ended"
 
 
 _MOVES = {
     Phase.OPENING: {Phase.RUNNING, Phase.STOPPING, Phase.ENDED},
-    Phase.RUNNING: {Phase.STOPPING, Phase.ENDED},
+    Phase.RUNNING: {Phase.RECOVERING, Phase.STOPPING, Phase.ENDED},
+    Phase.RECOVERING: {Phase.RUNNING, Phase.STOPPING, Phase.ENDED},
     Phase.STOPPING: {Phase.ENDED},
     Phase.ENDED: set[Phase](),
 }
@@ -42,6 +44,9 @@ class StreamRecord:
     noise: float
     noise_version: int = 0
     paused: bool = False
+    source_held: bool = False
+    skip_similar: float = 0.0
+    refreshes: int = 0  # changes after which ingest skips nothing until they are seen
     frames_per_block: int = 1  # the largest T it has run with: credits are enough for it
     pipeline: str = ""
     workers: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ class Settings(ServiceSettings):
     batch_timeout_s: float = 5.0  # live: a batch that is not done by then is a pipeline fault
     lossless_batch_timeout_s: float = 60.0
     beat_timeout_s: float = 1.5
+    recover_s: float = 30.0  # how long a live stream may wait for a pipeline after its own was lost
     answer_timeout_s: float = 20.0  # how long a service may take to answer an assignment
     max_batch: int = 8  # items in one forward
     max_streams: int = 16  # per pipeline

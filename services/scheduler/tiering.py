@@ -70,6 +70,7 @@ class Tiering:
         self._admitting, self._records, self._cores = admitting, records, cores
         self.ladders: dict[str, Ladder] = {}
         self._seen: dict[str, _Seen] = {}
+        self._at: dict[str, str] = {}  # stream → the pipeline whose ladder it is on
         self._telling: dict[str, TierChange] = {}
         self._told = 0
         self._asked_s = float("-inf")
@@ -84,24 +85,30 @@ class Tiering:
         if record.spec.mode is Mode.LIVE:
             self._ladder(record.pipeline).join(record.stream, record.wish, tier)
             self._seen[record.stream] = _Seen()
+            self._at[record.stream] = record.pipeline
         return tier
 
     def end(self, record: StreamRecord) -> None:
         """A stream has no queue any more."""
         self._seen.pop(record.stream, None)
-        ladder = self.ladders.get(record.pipeline)
+        ladder = self.ladders.get(self._at.pop(record.stream, record.pipeline))
         if ladder is not None:
             ladder.leave(record.stream)
 
-    def moved(self, record: StreamRecord, before: str) -> None:
-        """A stream has moved here from another pipeline, with its tier."""
-        former = self.ladders.get(before)
-        tier = former.tier(record.stream) if former is not None else None
-        if former is None or tier is None or record.wish is None:
-            return
-        former.leave(record.stream)
-        self._ladder(record.pipeline).join(record.stream, record.wish, tier)
-        self._admitting.admission.move(record.stream, record.pipeline)
+    def _follow(self) -> None:
+        """Streams that have moved to another pipeline take their tier along, and their place in the books."""
+        for stream, at in list(self._at.items()):
+            record = self._records.get(stream)
+            if record is None or record.pipeline == at or record.phase is not Phase.RUNNING or record.wish is None:
+                continue
+            former = self.ladders.get(at)
+            tier = former.tier(stream) if former is not None else None
+            if former is not None:
+                former.leave(stream)
+            if record.pipeline in self._admitting.admission.books:
+                self._ladder(record.pipeline).join(stream, record.wish, tier)
+                self._admitting.admission.move(stream, record.pipeline)
+                self._at[stream] = record.pipeline
 
     async def settle(self, record: StreamRecord, patch: StreamPatch | None = None) -> None:
         """A stream has begun, or its user has changed what it asks for: what it gets of that is carried out and told."""
@@ -183,6 +190,7 @@ class Tiering:
             return
         self._asked_s = now
         self._admitting.follow()
+        self._follow()
         for pipeline, ladder in self.ladders.items():
             self._price(pipeline, ladder)
             for change in ladder.decide(now):

@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import logging
 import os
+import secrets
 import time
 
 import torch
 
 from services.worker.core import Rank
 from services.worker.device_thread import DeviceThread
+from services.worker.fencing import Fence
 from services.worker.handlers import Handlers
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
@@ -39,6 +41,8 @@ class Worker:
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
         self._stream_bytes: dict[str, int] = {}
+        self._fence = Fence(settings.fence_s)
+        self._emptying: asyncio.Task[None] | None = None
 
     def _prepare(self) -> Timeline:
         """In the device thread: thread counts come from the launcher (rule 12)."""
@@ -62,6 +66,7 @@ class Worker:
     def beat_fields(self) -> dict[str, object]:
         """What the scheduler places by."""
         now = time.monotonic()
+        self._check_fence(now)
         elapsed, self._beat_at = now - self._beat_at, now
         busy = self._device.take_busy_s() / elapsed if elapsed > 0 else 0.0
         settings = self._settings
@@ -71,7 +76,7 @@ class Worker:
             "stage": settings.stage,
             "stages": settings.stages,
             "model": settings.model,
-            "ready": self._ready,
+            "ready": self._ready and self._emptying is None,
             "busy": min(1.0, busy),
             "streams": tuple(self._handlers.assignments.streams),
             "role_ms": dict(self._handlers.role_ms),
@@ -79,9 +84,25 @@ class Worker:
             **self._runtime.block_fields(),
         }
 
+    def _check_fence(self, now: float) -> None:
+        """Who stood still for so long has been given up: come back empty, and say so (rule 6)."""
+        if not self._fence.check(now) or not self._ready or self._emptying is not None:
+            return
+        self._context.incarnation = secrets.token_hex(8)
+        log.warning("this worker stood still for more than %g s: it comes back empty", self._settings.fence_s)
+        self._emptying = asyncio.create_task(self._empty(), name="empty")
+
+    async def _empty(self) -> None:
+        try:
+            await self._handlers.empty()
+        except Exception as error:  # half empty is worse than gone: the process that follows is empty for sure
+            give_up(error)
+        self._emptying = None
+
     async def _watch_gaps(self) -> None:
         for turn in itertools.count():
             await asyncio.sleep(WATCH_S)
+            self._check_fence(time.monotonic())
             if turn % WEIGH_EVERY == 0:
                 try:
                     self._stream_bytes = await self._device.call(Rank.CONTROL, self._runtime.stream_bytes)

@@ -122,6 +122,20 @@ class Assignments:
         # A batch that stage 0 admitted runs whole: assignments and batches travel apart, so the slots stay a moment.
         asyncio.get_running_loop().call_later(CLOSE_DELAY_S, self._close_later, stream)
 
+    async def leave_all(self) -> None:
+        """Let every stream go, at once: nothing of what is under way counts any more."""
+        gone, self.streams = self.streams, {}
+        for placed in gone.values():
+            await _unsubscribe(placed)
+
+        def close() -> None:
+            for stream in gone:
+                if stream not in self.streams:
+                    self._runtime.close(stream)
+
+        # With the stage's rank: batches that were admitted run whole, and find their slots.
+        await self._device.call(Rank.STAGE, close)
+
     def _close_later(self, stream: str) -> None:
         def close() -> None:
             if stream not in self.streams:

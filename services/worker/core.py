@@ -72,6 +72,13 @@ class JobQueue(Generic[T]):
         best = min(heads, key=_urgency)
         return self._queues[best.rank].popleft()
 
+    def forget(self, *ranks: Rank) -> int:
+        """Give up the jobs of these ranks; how many they were."""
+        gone = sum(len(self._queues[rank]) for rank in ranks)
+        for rank in ranks:
+            self._queues[rank].clear()
+        return gone
+
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 

@@ -113,6 +113,11 @@ class DeviceThread:
         self.submit(rank, run, done)
         return await future
 
+    def forget(self, *ranks: Rank) -> int:
+        """Give up what waits of these ranks; how many jobs that were. Nobody is told: only for jobs that none awaits."""
+        with self._wake:
+            return self._jobs.forget(*ranks)
+
     def take_busy_s(self) -> float:
         """Seconds spent computing since the last call."""
         with self._lock:

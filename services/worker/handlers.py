@@ -11,30 +11,28 @@ import torch
 from services.worker.assignments import LIVE_TTL_S, LOSSLESS_TTL_S, Assignments, Placed, one_line
 from services.worker.core import BatchSequencer, Rank, Role, SequenceVerdict
 from services.worker.device_thread import DeviceThread, Outcome, QueueFullError
+from services.worker.fencing import Lives, StaleError, is_stale
+from services.worker.messages import decoded, encoded, is_passed_by, passed_by, timing
 from services.worker.outbox import Outbox
 from services.worker.roles.stage import StageOutput
 from services.worker.runtime import Runtime
 from services.worker.transfer import publish_local, publish_shared, receive
 from shared.bus.port import Received
 from shared.contracts import subjects
-from shared.contracts.commands import NoSource
 from shared.contracts.events import (
     BatchDone,
     BatchEntry,
     ChunkCaptured,
     ChunkDropped,
     ChunkStamp,
-    FramesDecoded,
     ItemResult,
     LatentsDenoised,
-    LatentsEncoded,
     PipelineFault,
     StageBatch,
-    StageTiming,
 )
 from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
-from shared.engine.plan.spec import FRAMES_PER_LATENT, VAE_STRIDE
+from shared.engine.plan.spec import VAE_STRIDE
 from shared.lifecycle import Context
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorError
@@ -56,6 +54,7 @@ class Handlers:
         self._device = device
         self._settings = runtime.settings
         self._outbox = Outbox()
+        self._lives = Lives()
         self._sequencer = BatchSequencer()
         self._fault_told_at = 0.0
         self.assignments = Assignments(context, runtime, device, self.on_chunk, self.on_denoised)
@@ -78,6 +77,14 @@ class Handlers:
         """Send what is finished, then stop."""
         await self._outbox.close()
 
+    async def empty(self) -> None:
+        """Let go of every stream, as after a start: whatever was under way comes to nothing."""
+        self._lives.end()
+        self._sequencer = BatchSequencer()
+        self._device.forget(Rank.ENCODE, Rank.DECODE)
+        await self.assignments.leave_all()
+        self._count("fenced")
+
     # --- encode ------------------------------------------------------------------------------------------------------
 
     async def on_chunk(self, received: Received) -> None:
@@ -90,8 +97,12 @@ class Handlers:
         placed = self._admit(stamp)
         if placed is None or not await self._in_order(placed.encode_gate, stamp):
             return
-        if isinstance(placed.take.spec.source, NoSource):
-            await self._pass_by(message)
+        if is_passed_by(placed.take):
+            await self._bus.publish(subjects.stream(stamp.stream, "latents"), passed_by(message))
+            return
+        if is_stale(stamp, time.time_ns()):  # it waited while this worker or its inbox stood still
+            await self._tensors.release_anywhere(message.pixels)
+            await self._drop(stamp, "stale")
             return
         try:
             pixels = await self._tensors.fetch(message.pixels)
@@ -110,27 +121,15 @@ class Handlers:
             except TensorError as error:
                 self._outbox.put(lambda reason=f"no_room: {error}": self._drop(stamp, reason))
                 return
-            encoded = LatentsEncoded(
-                stamp=stamp,
-                latents=ref,
-                latent_frames=outcome.value.latents.shape[0],
-                rmse=message.rmse,
-                signature=outcome.value.signature,
-                timings=(_timing("encode", outcome),),
-            )
-            self._outbox.put(lambda: self._bus.publish(subjects.stream(stamp.stream, "latents"), encoded))
+            latents = encoded(message, outcome, ref)
+            self._outbox.put(lambda: self._bus.publish(subjects.stream(stamp.stream, "latents"), latents))
 
-        await self._submit_or_drop(Rank.ENCODE, lambda: encode.run(stamp.stream, pixels), done, stamp)
+        def run() -> object:
+            if is_stale(stamp, time.time_ns()):
+                raise StaleError
+            return encode.run(stamp.stream, pixels)
 
-    async def _pass_by(self, message: ChunkCaptured) -> None:
-        """A chunk without a source has nothing to encode: its latents will be pure noise."""
-        encoded = LatentsEncoded(
-            stamp=message.stamp,
-            latents=message.pixels,
-            latent_frames=latent_frames(message.stamp.pixel_frames),
-            rmse=message.rmse,
-        )
-        await self._bus.publish(subjects.stream(message.stamp.stream, "latents"), encoded)
+        await self._submit_or_drop(Rank.ENCODE, run, done, stamp)
 
     # --- stage -------------------------------------------------------------------------------------------------------
 
@@ -192,7 +191,7 @@ class Handlers:
 
         deadlines = [entry.stamps[0].frames[0].deadline_ns for entry in batch.entries if entry.stamps[0].live]
         try:
-            self._device.submit(Rank.STAGE, run, done, min(deadlines, default=0))
+            self._device.submit(Rank.STAGE, run, self._lives.of_this(done), min(deadlines, default=0))
         except QueueFullError as error:
             await self._fault(batch, str(error))
 
@@ -239,7 +238,7 @@ class Handlers:
             block=entry.item.block,
             steps=entry.item.steps,
             prompt_version=entry.item.prompt_version,
-            timings=(*entry.timings, _timing("stage", outcome)),
+            timings=(*entry.timings, timing("stage", outcome)),
         )
         await self._bus.publish(subjects.stream(entry.item.stream, "denoised"), denoised)
 
@@ -286,8 +285,9 @@ class Handlers:
             self._outbox.put(lambda: self._publish_frames(message, placed, outcome))
 
         deadline = message.stamps[0].frames[0].deadline_ns if message.stamps[0].live else 0
+        frames = sum(stamp.pixel_frames for stamp in message.stamps)
         await self._submit_or_drop(
-            Rank.DECODE, lambda: decode.run(stream, latents), done, *message.stamps, deadline_ns=deadline
+            Rank.DECODE, lambda: decode.run(stream, latents, frames), done, *message.stamps, deadline_ns=deadline
         )
 
     async def _publish_frames(self, message: LatentsDenoised, placed: Placed, outcome: Outcome) -> None:
@@ -300,14 +300,7 @@ class Handlers:
             except TensorError as error:
                 await self._drop(stamp, f"no_room: {error}")
                 continue
-            decoded = FramesDecoded(
-                stamp=stamp,
-                pixels=ref,
-                steps=message.steps,
-                prompt_version=message.prompt_version,
-                timings=(*message.timings, _timing("decode", outcome)),
-            )
-            await self._bus.publish(subjects.stream(stamp.stream, "frames"), decoded)
+            await self._bus.publish(subjects.stream(stamp.stream, "frames"), decoded(message, stamp, outcome, ref))
 
     # --- shared ------------------------------------------------------------------------------------------------------
 
@@ -350,12 +343,14 @@ class Handlers:
         if deadline_ns is None:
             deadline_ns = stamps[0].frames[0].deadline_ns if stamps[0].live else 0
         try:
-            self._device.submit(rank, run, done, deadline_ns)
+            self._device.submit(rank, run, self._lives.of_this(done), deadline_ns)
         except QueueFullError:
             for stamp in stamps:
                 await self._drop(stamp, "queue_full")
 
     def _dropped_by(self, outcome: Outcome, stamp: ChunkStamp) -> Awaitable[None]:
+        if isinstance(outcome.error, StaleError):
+            return self._drop(stamp, "stale")
         log.error("chunk %d of %s failed", stamp.chunk, stamp.stream, exc_info=outcome.error)
         return self._drop(stamp, "error")
 
@@ -375,12 +370,3 @@ class Handlers:
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
-
-
-def latent_frames(pixel_frames: int) -> int:
-    """Latent frames of a chunk: a stream's first latent frame holds one pixel frame, every other one four."""
-    return -(-pixel_frames // FRAMES_PER_LATENT)
-
-
-def _timing(hop: str, outcome: Outcome) -> StageTiming:
-    return StageTiming(hop=hop, queue_ms=outcome.queue_ms, compute_ms=outcome.compute_ms)

@@ -192,6 +192,26 @@ def test_old_epochs_are_ignored_but_their_totals_and_drops_count() -> None:
     assert core.complete
 
 
+def test_chunks_of_a_placement_that_was_given_up_are_closed_at_once_but_what_came_is_shown() -> None:
+    player = Player(StreamCore(LIVE, 1))
+    core = player.core
+    player.arrive(0, 50 * MS)
+    for chunk in (1, 2):
+        core.captured(stamp(chunk), totals(3), player.now)
+    core.give_up(3, "scheduler:recovering")
+    core.captured(stamp(3), totals(4), player.now)  # numbered before ingest was told, heard after
+    assert core.arrival(stamp(1)) is Arrival.CLOSED
+    player.until(last_captured(4) + 50 * MS)
+    core.captured(stamp(4, epoch=3), totals(5), player.now)
+    core.ready(stamp(4, epoch=3), player.now)
+    core.give_up(3, "scheduler:recovering")  # told twice
+    core.ended(totals(5), player.now)
+    player.until(player.now + 1000 * MS)
+    assert player.indices == [*range(5), *range(first_index(4), first_index(5))]
+    assert core.ledger.totals() == LedgerTotals(frames_in=21, on_time=9, dropped={"scheduler:recovering": 12})
+    assert core.complete
+
+
 def test_a_lossless_run_fails_when_a_gap_is_not_filled() -> None:
     core = StreamCore(LOSSLESS, 1)
     core.ready(stamp(0, live=False), START)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from shared.engine.model.autoencoder import Autoencoder, DecoderState
+from shared.engine.plan.spec import FRAMES_PER_LATENT
 
 
 class DecodeRole:
@@ -27,9 +28,17 @@ class DecodeRole:
         """Bytes of each stream's decoder cache."""
         return {stream: state.nbytes() for stream, state in self._states.items()}
 
-    def run(self, stream: str, latents: torch.Tensor) -> np.ndarray:
+    def run(self, stream: str, latents: torch.Tensor, frames: int | None = None) -> np.ndarray:
         """Decode consecutive latent frames [n, C, h, w] to uint8 [frames, height, width, 3].
+
+        ``frames``: how many are wanted; a cache that starts empty in the middle of a stream gives fewer by itself, because its
+        first latent frame holds one pixel frame. It then starts from a standing picture, which is not shown.
 
         On a GPU the result is filled when the device has reached the job's end, which is when it is handed on.
         """
-        return self._autoencoder.decode(self._states[stream], latents, wait=False).numpy()
+        state = self._states[stream]
+        starts_late = frames is not None and not state.started and frames == len(latents) * FRAMES_PER_LATENT
+        if starts_late:
+            latents = torch.cat([latents[:1], latents])
+        pixels = self._autoencoder.decode(state, latents, wait=False).numpy()
+        return pixels[1:] if starts_late else pixels

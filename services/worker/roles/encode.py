@@ -9,6 +9,7 @@ import torch
 
 from shared.engine.model.autoencoder import Autoencoder, EncoderState
 from shared.engine.model.transfers import to_host
+from shared.engine.plan.spec import FRAMES_PER_LATENT
 
 SIGNATURE_SIDE = 4
 
@@ -49,7 +50,17 @@ class EncodeRole:
         return {stream: state.nbytes() for stream, state in self._states.items()}
 
     def run(self, stream: str, pixels: np.ndarray) -> Encoded:
-        """Encode one chunk. ``pixels``: uint8 [frames, height, width, 3]. Raises KeyError for an unknown stream."""
-        latents = self._autoencoder.encode(self._states[stream], torch.from_numpy(pixels))
+        """Encode one chunk. ``pixels``: uint8 [frames, height, width, 3]. Raises KeyError for an unknown stream.
+
+        A cache that starts empty in the middle of a stream starts from a standing picture: a causal autoencoder's first
+        latent frame holds one pixel frame, and this chunk has four for each.
+        """
+        state, frames = self._states[stream], torch.from_numpy(pixels)
+        starts_late = not state.started and len(pixels) % FRAMES_PER_LATENT == 0
+        if starts_late:
+            frames = torch.cat([frames[:1], frames])
+        latents = self._autoencoder.encode(state, frames)
+        if starts_late:
+            latents = latents[1:]
         pooled = torch.nn.functional.adaptive_avg_pool2d(latents[-1].float(), SIGNATURE_SIDE).mean(0)
         return Encoded(latents, to_host(pooled, wait=False))
