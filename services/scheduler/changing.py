@@ -92,9 +92,9 @@ class Changing:
             # Last of all: the first chunk that is estimated with it must find the change waiting here.
             await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
             await self._messenger.take("motion", record, record.motion, wait=False)
-        await self._tiering.settle(record, patch)
         await self.keep_settings(record, queue)
         self._pump()
+        await self._tiering.settle(record, patch)
 
     async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
         """Ingest tells applied, with the chunk."""
