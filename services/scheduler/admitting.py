@@ -29,7 +29,7 @@ class Admitting:
         self._settings = settings
         self._fleet = fleet
         self._clock = clock
-        self._costs_of = costs_of
+        self.costs_of = costs_of
         rules = Rules(settings.target_load, settings.max_streams, settings.unmeasured_streams)
         self.admission = Admission(rules, Tenants(settings.tenant_default, dict(settings.tenants)))
 
@@ -63,7 +63,7 @@ class Admitting:
     def refresh(self, pipelines: Sequence[Pipeline]) -> None:
         """Books follow the fleet: pipelines that are new, or whose workers or costs have changed."""
         for pipeline in pipelines:
-            self.admission.pipeline(pipeline.name, self._shape(pipeline), self._costs_of(pipeline.name))
+            self.admission.pipeline(pipeline.name, self._shape(pipeline), self.costs_of(pipeline.name))
 
     def capacity(self, asked: CapacityAsked) -> CapacityTold:
         """How many more streams like this, and of lower tiers, would be let in now."""

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import Any, TextIO
 
 from services.scheduler.core import Decisions, PipelineCore
+from services.scheduler.costs import CostBook
 from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Health
 from services.scheduler.settings import Settings
@@ -51,6 +52,7 @@ class Handlers:
         tensors: TensorReader,
         tracer: Any,
         batch_log: TextIO | None,
+        costs: CostBook,
     ) -> None:
         self._settings = settings
         self._bus = bus
@@ -60,6 +62,7 @@ class Handlers:
         self._tensors = tensors
         self._tracer = tracer
         self._batch_log = batch_log
+        self._costs = costs
         self._commands: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._publishing: dict[str, asyncio.Lock] = {}
@@ -147,11 +150,9 @@ class Handlers:
     async def on_beat(self, received: Received) -> None:
         """A heartbeat. An instance that came back empty has lost its streams."""
         beat: Beat = received.message
-        core = self._desk.cores.get(beat.pipeline)
-        if core is not None and "decode" in beat.role_ms:
-            core.cost.observe("decode", 1.0, beat.role_ms["decode"])
         if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
             await self.lost(beat.instance, "was restarted")
+        await self._costs.beat(beat)
 
     async def on_event(self, received: Received) -> None:
         """Egress tells that a stream's ledger is closed; ingest that its source failed."""
