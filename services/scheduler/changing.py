@@ -68,40 +68,34 @@ class Changing:
         if patch.noise is not None:
             record.noise, record.noise_version = patch.noise, record.noise_version + 1
         now = queue.settings
-        await self._messenger.tell(
-            record.stream, EventKind.ACCEPTED, command=command.command, version=version or now.prompt_version
-        )
-        now = queue.settings  # telling took a while, too: the ladder may have moved it
         steps, frames_per_block = self._tiering.asked(record, patch, now)
-        queue.change(
-            command.command,
-            Change(
-                StreamSettings(
-                    steps=steps,
-                    seed=now.seed if patch.seed is None else patch.seed,
-                    prompt_version=version or now.prompt_version,
-                    frames_per_block=frames_per_block,
-                    max_frames_per_block=patch.max_frames_per_block or now.max_frames_per_block,
-                ),
-                noise_version=0 if patch.noise is None else record.noise_version,
-                blend_chunks=patch.blend_chunks,
-                recache=patch.recache,
-            ),
+        settings = StreamSettings(
+            steps=steps,
+            seed=now.seed if patch.seed is None else patch.seed,
+            prompt_version=version or now.prompt_version,
+            frames_per_block=frames_per_block,
+            max_frames_per_block=patch.max_frames_per_block or now.max_frames_per_block,
         )
+        await self.keep_settings(record, settings)  # who is told "accepted" may look at once
+        await self._messenger.tell(
+            record.stream, EventKind.ACCEPTED, command=command.command, version=settings.prompt_version
+        )
+        settings = self._tiering.as_now(record, settings)  # telling took a while: the ladder may have moved on
+        noise_version = 0 if patch.noise is None else record.noise_version
+        queue.change(command.command, Change(settings, noise_version, patch.blend_chunks, patch.recache))
         if patch.noise is not None:
             # Last of all: the first chunk that is estimated with it must find the change waiting here.
             await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
             await self._messenger.take("motion", record, record.motion, wait=False)
-        await self.keep_settings(record, queue)
         self._pump()
         await self._tiering.settle(record, patch)
 
     async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
         """Ingest tells applied, with the chunk."""
-        await self._messenger.tell(record.stream, EventKind.ACCEPTED, command=command)
         record.paused = queue.paused = paused
+        await self.keep_settings(record, queue.settings)
+        await self._messenger.tell(record.stream, EventKind.ACCEPTED, command=command)
         await self._messenger.pause(record, command, paused)
-        await self.keep_settings(record, queue)
         self._pump()
 
     async def _make_room(self, record: StreamRecord, frames_per_block: int) -> None:
@@ -123,9 +117,8 @@ class Changing:
         record.refreshes += 1
         await self._messenger.take("ingest", record, record.ingest)
 
-    async def keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
+    async def keep_settings(self, record: StreamRecord, settings: StreamSettings) -> None:
         """What the stream runs with now, for whoever shows it."""
-        settings = queue.settings
         kept = {
             "steps": settings.steps,
             "seed": settings.seed,

@@ -123,7 +123,7 @@ class StreamDesk:
         _still_opening(record)
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
-        await self.changing.keep_settings(record, self.changing.queue_of(record))
+        await self.changing.keep_settings(record, self.changing.queue_of(record).settings)
         promise = record.promise
         await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version, promise=promise)
         await self.tiering.settle(record)

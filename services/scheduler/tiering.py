@@ -137,6 +137,14 @@ class Tiering:
         tier = ladder.ask(record.stream, wanted)
         return tier.steps, tier.frames_per_block
 
+    def as_now(self, record: StreamRecord, settings: StreamSettings) -> StreamSettings:
+        """The settings with the steps and T that the ladder has left the stream."""
+        ladder = self.ladders.get(record.pipeline)
+        tier = ladder.tier(record.stream) if ladder is not None else None
+        if tier is None:
+            return settings
+        return replace(settings, steps=tier.steps, frames_per_block=tier.frames_per_block)
+
     # --- what was heard -----------------------------------------------------------------------------------------------
 
     def on_closed(self, message: ChunkClosed) -> None:
