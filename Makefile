@@ -37,7 +37,7 @@ check: install
 bench: install
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.bus
-	$(BIN)/python -m bench.system
+	$(BIN)/python -m bench.system ratio
 
 # For who has a GPU: the tests that need one, then the engine's table. Random weights: 14B needs about 30 GiB of memory.
 GPU_BENCH = $(BIN)/python -m bench.engine --device cuda --dtype bfloat16 --random --steps 1,2,3,4 --vae wan,taehv

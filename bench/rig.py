@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.clips import FIRST, chunks_of
 from shared.engine.model.autoencoder import Autoencoder
-from shared.engine.model.loading import load_text_encoder, load_vae
+from shared.engine.model.loading import load_text_encoder, load_vae, tiny_decoder_dtype
 from shared.engine.plan.noise_controller import NoiseController, step_timesteps
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import FRAMES_PER_LATENT, ModelSpec
@@ -25,7 +25,9 @@ class Rig:
 
     def __init__(self, spec: ModelSpec, folder: Path, steps: int, seed: int) -> None:
         self.spec, self.steps, self.seed = spec, steps, seed
-        self.autoencoder = Autoencoder(load_vae(spec, folder), spec, torch.device("cpu"), torch.float32)
+        device, dtype = torch.device("cpu"), torch.float32
+        vae = load_vae(spec, folder, device, dtype, tiny_decoder_dtype(device, dtype))  # as it is served
+        self.autoencoder = Autoencoder(vae, spec, device, dtype)
         self.text = load_text_encoder(spec, folder)
         self.stage = Stage.load(spec, folder)
         self.stepper = Stepper(spec, [self.stage], self.autoencoder)
@@ -73,8 +75,8 @@ class Rig:
     def _denoise_alone(self, z: Tensor, s: float, times: tuple[int, ...], index: int, text: Tensor) -> Tensor:
         x = z * (1 - s) + epsilon(self.seed, index, 0, tuple(z.shape)) * s
         for step, time in enumerate(times):
-            flow = self.stage.model(x[None, None], torch.tensor([[float(time)]]), text)[0, 0]
-            z = x - sigma_of(time, self.spec.sigma_shift) * flow
+            predicted = self.stage.model(x[None, None], torch.tensor([[float(time)]]), text)[0, 0]
+            z = self.stage.model.clean(x, sigma_of(time, self.spec.sigma_shift), predicted)
             if step + 1 < len(times):
                 sigma = sigma_of(times[step + 1], self.spec.sigma_shift)
                 x = (1 - sigma) * z + sigma * epsilon(self.seed, index, step + 1, tuple(z.shape))

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.setting import Setting
 from shared.engine.compile import Speed
 from shared.engine.model.dit import Dit
-from shared.engine.model.loading import load_vae, random_vae_weights
+from shared.engine.model.loading import load_vae, random_vae_weights, tiny_decoder_dtype
 from shared.engine.plan.registry import model_folder
 from shared.engine.plan.spec import ModelSpec
 from shared.engine.plan.split import split_blocks
@@ -79,9 +79,9 @@ class Models:
         """The autoencoder for serving."""
         device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
         if folder is not None:
-            return load_vae(spec, folder, device, dtype)
+            return load_vae(spec, folder, device, dtype, tiny_decoder_dtype(device, dtype))
         if spec.vae != "wan":
-            return load_vae(spec, random_vae_weights(spec), device, dtype)
+            return load_vae(spec, random_vae_weights(spec), device, dtype, tiny_decoder_dtype(device, dtype))
         # The published size: only weights know it, no spec does.
         from shared.engine.model.wan_vae import AutoencoderKLWan
 

@@ -53,7 +53,7 @@ def positions_table(model: Dit, positions: Sequence[int], rows: int, columns: in
     return torch.cat([c for c, _ in parts], 1), torch.cat([s for _, s in parts], 1)
 
 
-def flow_of(
+def predict(
     model: Dit,
     latents: Tensor,
     timesteps: Tensor,
@@ -62,7 +62,8 @@ def flow_of(
     bias: Tensor | None,
     block_fn: BlockForward,
 ) -> Tensor:
-    """The flow of whole clips: latents [B, F, C, h, w], timesteps [B, F], text [B, len, dim] → [B, F, C, h, w] float32."""
+    """What the last layer gives for whole clips: latents [B, F, C, h, w], timesteps [B, F], text [B, len, dim] →
+    [B, F, C, h, w] float32."""
     rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cos, sin = positions_table(model, positions, rows, columns)
@@ -70,7 +71,7 @@ def flow_of(
         x = model.patches(latents).to(torch.bfloat16)
         for block, (k, v) in zip(model.layers(), model.context_kv(text), strict=True):
             x = block_fn(block, x, e6, cos, sin, bias, k.to(torch.bfloat16), v)
-        return model.flow(x, e, rows, columns)
+        return model.predict(x, e, rows, columns)
 
 
 def score_bias(mask: Tensor) -> Tensor:

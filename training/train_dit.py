@@ -5,8 +5,8 @@ folder. It writes ``dit.safetensors`` and ``dit.csv``, publishes the whole model
 from its last checkpoint when it was stopped.
 
 Two tasks per batch. Step 0: the noisy *source* latents → the styled latents. A later step: the model's own estimate,
-re-noised to that step's level → the styled latents; the source is out of sight there. The flow v is what makes
-x0 = x_t − σ·v, and the loss is on x0: in latents, and now and then on decoded pixels against the true filter.
+re-noised to that step's level → the styled latents; the source is out of sight there. The loss is on x0: in latents, and
+now and then on decoded pixels against the true filter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shared.engine.model.dit import Dit
 from shared.engine.model.text import TinyTextEncoder
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.plan.spec import ModelSpec
-from training.fast_dit import block_forward, compiled_block, flow_of, score_bias
+from training.fast_dit import block_forward, compiled_block, predict, score_bias
 from training.linear_encoder import measure
 from training.pairs import Pair, PairSource
 from training.prompts import all_styles, sample_prompt
@@ -64,8 +64,8 @@ class Trainer:
         self._biases: dict[int, Tensor] = {}
         self._compiled, self._compiled_tokens = compiled_block(), SIZES[0][0] * SIZES[0][1] // 256
         self.mean, self.scale = torch.tensor(spec.latent_shift), torch.tensor(spec.latent_scale)
-        # A channel's share of the picture goes with its amplitude squared: halfway there, so that detail counts as well.
-        amplitude = 1 / self.scale
+        # A channel's share of the picture goes with its amplitude squared: not all the way, so that detail counts as well.
+        amplitude = (1 / self.scale) ** 1.5
         self._importance = (amplitude / amplitude.mean()).view(-1, 1, 1)
 
     def estimate(self, noisy: Tensor, times: Tensor, text: Tensor, positions: list[int], masked: bool) -> Tensor:
@@ -77,8 +77,8 @@ class Trainer:
             if tokens not in self._biases:
                 self._biases[tokens] = score_bias(look_back(frames, tokens, self.spec.ring, self.spec.sinks))
             bias = self._biases[tokens]
-        flow = flow_of(self.model, noisy, times, text, positions[:frames], bias, block)
-        return noisy - sigmas(times, self.spec) * flow
+        predicted = predict(self.model, noisy, times, text, positions[:frames], bias, block)
+        return self.model.clean(noisy, sigmas(times, self.spec), predicted)
 
     def losses(
         self, rng: np.random.Generator, pairs: list[Pair], with_pixels: bool, with_later: bool

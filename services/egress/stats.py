@@ -53,7 +53,7 @@ class StreamMeter:
         self._latency = LatencyHistogram()
         self._jitter = LatencyHistogram()
         self.frames_out = 0
-        self.newest_latency_ms = 0.0
+        self.newest_latency_ms = self._first_frame_ms = 0.0
 
     def emitted(self, frame: FrameStamp, now: int, time_base: Fraction = Fraction(1, 90_000)) -> None:
         """A frame went to the sinks."""
@@ -66,6 +66,7 @@ class StreamMeter:
         self._last_ns, self._excused = now, 0
         self.frames_out += 1
         self.newest_latency_ms = (now - frame.captured_ns) / 1e6
+        self._first_frame_ms = self._first_frame_ms or self.newest_latency_ms
         self._latency.add(self.newest_latency_ms)
 
     def excuse(self, frames: int) -> None:
@@ -84,6 +85,7 @@ class StreamMeter:
             jitter_p95_ms=self._jitter.percentile(0.95),
             cpr=1.0 - self._stalled_ns / span_ns if span_ns > 0 else 1.0,
             frames_out=self.frames_out,
+            first_frame_ms=self._first_frame_ms,
         )
 
     def _distance(self, last: FrameStamp, frame: FrameStamp, shown_ns: int) -> None:

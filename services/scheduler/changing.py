@@ -115,6 +115,7 @@ class Changing:
             return
         record.skip_similar = record.skip_similar if skip_similar is None else skip_similar
         record.refreshes += 1
+        self.queue_of(record).skips = record.skip_similar > 0
         await self._messenger.take("ingest", record, record.ingest)
 
     async def keep_settings(self, record: StreamRecord, settings: StreamSettings) -> None:

@@ -28,6 +28,7 @@ from shared.contracts.refs import TensorRef
 
 DISPATCH_LEAD_NS = 6 * NS_PER_MS  # how long before stage 0 is free the next batch leaves: more than the bus takes
 MIN_LONGER_GAIN = 0.1  # of the time per frame: what a longer frame block must save
+PROBE_AFTER = 4  # chunks that are dropped as stale in a row; the next is measured: no wrong prediction lasts
 AGEING_NS = 50 * NS_PER_MS  # a stream goes first by so much for each chunk in a row that it lost
 MAX_AGED = 40
 _order_of = attrgetter("order", "work.stream", "work.ready_ns")
@@ -234,7 +235,7 @@ class PipelineCore:
                 ready.plan(self.forecast, self.policy)
         begin_ns = self._begin_ns(now_ns)
         for stream, queue in self.streams.items():
-            if queue.dirty:
+            if queue.hurry(now_ns) or queue.dirty:
                 self._ask(queue, begin_ns)
                 changed = True
             if self.policy.drops_stale and queue.live:
@@ -283,12 +284,19 @@ class PipelineCore:
         return own
 
     def _is_stale(self, stream: str, begin_ns: int) -> bool:
-        """Freshness: before step 0, what cannot show even its last frame in time is dropped, never queued."""
+        """Freshness: before step 0, what cannot show even its last frame in time is dropped, never queued.
+
+        After a few in a row one that is not late yet runs all the same: a prediction that is wrong (the device was busy with
+        something else for a moment) could never be corrected, if everything was dropped because of it.
+        """
         found = self._ready[stream]
         if not found or found[-1].work.item is not None:
             return False
+        deadline_ns = found[-1].work.last_deadline_ns
+        if self.streams[stream].dropped_in_row >= PROBE_AFTER and begin_ns < deadline_ns:
+            return False
         # A window that runs along once may make its block late; it must not have every block dropped instead.
-        return begin_ns + found[-1].fresh_ns > found[-1].work.last_deadline_ns
+        return begin_ns + found[-1].fresh_ns > deadline_ns
 
     def _forget(self, queue: StreamQueue, decisions: Decisions) -> None:
         work = self._ready[queue.stream][-1].work

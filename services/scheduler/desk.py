@@ -149,6 +149,7 @@ class StreamDesk:
                 model=model,
                 plan=StreamPlan.for_model(record.stream, record.epoch, model),
                 from_text=isinstance(record.spec.source, NoSource),
+                skips=record.skip_similar > 0,
                 settings=StreamSettings(
                     steps=tier.steps,
                     seed=record.spec.seed,

@@ -68,6 +68,8 @@ class Recovering:
             recovery = self._begin(record, f"{instance} {how}")
             if recovery is not None:
                 return self._recover(record, recovery)
+        if verdict is Fate.CLOSES:
+            return self._close(record)
         if verdict is Fate.RECOVERING:
             if (attempt := self._tries.get(record.stream)) is not None:
                 attempt.cancel()
@@ -106,6 +108,13 @@ class Recovering:
                     await self._clock.sleep(AGAIN_S)
         except (RefusedError, StoreError, BusError) as error:
             await self._give_up(stream, f"{recovery.reason}, and {error}")
+
+    async def _close(self, record: StreamRecord) -> None:
+        """A stream that is being stopped: its source has been told, and nothing of what was under way will come."""
+        record.epoch += 1
+        core = self._cores.get(record.pipeline)
+        self._release(core.remove(record.stream) if core is not None else [])
+        await self._messenger.take("egress", record, record.egress, given_up=GIVEN_UP)
 
     async def _hold(self, record: StreamRecord, recovery: Recovery) -> None:
         """Nothing more is numbered, and what was under way is closed. Raises RefusedError when somebody does not answer."""

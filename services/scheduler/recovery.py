@@ -26,6 +26,7 @@ class Fate(StrEnum):
     NOTHING = "nothing"  # it held none of its state
     RECOVERS = "recovers"
     RECOVERING = "recovering"  # it does already: the try under way, if it is for this instance, has failed
+    CLOSES = "closes"  # it is being stopped: what was under way is given up, and it ends as it was told to
     FAILS = "fails"
 
 
@@ -37,7 +38,9 @@ def fate(record: StreamRecord, instance: str) -> Fate:
         return Fate.FAILS
     if record.phase is Phase.RECOVERING:
         return Fate.RECOVERING
-    return Fate.RECOVERS if record.phase is Phase.RUNNING and record.spec.mode is Mode.LIVE else Fate.FAILS
+    if record.spec.mode is not Mode.LIVE or record.failure is not None:
+        return Fate.FAILS
+    return {Phase.RUNNING: Fate.RECOVERS, Phase.STOPPING: Fate.CLOSES}.get(record.phase, Fate.FAILS)
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from services.worker.roles.text import TextRole
 from services.worker.settings import Settings
 from shared.engine.compile import EAGER_RUNS, Speed
 from shared.engine.model.autoencoder import Autoencoder
-from shared.engine.model.loading import load_text_encoder, load_vae, text_encoder_bytes
+from shared.engine.model.loading import load_text_encoder, load_vae, text_encoder_bytes, tiny_decoder_dtype
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.model_parts import ModelParts, find_parts
 from shared.engine.plan.noise_controller import step_timesteps
@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    """``auto``: bfloat16 on a GPU, float32 on a CPU (but for the tiny decoder, see :func:`tiny_decoder_dtype`)."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -62,7 +62,9 @@ class Runtime:
         begin = time.perf_counter()
         parts = find_parts(settings.model, settings.models_dir, settings.part_paths)
         if Role.ENCODE in settings.roles or Role.DECODE in settings.roles:
-            autoencoder = Autoencoder(load_vae(spec, parts, self.device, self.dtype), spec, self.device, self.dtype)
+            decoder = tiny_decoder_dtype(self.device, self.dtype) if settings.dtype == "auto" else self.dtype
+            vae = load_vae(spec, parts, self.device, self.dtype, decoder)
+            autoencoder = Autoencoder(vae, spec, self.device, self.dtype)
             self.encode = EncodeRole(autoencoder) if Role.ENCODE in settings.roles else None
             self.decode = DecodeRole(autoencoder) if Role.DECODE in settings.roles else None
         if Role.STAGE in settings.roles:

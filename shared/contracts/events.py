@@ -347,6 +347,7 @@ class StreamStats(Wire):
     latency_p99_ms: float = 0.0
     jitter_p95_ms: float = 0.0
     cpr: float = 1.0
+    first_frame_ms: float = 0.0  # of the first frame that was shown: emitted − captured
 
 
 class StreamEvent(Wire):

@@ -86,7 +86,8 @@ class StepForward:
         if not model.is_last:
             return x
         own = step.frames * rows * columns
-        return step.noisy[:, -step.frames :] - step.sigma * model.flow(x[:, -own:], e, rows, columns)
+        predicted = model.predict(x[:, -own:], e, rows, columns)
+        return model.clean(step.noisy[:, -step.frames :], step.sigma, predicted)
 
     def _prompt(self, block: int, prompts: Tensor | int) -> ContextKv:
         if isinstance(prompts, int):

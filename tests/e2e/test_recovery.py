@@ -67,6 +67,8 @@ async def test_a_worker_stopped_for_a_second_is_no_fault(lab: Lab) -> None:
     await asyncio.sleep(1.0)
     os.kill(pid, signal.SIGCONT)
     await more(running, 16)
+    skipping = await lab.update(running, skip_similar=0.05)
+    assert skipping.event is EventKind.APPLIED, skipping.reason
     event = await lab.stop(running)
     assert event.event is EventKind.STOPPED, event.reason
     assert reconciles(event), event

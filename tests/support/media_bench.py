@@ -122,6 +122,7 @@ class Bench:
                 height=height,
                 noise=0.5,
                 credits=credits,
+                skip_similar=spec.skip_similar,
             )
             if (error := await self.take(service, take)) is not None:
                 raise RefusedError(f"{service}: {error}")
@@ -145,6 +146,13 @@ class Bench:
     async def leave(self, service: str, stream: str, *, drain: bool = False, failure: str | None = None) -> None:
         message = LeaveStream(instance=f"{service}-0", stream=stream, epoch=1, drain=drain, failure=failure)
         await self.bus.publish(subjects.assign(service), message)
+
+    async def wait_for_chunk(self) -> None:
+        """Until one chunk more was numbered (and not skipped)."""
+        seen = len(self.chunks)
+        async with asyncio.timeout(10):
+            while len(self.chunks) == seen:
+                await asyncio.sleep(0.01)
 
     async def end(self, timeout_s: float = 20.0) -> StreamEvent:
         """Wait until egress tells that the stream has ended."""

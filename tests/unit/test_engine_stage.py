@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from shared.engine.model.dit import DIRECT_FROM
 from shared.engine.model.kv_cache import NoSlotError
 from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import SlotOp, SlotOpKind
+from shared.engine.plan.sigmas import sigma_of
+from shared.engine.plan.spec import Prediction
 from shared.engine.stage import Stage, StageError
 from tests.support.engine import HEIGHT, NANO, WIDTH, item, latents, open_on, prompt, run, stages_of, with_ops
 
@@ -93,6 +96,19 @@ def test_full_noise_hides_the_source_and_none_keeps_it() -> None:
     assert torch.equal(stage.run([text_to_video], latents(0, 2)[None]), stage.run([text_to_video], latents(1, 2)[None]))
     seen = replace(item("a", 0), noise_scale=0.5)
     assert not torch.equal(stage.run([seen], latents(0, 2)[None]), stage.run([seen], latents(1, 2)[None]))
+
+
+def test_a_model_that_predicts_x0_gives_it_whole_through_much_noise_and_moves_x_t_through_little() -> None:
+    flow, direct = stages_of(), stages_of(replace(NANO, prediction=Prediction.X0))
+    for pipe in (flow, direct):
+        open_on(pipe, "a")
+    x = latents(0, 2)[None]
+    for time in (700, 300, 150):
+        sigma = sigma_of(time, NANO.sigma_shift)
+        share = min(1.0, sigma / DIRECT_FROM)
+        later = replace(item("a", 0, steps=(900, time)), step=1)
+        predicted = (x - flow[0].run([later], x)) / sigma
+        assert torch.allclose(direct[0].run([later], x), x + share * (predicted - x), atol=CLOSE)
 
 
 def test_a_forked_slot_goes_on_as_its_source_did() -> None:

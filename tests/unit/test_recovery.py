@@ -76,7 +76,9 @@ def test_only_what_workers_hold_can_be_made_anew_and_only_for_live_streams() -> 
     assert fate(live, "p0-w") is Fate.RECOVERING
     assert fate(live, "egress-0") is Fate.FAILS
     live.move(Phase.STOPPING)
-    assert fate(live, "p0-w") is Fate.FAILS, "what is being stopped is closed at once"
+    assert fate(live, "p0-w") is Fate.CLOSES, "what is being stopped ends as it was told to"
+    live.failure = "something else"
+    assert fate(live, "p0-w") is Fate.FAILS
 
 
 def test_a_stream_goes_on_where_it_was_or_where_there_is_room() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from services.scheduler.core import Decisions, PipelineCore
+from services.scheduler.core import PROBE_AFTER, Decisions, PipelineCore
 from services.scheduler.cost_model import CostModel
 from services.scheduler.stream_queue import Change, Offer, StreamQueue, StreamSettings
 from shared.contracts.events import BatchDone, ChunkStamp, FrameStamp, ItemResult, MotionEstimated, StageBatch
@@ -206,6 +206,42 @@ def test_what_can_no_longer_make_its_deadline_is_dropped_before_step_0() -> None
     assert [(drop.stamp.chunk, drop.service, drop.reason) for drop in decisions.drops] == [(3, "scheduler", "stale")]
     assert decisions.released == [REF], "its latents are given back"
     assert [entry.stamps[0].chunk for batch in decisions.batches for entry in batch.entries] == [4]
+
+
+def test_a_prediction_that_is_wrong_corrects_itself_and_does_not_drop_a_stream_for_ever() -> None:
+    bench = Bench(step_ms=20.0)
+    bench.stream("a", steps=2)
+    for number in range(8):
+        bench.offer(chunk("a", number, captured_ms=int(bench.now / MS)))
+        bench.run()
+    bench.core.cost.scale("stage.0", 100.0)  # the device seemed to have become much slower
+    entered: list[int] = []
+    for number in range(8, 60):
+        bench.now += 250 * MS
+        before = len(bench.ran)
+        bench.offer(chunk("a", number, captured_ms=int(bench.now / MS)))
+        bench.run()
+        entered += [entry.stamps[0].chunk for b in bench.ran[before:] for entry in b.entries if entry.item.step == 0]
+    assert entered[0] == 8 + PROBE_AFTER, "after a few drops one is measured"
+    assert entered[-20:] == list(range(40, 60)), "and in a few seconds all is as it was"
+
+
+def test_a_longer_block_does_not_wait_for_chunks_that_are_skipped() -> None:
+    bench = Bench(step_ms=20.0)
+    queue = bench.stream("a", frames_per_block=2)
+    spread = chunk("a", 0, captured_ms=1000)
+    frames = tuple(
+        f.model_copy(update={"captured_ns": f.captured_ns + i * 50 * MS}) for i, f in enumerate(spread.stamp.frames)
+    )
+    spread = spread.model_copy(update={"stamp": spread.stamp.model_copy(update={"frames": frames})})
+    bench.now = 1250 * MS
+    bench.offer(spread)
+    bench.now += 320 * MS
+    assert bench.schedule().batches == [], "as long as nothing is skipped it waits"
+    queue.skips = True
+    (batch,) = bench.schedule().batches
+    assert [stamp.chunk for stamp in batch.entries[0].stamps] == [0]
+    assert not queue.hurried, "the next block waits again"
 
 
 def test_lossless_work_is_never_dropped() -> None:

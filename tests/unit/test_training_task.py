@@ -17,7 +17,7 @@ from shared.engine.plan.spec import spec_of
 from shared.engine.plan.stream_plan import StreamPlan
 from shared.engine.random import KeyedNoise
 from shared.engine.stage import Stage
-from training.fast_dit import block_forward, flow_of, score_bias
+from training.fast_dit import block_forward, predict, score_bias
 from training.linear_decoder import start_decoder
 from training.linear_encoder import LinearCode, fit, markov_clips, measure
 from training.muon import orthogonalise
@@ -89,7 +89,7 @@ def test_the_fast_forward_is_the_models_own():
     )
     times, mask = torch.full((2, 8), 300.0), look_back(8, 6, spec.ring, spec.sinks)
     with torch.no_grad():
-        fast = flow_of(model, latents, times, text, list(range(8)), score_bias(mask), block_forward)
+        fast = predict(model, latents, times, text, list(range(8)), score_bias(mask), block_forward)
         plain = model(latents, times, text, mask=mask)
     assert (fast - plain).square().mean().sqrt() < 0.03 * plain.square().mean().sqrt()
 

@@ -1,9 +1,9 @@
 """The causal Wan DiT, whole or only some of its blocks. Parameter names are those of the original Wan weights.
 
 Shapes: latents [B, F, C, h, w]; tokens [B, L, dim] with L = F·(h/2)·(w/2), frame by frame, row by row; timesteps are nominal
-(0…1000). The network predicts the flow v, so that x0 = x_t − σ·v.
+(0…1000). The network predicts the flow v, so that x0 = x_t − σ·v, or x0 itself (the spec's ``prediction``).
 
-The pieces are plain: ``patches`` → tokens, ``times`` → modulation, ``context`` → the prompt, blocks, ``flow``. Serving
+The pieces are plain: ``patches`` → tokens, ``times`` → modulation, ``context`` → the prompt, blocks, ``predict``. Serving
 calls them one by one (:mod:`shared.engine.stage`); training calls the module on a whole clip.
 """
 
@@ -27,9 +27,13 @@ from shared.engine.model.attention import (
     full_attention,
 )
 from shared.engine.model.rope import Rope, RopeTable
-from shared.engine.plan.spec import PATCH, ModelSpec
+from shared.engine.plan.spec import PATCH, ModelSpec, Prediction
 
 _LEAST_ROWS = 8
+
+
+DIRECT_FROM = 0.3
+"""σ from which a model that predicts x0 gives it whole. Below, x_t is nearly x0: it is kept, and moved by the share σ / 0.3."""
 
 
 class Block(nn.Module):
@@ -116,7 +120,7 @@ class Dit(nn.Module):
 
     @property
     def is_last(self) -> bool:
-        """Whether it returns the flow."""
+        """Whether it returns the prediction."""
         return self.range.stop == self.spec.layers
 
     @property
@@ -171,9 +175,16 @@ class Dit(nn.Module):
         context = self.context(text)
         return [block.cross_attn.context_kv(context) for block in self.layers()]
 
-    def flow(self, x: Tensor, e: Tensor, rows: int, columns: int) -> Tensor:
-        """Tokens [B, L, dim] → flow [B, F, C, 2·rows, 2·columns] float32. Last blocks only."""
+    def predict(self, x: Tensor, e: Tensor, rows: int, columns: int) -> Tensor:
+        """Tokens [B, L, dim] → flow or x0 (see :meth:`clean`) [B, F, C, 2·rows, 2·columns] float32. Last blocks only."""
         return unpatchify(self.head(x, e).float(), rows, columns)
+
+    def clean(self, noisy: Tensor, sigma: Tensor | float, predicted: Tensor) -> Tensor:
+        """x0 [B, F, C, h, w] from x_t and what the last layer gave for it; σ broadcasts."""
+        if self.spec.prediction == Prediction.FLOW:
+            return noisy - sigma * predicted
+        share = torch.as_tensor(sigma / DIRECT_FROM).clamp(max=1.0)
+        return noisy + share * (predicted - noisy)
 
     def forward(
         self,
@@ -187,7 +198,7 @@ class Dit(nn.Module):
         """The whole model on whole clips; differentiable.
 
         latents [B, F, C, h, w], timesteps [B, F] or [B, 1], text [B or 1, text_len, text_dim], mask [L, L] or [B, 1, L, L]
-        (True = may look) → flow [B, F, C, h, w] float32. ``attend`` replaces the masked attention in every block.
+        (True = may look) → the prediction [B, F, C, h, w] float32. ``attend`` replaces the masked attention in every block.
         """
         batch, frames, _, height, width = latents.shape
         rows, columns = height // PATCH, width // PATCH
@@ -197,7 +208,7 @@ class Dit(nn.Module):
         look = attend if attend is not None else full_attention(mask)
         for block, kv in zip(self.layers(), self.context_kv(text), strict=True):
             x = block(x, e6, rope, look, kv)
-        return self.flow(x, e, rows, columns)
+        return self.predict(x, e, rows, columns)
 
 
 def patchify(latents: Tensor) -> Tensor:

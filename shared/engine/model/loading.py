@@ -58,16 +58,30 @@ def load_vae(
     source: Source,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    decoder_dtype: torch.dtype | None = None,
 ) -> ServingTinyVae | WanVae | MixedVae:
-    """The model's autoencoder for serving, the one that ``spec.vae`` names. Raises WeightsError, FileNotFoundError."""
+    """The model's autoencoder for serving, the one that ``spec.vae`` names. Raises WeightsError, FileNotFoundError.
+
+    ``decoder_dtype`` is the tiny decoder's, if not ``dtype`` (see :func:`tiny_decoder_dtype`).
+    """
     if spec.vae == VaeKind.TAEHV:
-        return ServingTinyVae(load_tiny_vae(spec, source, device, dtype))
+        return ServingTinyVae(load_tiny_vae(spec, source, device, dtype), decoder_dtype)
     from shared.engine.model.wan_vae import load_wan_vae
 
     full = load_wan_vae(spec, open_weights(source, Part.VAE), device=device, dtype=dtype)
     if spec.vae == VaeKind.WAN:
         return full
-    return MixedVae(full, ServingTinyVae(load_tiny_vae(spec, source, device, dtype)))
+    return MixedVae(full, ServingTinyVae(load_tiny_vae(spec, source, device, dtype), decoder_dtype))
+
+
+def tiny_decoder_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 on a CPU that computes in it: half the time, and 46 dB from float32's picture. Elsewhere ``dtype``.
+
+    A stream is always decoded alone, so that its pixels do not depend on company even so.
+    """
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
+        return torch.bfloat16
+    return dtype
 
 
 def load_tiny_vae(

@@ -66,7 +66,8 @@ class _Shift:
 class ServingTinyVae:
     """Encodes and decodes streams with the weights of a :class:`TinyVae`. Holds no state; for inference only."""
 
-    def __init__(self, vae: TinyVae) -> None:
+    def __init__(self, vae: TinyVae, decoder_dtype: torch.dtype | None = None) -> None:
+        """``decoder_dtype``: the decoder's, if not that of ``vae``."""
         with torch.no_grad():
             encoder, decoder = list(vae.encoder), list(vae.decoder)
             self._enter = _conv(encoder[0])
@@ -74,12 +75,14 @@ class ServingTinyVae:
             self._encoder = [[_block(encoder[i + k], k > 0) for k in range(3)] for i in (4, 9, 14)]
             self._leave = _conv(encoder[17])
             self._leave_out_dead_channels()
+            self.dtype = self._enter.weight.dtype
+            self.decoder_dtype = decoder_dtype or self.dtype
+            vae.decoder.to(self.decoder_dtype)
             self._begin = _conv(decoder[1])
             self._decoder = [[_block(decoder[i + k], k > 0) for k in range(3)] for i in (3, 9, 15)]
             self._grows = [_growing(decoder[i], decoder[i + 1]) for i in (7, 13, 19)]
             self._end = _cellwise(decoder[22])
         self.latent_channels = vae.latent_channels
-        self.dtype = self._enter.weight.dtype
 
     def _leave_out_dead_channels(self) -> None:
         """Of the encoder: what no kernel and no bias ever raises above zero is neither computed nor read."""
@@ -140,8 +143,8 @@ class ServingTinyVae:
     def decode(self, memory: VaeMemory, latents: Tensor) -> Tensor:
         """latents [m, C, h, w] → frames [n, 3, 8h, 8w] in [0, 1]: first 2 → 5, then 1 → 4."""
         kept = _recall(memory, 9)
-        x = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        x = self._begin(torch.tanh(x / 3) * 3).relu_()
+        x = (torch.tanh(latents / 3) * 3).to(self.decoder_dtype).contiguous(memory_format=torch.channels_last)
+        x = self._begin(x).relu_()
         for level, blocks in enumerate(self._decoder):
             for k, block in enumerate(blocks):
                 x, kept[3 * level + k] = block(x, kept[3 * level + k])

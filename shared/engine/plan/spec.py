@@ -34,6 +34,13 @@ class VaeKind(StrEnum):
     MIXED = "wan+taehv"  # the full encoder, the tiny decoder: what the public code does with TAEHV
 
 
+class Prediction(StrEnum):
+    """What the DiT's last layer gives for x_t."""
+
+    FLOW = "flow"  # v, with x0 = x_t − σ·v: the published models
+    X0 = "x0"  # the clean latents themselves: for a DiT too narrow to carry the noise through (docs/adr/0013)
+
+
 class SpecError(ValueError):
     """A model's spec does not hold together; the message names the field."""
 
@@ -71,6 +78,7 @@ class ModelSpec:
     are nominal timesteps (0…1000) of which a stream of K steps takes the first K; ``text_steps`` replaces them for a stream
     without a source, which starts from pure noise (empty: ``steps``; read them as :attr:`steps_from_text`).
     ``sink_threshold`` None switches adaptive sinks off. ``rerotate`` moves the rotation of cached keys at a RoPE refresh.
+    ``prediction`` (a :class:`Prediction`) is what the last layer gives.
 
     The autoencoder (``vae``, a :class:`VaeKind`; change it by :meth:`with_vae`): the decoder's input is z·``latent_scale`` +
     ``latent_shift``; the encoder's latents are normalised by the same two if ``encoder_normalised``, and become
@@ -92,6 +100,7 @@ class ModelSpec:
     rope_refresh_at: int = 50
     rerotate: bool = True
     sigma_shift: float = 8.0
+    prediction: str = Prediction.FLOW
     steps: tuple[int, ...] = (700, 500, 400, 200)
     text_steps: tuple[int, ...] = ()
     noise: NoiseSpec = field(default_factory=NoiseSpec)
@@ -122,6 +131,8 @@ class ModelSpec:
             raise SpecError(f"steps {self.steps} must be timesteps in 1…1000")
         if any(not 0 < t <= 1000 for t in self.text_steps):
             raise SpecError(f"text_steps {self.text_steps} must be timesteps in 1…1000")
+        if self.prediction not in list(Prediction):
+            raise SpecError(f"prediction {self.prediction!r} is none of {', '.join(Prediction)}")
         if self.vae not in list(VaeKind):
             raise SpecError(f"vae {self.vae!r} is none of {', '.join(VaeKind)}")
         for name in ("latent_scale", "latent_shift", "encoder_scale", "encoder_shift"):
@@ -262,6 +273,7 @@ _TINY = ModelSpec(
     text_dim=128,
     text_len=16,
     latent_channels=48,
+    prediction=Prediction.X0,
     steps=(400, 150, 100, 50),
     noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4),
     vae="taehv",
@@ -291,6 +303,7 @@ PRESETS: dict[str, ModelSpec] = {
             freq_dim=32,
             text_dim=48,
             latent_channels=16,
+            prediction=Prediction.FLOW,
             steps=(700, 500, 400, 200),
             noise=NoiseSpec(),
             vae_widths=(16, 8, 8, 8),

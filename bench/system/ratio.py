@@ -1,4 +1,4 @@
-"""System fps beside engine fps, and a live run's deadlines: ``python -m bench.system [--seconds 60] [--json]``.
+"""System fps beside engine fps, and a live run's deadlines: ``python -m bench.system ratio [--seconds 60] [--json]``.
 
 Three runs of one drawn clip: the engine alone (encode, K steps, decode, in one process, no broker), ``rheocast run`` as
 fast as the machine goes, and ``rheocast run --realtime``. The first two give the ratio of system to engine.
@@ -6,7 +6,6 @@ fast as the machine goes, and ``rheocast run --realtime``. The first two give th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -84,39 +83,21 @@ def engine_fps(steps: int, width: int, height: int) -> float:
     return shown / (time.perf_counter() - began)
 
 
-def main() -> None:
-    """Print the figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of the clip")
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+def ratio(seconds: float, steps: int) -> dict[str, Any]:
+    """All three runs."""
     os.environ.setdefault("OMP_NUM_THREADS", str(worker_threads(1, usable_cores())))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "clip.mp4"
-        demo_clip.write(source, arguments.seconds)
-        common = ("--prompt", "a pencil drawing", "--size", "320x192", "--steps", str(arguments.steps))
-        engine = engine_fps(arguments.steps, demo_clip.WIDTH, demo_clip.HEIGHT)
+        demo_clip.write(source, seconds)
+        common = ("--prompt", "a pencil drawing", "--size", "320x192", "--steps", str(steps))
+        engine = engine_fps(steps, demo_clip.WIDTH, demo_clip.HEIGHT)
         lossless = run(str(source), str(Path(folder) / "lossless.mp4"), *common)
         live = run(str(source), str(Path(folder) / "live.mp4"), *common, "--realtime")
     share = live["on_time"] / live["frames_in"]
-    figures = {
+    live.pop("output")
+    return {
         "engine_fps": round(engine, 2),
         "system_fps": lossless["fps"],
         "ratio": round(lossless["fps"] / engine, 3),
         "live": {**live, "on_time_share": round(share, 4)},
-        "cores": usable_cores(),
     }
-    figures["live"].pop("output")
-    if arguments.json:
-        print(json.dumps(figures))
-        return
-    print(f"engine alone {engine:.1f} fps; system {lossless['fps']:.1f} fps; ratio {figures['ratio']:.2f}")
-    print(
-        f"live: {live['on_time']} of {live['frames_in']} on time ({share:.1%}), "
-        f"latency p50 {live['latency_p50_ms']:.0f} ms, p95 {live['latency_p95_ms']:.0f} ms"
-    )
-
-
-if __name__ == "__main__":
-    main()
