@@ -43,10 +43,10 @@ class Worker:
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
         self._stream_bytes: dict[str, int] = {}
-        self._fence = Fence(settings.fence_s)
-        self._emptying: asyncio.Task[None] | None = None
         self._device_name = ""
         self._calibration: tuple[MeasuredCost, ...] = ()
+        self._fence = Fence(settings.fence_s)
+        self._emptying: asyncio.Task[None] | None = None
 
     def _prepare(self) -> Timeline:
         """In the device thread: thread counts come from the launcher (rule 12)."""
