@@ -27,7 +27,7 @@ async def _one(driver: Driver, seconds: float, fields: dict[str, Any]) -> dict[s
     return {
         "stopped_s": seconds,
         "same_process": driver.pid("worker-0") == pid,
-        "back_under_deadline_s": _back_s(watched, went_on_ns),
+        "back_under_deadline_s": back_s(watched, went_on_ns),
         "told": [
             f"{event.event.value}: {event.reason}"
             for event in watched.events
@@ -37,7 +37,7 @@ async def _one(driver: Driver, seconds: float, fields: dict[str, Any]) -> dict[s
     }
 
 
-def _back_s(watched: Watched, since_ns: int) -> float | None:
+def back_s(watched: Watched, since_ns: int) -> float | None:
     """Seconds from ``since_ns`` to the first chunk that is shown within its deadline; None: there was none."""
     before = max((c.totals.on_time for at, c in watched.closed if at < since_ns), default=0)
     for at, closed in watched.closed:

@@ -235,7 +235,7 @@ class PipelineCore:
                 ready.plan(self.forecast, self.policy)
         begin_ns = self._begin_ns(now_ns)
         for stream, queue in self.streams.items():
-            if queue.dirty:
+            if queue.hurry(now_ns) or queue.dirty:
                 self._ask(queue, begin_ns)
                 changed = True
             if self.policy.drops_stale and queue.live:

@@ -141,6 +141,7 @@ class StreamDesk:
                 model=model,
                 plan=StreamPlan.for_model(record.stream, record.epoch, model),
                 from_text=isinstance(record.spec.source, NoSource),
+                skips=record.skip_similar > 0,
                 settings=StreamSettings(
                     steps=record.spec.steps,
                     seed=record.spec.seed,
@@ -236,6 +237,7 @@ class StreamDesk:
             return
         record.skip_similar = record.skip_similar if skip_similar is None else skip_similar
         record.refreshes += 1
+        self._queue_of(record).skips = record.skip_similar > 0
         await self._messenger.take("ingest", record, record.ingest)
 
     async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:

@@ -10,6 +10,8 @@ from enum import StrEnum
 
 from shared.contracts.events import Beat
 
+STOOD_S = 0.5  # who looks every 50 ms and did not for so long was stopped, or starved
+
 
 class Health(StrEnum):
     """What a beat, or its absence, says of an instance."""
@@ -48,6 +50,7 @@ class Fleet:
     """All instances. An instance that misses its beats for ``timeout_s`` is lost until it beats again."""
 
     timeout_s: float
+    looked: float | None = None
     members: dict[str, Member] = field(default_factory=lambda: dict[str, Member]())
 
     def beat(self, beat: Beat, now: float) -> Health:
@@ -61,7 +64,15 @@ class Fleet:
         return Health.RETURNED if known.lost and beat.service == "worker" else Health.ALIVE
 
     def newly_lost(self, now: float) -> list[str]:
-        """Instances whose beats have been missing too long, each told once."""
+        """Instances whose beats have been missing too long, each told once. To be called often.
+
+        Whoever asks may have stood still itself: beats that came meanwhile wait to be heard, and that time counts for nobody.
+        """
+        stood_s = now - self.looked if self.looked is not None else 0.0
+        self.looked = now
+        if stood_s > STOOD_S:
+            for member in self.members.values():
+                member.seen += stood_s
         lost: list[str] = []
         for instance, member in self.members.items():
             if not member.lost and now - member.seen > self.timeout_s:

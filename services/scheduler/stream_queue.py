@@ -20,6 +20,7 @@ from shared.engine.plan.stream_plan import StreamPlan
 
 FIRST_CHUNK_LATENTS = 2
 MAX_WAITING = 64
+SKIPPED_AFTER = 4  # a chunk that is late by a quarter of its time was skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,8 @@ class StreamQueue:
     from_text: bool = False  # there is no source: pure noise enters step 0
     ended: bool = False
     paused: bool = False  # no chunk follows for now
+    skips: bool = False  # chunks in which nothing moves do not come
+    hurried: bool = False  # the rest of a longer block did not come in its time: it was skipped
     shown: int = 0  # the prompt version that most of the newest bound block is made of; 0: none is bound yet
     fade: Fade | None = None
     recache: bool = False
@@ -225,7 +228,7 @@ class StreamQueue:
         if not self.waiting or not self.plan.can_enter(self.settings.steps):
             return None
         wanted = frames_per_block or self.settings.frames_per_block
-        if len(self.waiting) < wanted and not (self.ended or (self.paused and self.live)):
+        if len(self.waiting) < wanted and not (self.ended or self.hurried or (self.paused and self.live)):
             return None
         chunks = list(islice(self.waiting, wanted))
         stamps = tuple(chunk.stamp for chunk in chunks)
@@ -244,6 +247,18 @@ class StreamQueue:
             first_timestep=max(chunk.first_timestep for chunk in chunks),
             timings=chunks[-1].timings,
         )
+
+    def hurry(self, now_ns: int) -> bool:
+        """Whether a longer block is to go on short from now on: its next chunk should have come, so it was skipped."""
+        if not self.skips or self.hurried or not self.live or not self.waiting:
+            return False
+        if len(self.waiting) >= self.settings.frames_per_block:
+            return False
+        newest = self.waiting[-1].stamp
+        frames = newest.frames
+        chunk_ns = (frames[-1].captured_ns - frames[0].captured_ns) * len(frames) // max(1, len(frames) - 1)
+        self.hurried = now_ns - self.arrived_ns[newest.chunk] > chunk_ns + chunk_ns // SKIPPED_AFTER
+        return self.hurried
 
     def next_steps(self) -> list[Work]:
         """Blocks that could run a later step now: of those that want the same slot, the oldest (rule 1)."""
@@ -277,7 +292,7 @@ class StreamQueue:
             recache=recache,
         )
         self.recache = self.recache and not recache
-        self.dropped_in_row = 0
+        self.dropped_in_row, self.hurried = 0, False
         return work.at(item, work.timings, work.inputs, work.ready_ns), self._applied(work)
 
     def _recaches(self, last_chunk: int) -> bool:

@@ -50,6 +50,16 @@ def test_missed_beats_are_told_once_and_a_worker_that_was_lost_comes_back_empty(
     assert fleet.beat(beat, 9.1) is Health.RETURNED, "a worker that missed its beats is fenced (rule 6)"
 
 
+def test_who_stood_still_itself_gives_up_nobody_for_it() -> None:
+    fleet = Fleet(1.5)
+    fleet.beat(worker("w0", 0, 1, ("encode", "stage", "decode")), 10.0)
+    assert fleet.newly_lost(10.1) == []
+    assert fleet.newly_lost(15.1) == [], "its beats of five seconds may wait to be heard"
+    assert fleet.newly_lost(15.2) == []
+    lost = [name for step in range(1, 20) for name in fleet.newly_lost(15.2 + 0.1 * step)]
+    assert lost == ["w0"], "but then it is lost as any other"
+
+
 def test_a_new_incarnation_is_a_restart_even_without_a_gap() -> None:
     fleet = Fleet(1.5)
     fleet.beat(worker("w0", 0, 1, ("stage",)), 0.0)

@@ -226,6 +226,24 @@ def test_a_prediction_that_is_wrong_corrects_itself_and_does_not_drop_a_stream_f
     assert entered[-20:] == list(range(40, 60)), "and in a few seconds all is as it was"
 
 
+def test_a_longer_block_does_not_wait_for_chunks_that_are_skipped() -> None:
+    bench = Bench(step_ms=20.0)
+    queue = bench.stream("a", frames_per_block=2)
+    spread = chunk("a", 0, captured_ms=1000)
+    frames = tuple(
+        f.model_copy(update={"captured_ns": f.captured_ns + i * 50 * MS}) for i, f in enumerate(spread.stamp.frames)
+    )
+    spread = spread.model_copy(update={"stamp": spread.stamp.model_copy(update={"frames": frames})})
+    bench.now = 1250 * MS
+    bench.offer(spread)
+    bench.now += 320 * MS
+    assert bench.schedule().batches == [], "as long as nothing is skipped it waits"
+    queue.skips = True
+    (batch,) = bench.schedule().batches
+    assert [stamp.chunk for stamp in batch.entries[0].stamps] == [0]
+    assert not queue.hurried, "the next block waits again"
+
+
 def test_lossless_work_is_never_dropped() -> None:
     bench = Bench()
     bench.stream("a", live=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-MARGIN_NS = 15_000_000  # kept above what recent chunks needed: a loop that wakes late, a thread that waits for a core
+MARGIN_NS = 10_000_000  # kept above what recent chunks needed: a loop that wakes late, a thread that waits for a core
 DEADLINE_MARGIN_NS = 20_000_000  # kept below the deadline, at least
 DEADLINE_SHARE = 10  # … and this part of it (a tenth): a busy machine wakes us late
 EASE_NS = 1_500_000  # the delay may always shrink by so much with a chunk: too little to be seen
