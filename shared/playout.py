@@ -13,6 +13,7 @@ EASE_SHARE = 8  # … or by this part of what it has too much (an eighth), so th
 EASE_MOST_NS = 12_000_000  # … but never by more: below what is seen as a jerk (20 ms)
 WINDOW = 40  # chunks
 COVERED = 0.95  # the share of recent chunks that must be in time
+FEW = 8  # chunks, two seconds of 16 fps: with fewer the slowest counts
 
 
 class PlayoutDelay:
@@ -55,5 +56,7 @@ class PlayoutDelay:
         return captured_ns + (self.delay_ns or 0)
 
     def _needed_ns(self) -> int:
-        """The quantile by nearest rank: of a few chunks, the slowest."""
-        return sorted(self._recent)[math.ceil(COVERED * len(self._recent)) - 1]
+        """The quantile by nearest rank: of a few chunks the slowest, of ``FEW`` and more never a single slow one."""
+        count = len(self._recent)
+        rank = min(math.ceil(COVERED * count), count - (count >= FEW))
+        return sorted(self._recent)[rank - 1]

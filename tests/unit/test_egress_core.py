@@ -91,7 +91,9 @@ def test_frames_come_out_as_evenly_as_they_were_captured_whatever_the_jitter() -
     assert player.indices == list(range(first_index(30)))
     settled = [time for time, emit in player.shown if emit.chunk >= 4]
     gaps = [b - a for a, b in zip(settled, settled[1:], strict=False)]
-    assert max(gaps) - min(gaps) <= 2 * EASE_NS
+    uneven = sorted(abs(gap - FRAME) for gap in gaps)
+    assert uneven[int(0.95 * len(uneven))] <= 2 * EASE_NS
+    assert uneven[-1] < 20 * MS, "a chunk that is slower than nearly all others is not waited for, and still not seen"
     assert all(verdict.on_time == verdict.frames for verdict in player.closed)
 
 
