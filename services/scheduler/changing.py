@@ -10,6 +10,7 @@ from services.scheduler.placing import check_settings
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
+from services.scheduler.suspending import Suspending
 from services.scheduler.tiering import Tiering
 from shared.contracts.commands import StreamPatch, UpdateStream
 from shared.contracts.events import EventKind
@@ -28,11 +29,13 @@ class Changing:
         messenger: Messenger,
         prompting: Prompting,
         tiering: Tiering,
+        suspending: Suspending,
         records: Mapping[str, StreamRecord],
         cores: Mapping[str, PipelineCore],
         pump: Callable[[], None],
     ) -> None:
         self._store, self._messenger, self._prompting, self._tiering = store, messenger, prompting, tiering
+        self._suspending = suspending
         self._records, self._cores, self._pump = records, cores, pump
 
     async def update(self, command: UpdateStream) -> None:
@@ -91,7 +94,9 @@ class Changing:
         await self._tiering.settle(record, patch)
 
     async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
-        """Ingest tells applied, with the chunk."""
+        """Ingest tells applied, with the chunk. Raises RefusedError when a suspended stream's state does not come back."""
+        if not paused:
+            await self._suspending.bring_back(record)
         record.paused = queue.paused = paused
         await self.keep_settings(record, queue.settings)
         await self._messenger.tell(record.stream, EventKind.ACCEPTED, command=command)

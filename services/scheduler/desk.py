@@ -19,6 +19,7 @@ from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.recovering import Recovering
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import StreamQueue, StreamSettings
+from services.scheduler.suspending import Suspending
 from services.scheduler.tiering import Tiering
 from shared.bus.port import Bus
 from shared.clock import Clock
@@ -52,6 +53,7 @@ class StreamDesk:
         self.answers = self._messenger.answers
         self.tell = self._messenger.tell
         self.moves = Moves(bus, clock)
+        self.suspending = Suspending(self.moves, settings.suspend_after_s)
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
@@ -59,7 +61,14 @@ class StreamDesk:
         self.tiering = Tiering(store, self._messenger, clock, self.admitting, self.records, self.cores)
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
         self.changing = Changing(
-            store, self._messenger, self._prompting, self.tiering, self.records, self.cores, lambda: self._pump()
+            store,
+            self._messenger,
+            self._prompting,
+            self.tiering,
+            self.suspending,
+            self.records,
+            self.cores,
+            lambda: self._pump(),
         )
         self.update = self.changing.update
         self.recovering = Recovering(

@@ -25,4 +25,5 @@ class Settings(ServiceSettings):
     unmeasured_streams: int = Field(default=4, ge=1)  # … and so many per pipeline while nobody knows what they cost
     tenant_default: TenantLimits = TenantLimits()  # {"max_streams": 0, "max_share": 1.0}; 0: any number
     tenants: dict[str, TenantLimits] = Field(default_factory=dict[str, TenantLimits])  # by name, as JSON
+    suspend_after_s: float = 10.0  # a stream paused for so long goes to host memory; below 0: never
     batch_log: Path | None = None  # every batch as a JSON line
