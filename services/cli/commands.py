@@ -1,4 +1,4 @@
-"""The commands of ``rheocast``: demo, up, run, generate, models, plan, doctor."""
+"""The commands of ``rheocast``: demo, up, run, generate, models, plan, simulate, doctor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from services.cli.errors import CommandError, ExitCode
 from services.cli.interrupts import HeldInterrupt
-from services.cli.planning import plan
+from services.cli.planning import plan, simulate
 
 if TYPE_CHECKING:
     from services.cli.validate import RunRequest
@@ -264,6 +264,7 @@ def doctor(as_json: bool) -> None:
 
 
 cli.add_command(plan)
+cli.add_command(simulate)
 
 
 def run_command_line() -> None:

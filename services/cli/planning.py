@@ -1,8 +1,10 @@
-"""``rheocast plan``: before a machine is bought."""
+"""``rheocast plan`` and ``rheocast simulate``: before a machine is bought, or a policy is trusted."""
 
 from __future__ import annotations
 
 import click
+
+POLICIES = ("slack", "edf", "fifo", "maxbatch")
 
 
 @click.command()
@@ -30,3 +32,22 @@ def plan(
     from services.cli.plan import make_plan, show_plan
 
     show_plan(make_plan(model, size, fps, steps, device, streams, gpus_per_group, price), as_json)
+
+
+@click.command()
+@click.option("--scenario", default="steady_095", show_default=True, help="A shipped scenario, or a TOML or JSON file.")
+@click.option("--policy", type=click.Choice(POLICIES), default="slack", show_default=True, help="How batches are made.")
+@click.option("--seed", type=click.IntRange(0), help="Another trace; default: the scenario's.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Of simulated time; default: the scenario's.")
+@click.option("--list", "listed", is_flag=True, help="Name the shipped scenarios.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line on stdout; no progress.")
+def simulate(scenario: str, policy: str, seed: int | None, seconds: float | None, listed: bool, as_json: bool) -> None:
+    """Run the scheduler's own decisions under a virtual clock: many streams, minutes of them in seconds."""
+    from services.cli.simulate import launch
+
+    arguments = ["--list"] if listed else ["--scenario", scenario, "--policy", policy]
+    arguments += [] if seed is None else ["--seed", str(seed)]
+    arguments += [] if seconds is None else ["--seconds", str(seconds)]
+    code = launch(arguments + (["--json"] if as_json else []))
+    if code:
+        raise click.exceptions.Exit(code)

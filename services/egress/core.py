@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.egress.ledger import ChunkVerdict, StreamLedger
-from services.egress.pacing import DEADLINE_MARGIN_NS, PlayoutDelay
 from shared.contracts.events import ChunkStamp, FrameStamp, SourceTotals
+from shared.playout import DEADLINE_MARGIN_NS, PlayoutDelay
 
 
 class Arrival(StrEnum):

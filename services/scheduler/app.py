@@ -7,7 +7,7 @@ import logging
 from typing import TextIO
 
 from services.scheduler.core import PipelineCore
-from services.scheduler.cost_model import CostModel
+from services.scheduler.costs import CostBook
 from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.handlers import Handlers
@@ -20,6 +20,7 @@ from shared.session.state import TERMINAL_STATES
 log = logging.getLogger(__name__)
 LEASE = "scheduler"
 TICK_S = 0.05
+REMEMBER_S = 10.0  # how often what work costs is kept, if it changed
 
 
 class Scheduler:
@@ -38,6 +39,7 @@ class Scheduler:
             self._log_file = settings.batch_log.open("a", encoding="utf-8")
         self._desk = StreamDesk(settings, context.bus, context.store, context.clock, self._fleet)
         self._desk.make_core = self._make_core
+        self._costs = CostBook(context.store, settings.models_dir)
         self._handlers = Handlers(
             settings,
             context.bus,
@@ -47,11 +49,14 @@ class Scheduler:
             context.tensors,
             context.telemetry.tracer,
             self._log_file,
+            self._costs,
         )
         self._desk.wire(self._handlers.pump, self._handlers.release)
 
     def _make_core(self, pipeline: Pipeline) -> PipelineCore:
-        return PipelineCore(pipeline.name, pipeline.stages, self._term, CostModel(), self._settings.max_batch)
+        return PipelineCore(
+            pipeline.name, pipeline.stages, self._term, self._costs.of(pipeline.name), self._settings.max_batch
+        )
 
     async def start(self) -> None:
         """Beats are heard at once; commands only while leading."""
@@ -85,6 +90,7 @@ class Scheduler:
         await self._take_over()
         await bus.subscribe(subjects.stream(subjects.ANY, "control"), handlers.on_control, durable="scheduler")
         self._tasks.append(asyncio.create_task(self._tick(), name="tick"))
+        self._tasks.append(asyncio.create_task(self._remember(), name="remember"))
         self._leading = True
         clock = self._context.clock
         renewed = clock.monotonic()
@@ -128,9 +134,15 @@ class Scheduler:
                 log.exception("a tick failed")
             await self._context.clock.sleep(TICK_S)
 
+    async def _remember(self) -> None:
+        while True:
+            await self._context.clock.sleep(REMEMBER_S)
+            await self._costs.save()
+
     async def drain(self, deadline_s: float) -> None:
         """No new streams; batches under way finish by themselves. The lease is given up at once for a standby."""
         if self._term:
+            await self._costs.save()
             await self._context.store.release(LEASE, self._context.instance, self._term)
 
     async def close(self) -> None:

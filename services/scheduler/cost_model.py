@@ -1,7 +1,7 @@
 """The cost model: how long a role's forward will take, learnt online from what forwards took. Never a constant.
 
 Each key (``stage.0``, ``encode``, ``decode``) has a *curve* over shapes (items B, units = latent tokens in the forward; T and
-the size are in the units). A shape that was measured a few times has a *cell*: the median of its newest times. Other
+the size are in the units). A shape that was measured a few times has a *cell*: the middle of its newest times. Other
 shapes follow the line ``fixed + per_item·B + per_unit·units`` through the cells, each part at least 0, relative errors
 weighed. All of it is multiplied by the curve's *speed*, which follows the device:
 
@@ -30,7 +30,7 @@ WINDOW = 5
 AGREE = 4  # of the window: a change; two stalls in a row are none
 JUMP = math.log(1.2)
 DRIFT, MAX_DRIFT = 0.05, 0.1
-LEVELS = 9  # measurements that a cell's median is of: half of them old ones outvote a burst of stalls
+LEVELS = 9  # measurements that a cell's level is the middle of
 MAX_CELLS = 64
 MATERIAL = 0.01  # a change of a prediction below 1 % is not worth planning anew for
 ERRORS = 64
@@ -49,11 +49,20 @@ class _Cell:
     def add(self, ms: float) -> bool:
         """Whether the level moved materially."""
         self.times.append(ms)
-        level = median(self.times)
+        level = middle(self.times)
         if abs(level - self.level) <= MATERIAL * self.level:
             return False
         self.level = level
         return True
+
+
+def middle(values: Iterable[float]) -> float:
+    """The mean without the largest and the smallest quarter (at least one each of three): neither stalls nor parity rule it."""
+    ordered = sorted(values)
+    count = len(ordered)
+    cut = max(1, count // 4) if count > 2 else 0
+    kept = ordered[cut : count - cut]
+    return sum(kept) / len(kept)
 
 
 class Curve:
@@ -128,7 +137,7 @@ class Curve:
         for items, units, ms in points:
             cell = self._cell((items, units))
             cell.times.extend([ms / self._speed] * MIN_OBSERVATIONS)
-            cell.level = median(cell.times)
+            cell.level = middle(cell.times)
             self.count += MIN_OBSERVATIONS
         self._changed()
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import Any, TextIO
 
 from services.scheduler.core import Decisions, PipelineCore
+from services.scheduler.costs import CostBook
 from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Health
 from services.scheduler.settings import Settings
@@ -49,6 +50,7 @@ class Handlers:
         tensors: TensorReader,
         tracer: Any,
         batch_log: TextIO | None,
+        costs: CostBook,
     ) -> None:
         self._settings = settings
         self._bus = bus
@@ -58,6 +60,7 @@ class Handlers:
         self._tensors = tensors
         self._tracer = tracer
         self._batch_log = batch_log
+        self._costs = costs
         self._commands: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._publishing: dict[str, asyncio.Lock] = {}
@@ -136,6 +139,7 @@ class Handlers:
         beat: Beat = received.message
         if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
             await self.lost(beat.instance, "was restarted")
+        await self._costs.beat(beat)
 
     async def on_event(self, received: Received) -> None:
         """Egress tells that a stream's ledger is closed; ingest that its source failed."""

@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from services.worker.calibration import Calibration, device_name
 from services.worker.core import Rank
 from services.worker.device_thread import DeviceThread
 from services.worker.fencing import Fence
@@ -19,6 +20,7 @@ from services.worker.runtime import Runtime
 from services.worker.settings import Settings
 from services.worker.timeline import Timeline, timeline_for
 from shared.bus.port import BusError
+from shared.contracts.beats import MeasuredCost
 from shared.engine.model.checkpoints import WeightsError
 from shared.engine.plan.spec import SpecError
 from shared.lifecycle import Context, UnusableError, run_service
@@ -41,6 +43,8 @@ class Worker:
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
         self._stream_bytes: dict[str, int] = {}
+        self._device_name = ""
+        self._calibration: tuple[MeasuredCost, ...] = ()
         self._fence = Fence(settings.fence_s)
         self._emptying: asyncio.Task[None] | None = None
 
@@ -59,9 +63,19 @@ class Worker:
         except (WeightsError, SpecError, FileNotFoundError) as error:
             raise UnusableError(str(error)) from None
         await self._device.call(Rank.CONTROL, self._runtime.warm_up)
+        await self._device.call(Rank.CONTROL, self._calibrate)
         await self._handlers.start()
         self._ready = True
         self._watch = asyncio.create_task(self._watch_gaps(), name="gaps")
+
+    def _calibrate(self) -> None:
+        """In the device thread."""
+        runtime = self._runtime
+        begin = time.perf_counter()
+        self._device_name = device_name(runtime.device, runtime.dtype, self._settings.speed)
+        self._calibration = Calibration(runtime, self._settings.calibrate_s).run()
+        shapes, took = len(self._calibration), time.perf_counter() - begin
+        log.info("measured %d shapes on %s in %.1f s", shapes, self._device_name, took)
 
     def beat_fields(self) -> dict[str, object]:
         """What the scheduler places by."""
@@ -81,6 +95,9 @@ class Worker:
             "streams": tuple(self._handlers.assignments.streams),
             "role_ms": dict(self._handlers.role_ms),
             "stream_bytes": self._stream_bytes,
+            "device": self._device_name,
+            "calibration": self._calibration,
+            "measured": self._handlers.measured.take(),
             **self._runtime.block_fields(),
         }
 

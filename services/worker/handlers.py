@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import torch
 
 from services.worker.assignments import LIVE_TTL_S, LOSSLESS_TTL_S, Assignments, Placed, one_line
+from services.worker.calibration import Measured, units_of
 from services.worker.core import BatchSequencer, Rank, Role, SequenceVerdict
 from services.worker.device_thread import DeviceThread, Outcome, QueueFullError
 from services.worker.fencing import Lives, StaleError, is_stale
@@ -60,6 +61,7 @@ class Handlers:
         self.assignments = Assignments(context, runtime, device, self.on_chunk, self.on_denoised)
         self.counters: dict[str, int] = {}
         self.role_ms: dict[str, float] = {}
+        self.measured = Measured()
 
     async def start(self) -> None:
         """Subscribe to what concerns every stream; per-stream subjects follow with each assignment."""
@@ -282,6 +284,7 @@ class Handlers:
                     self._outbox.put(lambda stamp=stamp: self._dropped_by(outcome, stamp))
                 return
             self._record("decode", message.stamps, outcome)
+            self.measured.add("decode", 1, units_of(message.latents.shape), outcome.compute_ms)
             self._outbox.put(lambda: self._publish_frames(message, placed, outcome))
 
         deadline = message.stamps[0].frames[0].deadline_ns if message.stamps[0].live else 0

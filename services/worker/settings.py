@@ -36,6 +36,7 @@ class Settings(ServiceSettings):
     text_weights: Path | None = None  # with the tokenizer beside it
     gap_timeout_s: float = 0.5  # a missing batch is a pipeline fault after this
     max_streams: int = 16
+    calibrate_s: float = 1.0  # how long the start may measure what forwards of various shapes cost; 0: not at all
     fence_s: float = 1.5  # who stood still for so long comes back empty; the scheduler's beat_timeout_s
     loras: Annotated[tuple[tuple[str, float], ...], NoDecode] = ()  # "path:scale,path:scale", merged when loading
 

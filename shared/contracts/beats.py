@@ -30,7 +30,8 @@ class Beat(Wire):
     ``suspended`` the host memory of those that were moved there. ``memory_free``: bytes of the device that new slots may take.
     A worker with a stage has DiT blocks ``first_block``…``last_block`` (−1: none); ``generation`` is the newest that it knows.
     ``device`` names what a worker computes with, settings that change its speed included; ``calibration`` is what its roles
-    took at the start, ``measured`` what encode and decode took since the last beat.
+    took at the start, ``measured`` what decode took since the last beat (of
+    stages and encode the messages themselves tell).
     """
 
     kind: Literal["beat"] = "beat"

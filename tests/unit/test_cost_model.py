@@ -45,3 +45,85 @@ def test_a_lasting_slowdown_is_learnt() -> None:
 def test_nonsense_is_ignored() -> None:
     model = fed([(0, 5.0), (240, -1.0)])
     assert not model.known("stage.0")
+
+
+def test_a_stall_of_twenty_times_moves_no_prediction_by_a_tenth_wherever_it_falls() -> None:
+    for before in (3, 4, 6, 30, 100):
+        model = fed([(240, 40.0 + 0.5 * (i % 3)) for i in range(before)])
+        was = model.predict("stage.0", 240), model.predict("stage.0", 720)
+        model.observe("stage.0", 240, 800.0)
+        model.observe("stage.0", 240, 40.0)
+        model.observe("stage.0", 240, 800.0)
+        for units, predicted in zip((240, 720), was, strict=True):
+            assert model.predict("stage.0", units) == pytest.approx(predicted, rel=0.1)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1.5, 8.0])
+def test_a_lasting_change_is_followed_within_ten_measurements_by_every_shape(factor: float) -> None:
+    model = fed([(240, 50.0), (480, 90.0), (960, 170.0)] * 20)
+    for _ in range(10):
+        model.observe("stage.0", 240, 50.0 * factor)
+    for units, ms in ((240, 50.0), (480, 90.0), (960, 170.0), (720, 130.0)):
+        assert model.predict("stage.0", units) == pytest.approx(ms * factor, rel=0.1), "those not seen since included"
+
+
+def test_items_and_units_are_told_apart() -> None:
+    model = CostModel()
+    for _ in range(3):
+        for items, frames in ((1, 1), (2, 1), (1, 2), (2, 3)):
+            units = 240 * items * frames
+            model.observe("stage.0", units, 5 + 3 * items + 0.1 * units, items)
+    assert model.predict("stage.0", 240 * 8, 8) == pytest.approx(5 + 24 + 192, rel=0.02)
+    assert model.predict("stage.0", 240 * 4, 4) == pytest.approx(5 + 12 + 96, rel=0.02)
+    assert model.knows_batches("stage.0")
+
+
+def test_a_shape_that_is_off_the_line_is_known_by_itself() -> None:
+    model = fed([(240, 40.0), (480, 80.0), (960, 160.0)] * 10)
+    for _ in range(8):
+        model.observe("stage.0", 480, 60.0, 2)
+    assert model.predict("stage.0", 480, 2) == pytest.approx(60.0, rel=0.05)
+    assert model.predict("stage.0", 480, 1) == pytest.approx(80.0, rel=0.05)
+
+
+def test_its_error_is_what_nine_in_ten_predictions_kept() -> None:
+    assert fed([]).error("stage.0") > 0.1, "nothing is known"
+    assert fed([(240, 40.0)] * 40 + [(240, 800.0)]).error("stage.0") < 0.02
+    swinging = fed([(240, 40.0 if i % 2 else 30.0) for i in range(80)])
+    assert 0.1 < swinging.error("stage.0") < 0.4
+
+
+def test_a_calibration_is_known_at_once() -> None:
+    model = CostModel()
+    model.seed("stage.0", [(1, 240, 40.0), (2, 480, 70.0)])
+    assert model.known("stage.0")
+    assert model.predict("stage.0", 480, 2) == pytest.approx(70.0)
+    assert model.predict("stage.0", 960, 4) == pytest.approx(130.0, rel=0.1)
+
+
+def test_what_was_learnt_outlives_a_restart_and_follows_todays_calibration() -> None:
+    model = fed([(240, 50.0), (480, 90.0), (960, 170.0)] * 10)
+    again = CostModel()
+    again.restore(model.snapshot())
+    for units in (240, 480, 720, 960):
+        assert again.predict("stage.0", units) == pytest.approx(model.predict("stage.0", units), rel=1e-6)
+    again.seed("stage.0", [(1, 240, 100.0)])
+    assert again.predict("stage.0", 960) == pytest.approx(340.0, rel=0.02), "the device is half as fast today"
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [{}, {"speed": 1.0}, {"speed": "x", "cells": [], "errors": []}, {"speed": -1.0, "cells": [], "errors": []},
+     {"speed": 1.0, "cells": [[1, 240]], "errors": []}, {"speed": 1.0, "cells": [[1, 240, float("nan"), 3]], "errors": []}],
+)  # fmt: skip
+def test_a_snapshot_that_is_none_is_refused(plain: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="not the snapshot"):
+        CostModel().restore({"stage.0": plain})
+
+
+def test_costs_are_scaled_when_a_stage_gets_other_blocks() -> None:
+    model = fed([(240, 40.0)] * 20)
+    model.scale("stage.0", 0.5)
+    assert model.predict("stage.0", 240) == pytest.approx(20.0, rel=0.02)
+    with pytest.raises(ValueError, match="positive"):
+        model.scale("stage.0", 0.0)

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 from services.egress.core import Arrival, Emit, Rules, StreamCore
 from services.egress.ledger import ChunkVerdict, StreamLedger
-from services.egress.pacing import EASE_MOST_NS, EASE_NS, MARGIN_NS, WINDOW, PlayoutDelay
 from services.egress.stats import LatencyHistogram, StreamMeter
 from shared.contracts.events import ChunkStamp, FrameStamp, LedgerTotals, SourceTotals
+from shared.playout import EASE_MOST_NS, EASE_NS, MARGIN_NS, WINDOW, PlayoutDelay
 
 MS = 1_000_000
 FRAME = 40 * MS

@@ -1,0 +1,166 @@
+"""A simulation: sessions come and go, are let in or refused, placed, moved. Every decision is the service's own code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from heapq import nsmallest
+
+from services.scheduler.admission import Admission, Admitted, Rules
+from services.scheduler.placement import choose_pipeline
+from services.scheduler.policies import SLACK, Policy
+from services.scheduler.pricing import Demand, Shape
+from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
+from services.scheduler.simulator.fleet_sim import build_fleet
+from services.scheduler.simulator.guards import Guards
+from services.scheduler.simulator.pipelines import SimPipeline
+from services.scheduler.simulator.scenario import Scenario
+from services.scheduler.simulator.sessions import CHUNK_FRAMES, Ledger, Session
+from services.scheduler.simulator.trace import Arrival, arrivals
+from services.scheduler.stream_queue import StreamQueue, StreamSettings
+from shared.engine.plan.stream_plan import StreamPlan
+
+DRAIN_S = 120.0  # for what is under way when the time is over; a backlog may be long
+MOST_CANDIDATES = 8
+TICK_NS = 250 * NS_PER_MS
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to sessions and pipelines."""
+
+    asked: int = 0
+    admitted: int = 0
+    refused: dict[str, int] = field(default_factory=dict[str, int])
+    tier_changes: int = 0
+    moved: int = 0
+    recut: list[tuple[float, str, tuple[int, ...]]] = field(default_factory=list[tuple[float, str, tuple[int, ...]]])
+    lost_workers: int = 0
+
+
+class World:
+    """One scenario under one policy."""
+
+    def __init__(self, scenario: Scenario, policy: Policy) -> None:
+        self.scenario, self.policy = scenario, policy
+        self.clock = VirtualClock()
+        self.ledger = Ledger(scenario.seconds + DRAIN_S)
+        self.counts = Counts()
+        self.fleet = build_fleet(scenario, policy, self.clock)
+        self.pipelines = {pipeline.name: pipeline for pipeline in self.fleet.pipelines}
+        self.sessions: list[Session] = []
+        self.homeless: list[Session] = []
+        self.over = False
+        self.busy_ns: list[int] = []
+        fleet, streams = scenario.fleet, scenario.streams
+        self._spec = self.fleet.pipelines[0].spec
+        self.demand = Demand(
+            width=fleet.width, height=fleet.height, tokens=self.fleet.pipelines[0].tokens, fps=streams.fps,
+            steps=streams.steps, deadline_ms=float(streams.deadline_ms),
+        )  # fmt: skip
+        rules = scenario.admission
+        # Only the scheduler itself has admission, the ladder and re-balancing: the others take whoever comes.
+        self.governed = policy is SLACK and rules.enabled
+        self.admission = Admission(Rules(target=rules.target, max_streams=rules.max_streams))
+        for pipeline in self.fleet.pipelines:
+            self.admission.pipeline(
+                pipeline.name, Shape(fleet.stages, 0, fleet.stages - 1, fleet.max_batch), pipeline.core.cost
+            )
+            pipeline.left = self._left
+        self.streams_on = dict.fromkeys(self.pipelines, 0.0)
+        self.guards = Guards(self)
+        wanted = float(streams.count) if streams.count else streams.load * self.fleet.streams
+        self.trace = arrivals(scenario, wanted)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[float], None] | None = None) -> None:
+        """Until everything that was captured has its verdict. ``progress`` is told the simulated seconds, once each."""
+        clock = self.clock
+        for arrival in self.trace:
+            clock.at(int(arrival.at_s * NS_PER_S), self._arrive, arrival)
+        self.guards.begin()
+        clock.at(TICK_NS, self._tick, None)
+        end = int(self.scenario.seconds * NS_PER_S)
+        while clock.now < end:
+            clock.run(min(clock.now + NS_PER_S, end))
+            if progress is not None:
+                progress(clock.now / NS_PER_S)
+        self.over = True
+        self.busy_ns = [worker.busy_ns for worker in self.fleet.workers]
+        for session in self.sessions:
+            session.stop()
+        while any(session.open for session in self.sessions) and clock.now < end + DRAIN_S * NS_PER_S:
+            clock.run(clock.now + NS_PER_S)
+
+    def _tick(self, _: None) -> None:
+        """The service's own: what can no longer make it is dropped even when nothing else happens."""
+        for pipeline in self.fleet.pipelines:
+            if pipeline.sessions:
+                pipeline.pump()
+        if not self.over:
+            self.clock.at(self.clock.now + TICK_NS, self._tick, None)
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    def _arrive(self, arrival: Arrival) -> None:
+        counts, streams = self.counts, self.scenario.streams
+        name = f"s{counts.asked}"
+        counts.asked += 1
+        now_s = self.clock.now / NS_PER_S
+        if self.governed:
+            decided = self.admission.admit(name, "default", self.demand, self._least_loaded(), now_s)
+            if not isinstance(decided, Admitted):
+                why = decided.refusal.value or "other"
+                counts.refused[why] = counts.refused.get(why, 0) + 1
+                return
+            target = decided.pipeline
+        else:
+            chosen = choose_pipeline({name: self.streams_on[name] for name in self._open_pipelines()})
+            if chosen is None:
+                counts.refused["no_pipeline"] = counts.refused.get("no_pipeline", 0) + 1
+                return
+            target = chosen
+        counts.admitted += 1
+        end_s = min(arrival.at_s + arrival.life_s, self.scenario.seconds)
+        chunk_s = CHUNK_FRAMES / streams.fps
+        credits = max(2, math.ceil(streams.deadline_ms / 1000.0 / chunk_s) + 1)
+        session = Session(
+            name, self.clock, self.ledger, streams.fps, streams.deadline_ms * NS_PER_MS, credits,
+            int(end_s * NS_PER_S),
+        )  # fmt: skip
+        self.sessions.append(session)
+        self.seat(session, self.pipelines[target])
+        self.clock.at(self.clock.now + int(streams.open_ms * NS_PER_MS), self._begin, session)
+
+    def _begin(self, session: Session) -> None:
+        session.begin(self.clock.now)
+
+    def _open_pipelines(self) -> list[str]:
+        return [name for name in self.pipelines if name not in self.guards.down]
+
+    def _least_loaded(self) -> list[str]:
+        """Admission takes the least loaded of those that can: of alike pipelines no other would be chosen."""
+        loads, down = self.admission.loads, self.guards.down
+        names = [name for name in loads if name not in down] if down else loads
+        return nsmallest(MOST_CANDIDATES, names, key=lambda name: (loads[name], name))
+
+    def seat(self, session: Session, pipeline: SimPipeline) -> None:
+        """The session's queue is on this pipeline from now on, its slots empty."""
+        fleet, streams = self.scenario.fleet, self.scenario.streams
+        pipeline.core.add(
+            StreamQueue(
+                stream=session.name, epoch=session.epoch, live=True, height=fleet.height, width=fleet.width,
+                model=self._spec, plan=StreamPlan.for_model(session.name, session.epoch, self._spec),
+                settings=StreamSettings(steps=streams.steps, seed=0, prompt_version=1),
+            )
+        )  # fmt: skip
+        pipeline.take(session)
+        self.streams_on[pipeline.name] += 1
+
+    def _left(self, session: Session) -> None:
+        if session.pipeline is not None:
+            self.streams_on[session.pipeline.name] -= 1
+        if session.ended and self.governed:
+            self.admission.leave(session.name, self.clock.now / NS_PER_S)
