@@ -87,6 +87,7 @@ class Recovering:
         record.move(Phase.RECOVERING)
         record.epoch += 1
         record.source_held = True
+        record.suspended = False  # with the placement that held it
         self._release(core.remove(record.stream))
         log.warning("stream %s recovers: %s", record.stream, reason)
         self._count("recovering")
