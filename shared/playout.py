@@ -15,7 +15,7 @@ WINDOW = 40  # chunks
 COVERED = (
     0.9  # the share of recent chunks that must be in time: a slow one holds up its first frames only, so 95 % of frames
 )
-FEW = 8  # chunks, two seconds of 16 fps: with fewer the slowest counts
+FEW = 4  # chunks, a second of 16 fps: with fewer the slowest counts
 
 
 class PlayoutDelay:

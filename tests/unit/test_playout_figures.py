@@ -59,14 +59,14 @@ def play(chunks: int, compute_ms: float, spread_ms: float, slow: float, deadline
     return meter.stats()
 
 
-@pytest.mark.parametrize("slow", [0.0, 0.02])
-def test_sixty_seconds_of_sixteen_fps_stay_below_400_ms_and_20_ms_of_jitter(slow: float) -> None:
-    stats = play(240, compute_ms=165.0, spread_ms=7.0, slow=slow)
+@pytest.mark.parametrize(("slow", "minutes"), [(0.0, 1), (0.02, 3)])
+def test_sixteen_fps_stay_below_400_ms_and_20_ms_of_jitter(slow: float, minutes: int) -> None:
+    stats = play(240 * minutes, compute_ms=165.0, spread_ms=7.0, slow=slow)
     assert stats.first_frame_ms < 1000
-    assert stats.latency_p95_ms < 400
+    assert stats.latency_p95_ms < 400, "the first seconds and a slow chunk now and then included"
     assert stats.jitter_p95_ms < 20
     assert stats.cpr > 0.99
-    assert stats.frames_out == 961
+    assert stats.frames_out == 960 * minutes + 1
 
 
 def test_a_stream_with_time_to_spare_is_not_held_back_by_its_deadline() -> None:
