@@ -98,6 +98,7 @@ async def promise(seconds: float, fields: dict[str, Any]) -> dict[str, Any]:
                 "steps": tier.steps,
                 "min_steps": min(tier.steps, fields.get("min_steps", 1)),
                 "fps": tier.fps or fields["fps"],
+                "min_fps": min(tier.fps or fields["fps"], fields.get("min_fps", fields["fps"])),
                 "width": tier.width,
                 "height": tier.height,
                 "frames_per_block": tier.frames_per_block,

@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from services.gateway.api import fleet, streams
+from services.gateway.api import capacity, fleet, streams
 from services.gateway.body_limit import BodyLimit
 from services.gateway.handlers import Desk
 from services.gateway.problems import install
@@ -37,6 +37,7 @@ def build_api(desk: Desk, settings: Settings) -> FastAPI:
 
     app.include_router(streams.router(desk, settings))
     app.include_router(fleet.router(desk))
+    app.include_router(capacity.router(desk))
     return app
 
 

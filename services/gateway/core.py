@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from shared.contracts.commands import FileSource, Mp4Sink, StreamSpec
-from shared.contracts.events import LedgerTotals
+from shared.contracts.events import LedgerTotals, StreamStats
 from shared.contracts.refs import Wire
+from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Tier
+
+Shown = TypeVar("Shown", bound=Wire)
 
 
 class PathRefusedError(ValueError):
@@ -25,7 +28,11 @@ class StreamCreate(StreamSpec):
 
 
 class StreamView(Wire):
-    """One stream as the API shows it, with what it runs with now. ``prompt_version`` counts its prompts, the first is 1."""
+    """One stream as the API shows it, with what it runs with now. ``prompt_version`` counts its prompts, the first is 1.
+
+    ``promise`` is what it was let in with, ``tier`` what it has now: less than that while the state is degraded. ``stats``
+    come when it has ended.
+    """
 
     id: str
     state: str
@@ -42,6 +49,33 @@ class StreamView(Wire):
     paused: bool = False
     ledger: LedgerTotals
     reason: str = ""  # why it failed
+    tenant: str = DEFAULT_TENANT
+    quality: Quality = Quality.BALANCED
+    promise: Promise | None = None
+    tier: Tier | None = None
+    tier_reason: str = ""  # why it runs with less than it was promised
+    stats: StreamStats | None = None
+
+
+class TotalLedger(Wire):
+    """All streams together: ``closed`` of the ledger's frames have their verdict, ``open`` are under way."""
+
+    streams: int
+    closed: int
+    open: int
+    ledger: LedgerTotals
+
+
+def sum_of(one: LedgerTotals, other: LedgerTotals) -> LedgerTotals:
+    """Two ledgers in one."""
+    names = sorted({*one.dropped, *other.dropped})
+    return LedgerTotals(
+        frames_in=one.frames_in + other.frames_in,
+        on_time=one.on_time + other.on_time,
+        late=one.late + other.late,
+        skipped=one.skipped + other.skipped,
+        dropped={name: one.dropped.get(name, 0) + other.dropped.get(name, 0) for name in names},
+    )
 
 
 def inside(media_dir: Path, name: str) -> Path:
@@ -56,9 +90,9 @@ def inside(media_dir: Path, name: str) -> Path:
     return path
 
 
-def spec_of_request(request: StreamCreate, media_dir: Path) -> StreamSpec:
-    """The spec to start, with paths made absolute inside the media folder."""
-    changes: dict[str, Any] = {}
+def spec_of_request(request: StreamCreate, media_dir: Path, tenant: str = DEFAULT_TENANT) -> StreamSpec:
+    """The spec to start, with paths made absolute inside the media folder; whose it is says the header, not the body."""
+    changes: dict[str, Any] = {"tenant": tenant}
     if isinstance(request.source, FileSource):
         changes["source"] = FileSource(path=str(inside(media_dir, request.source.path)))
     changes["sinks"] = tuple(
@@ -78,6 +112,8 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
     spec: StreamSpec = StreamSpec.model_validate(session["spec"])
     assignment: Mapping[str, Any] = session.get("assignment") or {}
     now: Mapping[str, Any] = session.get("settings") or {}
+    tier: Mapping[str, Any] = session.get("tier") or {}
+    promise: Mapping[str, Any] = session.get("promise") or {}
     return StreamView(
         id=stream,
         state=str(session.get("state", "unknown")),
@@ -94,4 +130,18 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
         paused=now.get("paused", False),
         ledger=ledger,
         reason=str(session.get("reason", "")),
+        tenant=spec.tenant,
+        quality=Quality(now.get("quality", spec.quality)),
+        promise=_part(Promise, session.get("promise")),
+        tier=_part(Tier, tier.get("tier") or promise.get("tier")),
+        tier_reason=str(tier.get("reason", "")),
+        stats=_part(StreamStats, session.get("stats")),
     )
+
+
+def _part(kind: type[Shown], stored: Any) -> Shown | None:
+    """A part of a session that a newer or older service may have written otherwise: shown when it can be read."""
+    try:
+        return None if stored is None else kind.model_validate(stored)
+    except ValidationError:
+        return None

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 
-from services.gateway.core import StreamView, view_of
+from services.gateway.core import StreamView, TotalLedger, sum_of, view_of
 from services.gateway.settings import Settings
 from shared.bus.port import Bus, BusError, Received
 from shared.contracts import subjects
 from shared.contracts.commands import StartStream, StopStream, StreamPatch, StreamSpec, UpdateStream
-from shared.contracts.events import EventKind, StreamEvent
+from shared.contracts.events import EventKind, LedgerTotals, StreamEvent
 from shared.contracts.operating import CutPipeline, DrainWorker, FleetAsked, FleetTold, MigrateStream, Refused
+from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal, Tier
+from shared.rates import Rates
 from shared.session.port import SessionStore
 
 
 class RefusedError(Exception):
-    """The scheduler refused a command; the message is its reason. ``retry_after_s`` above 0: not now, maybe later."""
+    """A command was refused; the message is the reason. ``retry_after_s`` above 0: not now, maybe later.
 
-    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+    ``tier`` would be accepted now (None: nothing would, or it is no question of that).
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        retry_after_s: float = 0.0,
+        refusal: Refusal = Refusal.OTHER,
+        tier: Tier | None = None,
+    ) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.refusal = refusal
+        self.tier = tier
 
 
 class NoAnswerError(Exception):
@@ -47,6 +61,7 @@ class Desk:
         self._store = store
         self._settings = settings
         self._waiting: dict[str, asyncio.Future[StreamEvent]] = {}
+        self._rates = Rates(settings.tenant_commands_per_s, settings.tenant_burst)
 
     async def start(self) -> None:
         """Listen for receipts."""
@@ -61,18 +76,40 @@ class Desk:
 
     async def create(self, stream: str, spec: StreamSpec) -> StreamEvent:
         """Start a stream; returns its accepted event. Raises RefusedError, NoAnswerError."""
+        self.admit(spec.tenant)
         command = secrets.token_hex(8)
         return await self._ask(stream, StartStream(command=command, stream=stream, spec=spec))
 
-    async def patch(self, stream: str, patch: StreamPatch) -> StreamEvent:
+    async def patch(self, stream: str, patch: StreamPatch, tenant: str) -> StreamEvent:
         """Change a stream. Raises UnknownStreamError, RefusedError, NoAnswerError."""
+        self.admit(tenant)
         await self.view(stream)
-        return await self._ask(stream, UpdateStream(command=secrets.token_hex(8), stream=stream, patch=patch))
+        command = UpdateStream(command=secrets.token_hex(8), stream=stream, patch=patch, tenant=tenant)
+        return await self._ask(stream, command)
 
-    async def stop(self, stream: str, drain: bool) -> StreamEvent:
+    async def stop(self, stream: str, drain: bool, tenant: str) -> StreamEvent:
         """Stop a stream. Raises UnknownStreamError, RefusedError, NoAnswerError."""
         await self.view(stream)
-        return await self._ask(stream, StopStream(command=secrets.token_hex(8), stream=stream, drain=drain))
+        return await self._ask(
+            stream, StopStream(command=secrets.token_hex(8), stream=stream, drain=drain, tenant=tenant)
+        )
+
+    def admit(self, tenant: str) -> None:
+        """Count one command of a tenant. Raises RefusedError when it asks too often; stopping is never too often."""
+        wait_s = self._rates.take(tenant, time.monotonic())
+        if wait_s > 0:
+            rate = self._settings.tenant_commands_per_s
+            raise RefusedError(
+                f"tenant {tenant} sends more than {rate:g} commands a second: slow down", wait_s, Refusal.QUOTA
+            )
+
+    async def capacity(self, asked: CapacityAsked) -> CapacityTold:
+        """How many more streams fit, as the scheduler would decide. Raises NoAnswerError."""
+        try:
+            told: CapacityTold = await self._bus.request(subjects.CAPACITY, asked, self._settings.capacity_timeout_s)
+        except BusError as error:
+            raise NoAnswerError(f"no scheduler is leading yet: {error}") from None
+        return told
 
     async def migrate(self, stream: str, pipeline: str) -> StreamEvent:
         """Move a stream to another pipeline. Raises UnknownStreamError, RefusedError, NoAnswerError."""
@@ -105,7 +142,7 @@ class Desk:
         finally:
             self._waiting.pop(command.command, None)
         if event.event is EventKind.REFUSED:
-            raise RefusedError(event.reason, event.retry_after_s)
+            raise RefusedError(event.reason, event.retry_after_s, event.refusal, event.tier)
         return event
 
     async def view(self, stream: str) -> StreamView:
@@ -115,6 +152,15 @@ class Desk:
             raise UnknownStreamError(f"there is no stream {stream}")
         totals, _, _ = await self._store.ledger(stream)
         return view_of(stream, session, totals)
+
+    async def ledger(self) -> TotalLedger:
+        """What became of every frame of every stream that is known: those under way, and those that ended lately."""
+        total = LedgerTotals()
+        streams = await self._store.streams()
+        for stream in streams:
+            totals, _, _ = await self._store.ledger(stream)
+            total = sum_of(total, totals)
+        return TotalLedger(streams=len(streams), closed=total.closed, open=total.frames_in - total.closed, ledger=total)
 
     async def views(self) -> list[StreamView]:
         """All streams, by id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,27 +13,31 @@ from starlette.exceptions import HTTPException
 
 from services.gateway.core import PathRefusedError
 from services.gateway.handlers import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
+from shared.contracts.tiers import Refusal, Tier
 
 MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """The body of every error."""
+    """The body of every error. A refused start may name in ``tier`` what would be accepted now."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
+    refusal: Refusal | None = None
+    retry_after_s: float | None = None
+    tier: Tier | None = None
 
 
-def problem(status: int, title: str, detail: str) -> JSONResponse:
-    """An error response."""
-    body = Problem(title=title, status=status, detail=detail)
-    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE)
+def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
+    """An error response; what is None is left out."""
+    body = Problem(title=title, status=status, detail=detail, **more)
+    return JSONResponse(body.model_dump(mode="json", exclude_none=True), status_code=status, media_type=MEDIA_TYPE)
 
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in (404, 409, 413, 422, 503)
+    status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in (404, 409, 413, 422, 429, 503)
 }
 
 
@@ -75,8 +80,11 @@ def install(app: FastAPI) -> None:
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
         if error.retry_after_s <= 0:
             return problem(409, "Refused", str(error))
-        later = problem(503, "Not now", str(error))
-        later.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        quota = error.refusal is Refusal.QUOTA
+        wait_s = max(1, math.ceil(error.retry_after_s))
+        more: dict[str, Any] = {"refusal": error.refusal, "retry_after_s": wait_s, "tier": error.tier}
+        later = problem(429 if quota else 503, "Too much" if quota else "Not now", str(error), **more)
+        later.headers["Retry-After"] = str(wait_s)
         return later
 
     @app.exception_handler(NoAnswerError)

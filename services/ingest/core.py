@@ -21,6 +21,7 @@ class DropReason(StrEnum):
     NO_CREDIT = "no_credit"  # the rest of the way is full; newer frames took its place
     BEHIND = "behind"  # the source could not be read as fast as it plays
     STOPPED = "stopped"  # the stream was stopped before its chunk was full
+    RATE = "rate"  # under load the stream takes fewer frames a second
     PAUSED = "paused"  # it came while the stream was paused
     RECOVERING = "recovering"  # it came while the stream had no pipeline
 

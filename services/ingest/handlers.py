@@ -14,6 +14,7 @@ from shared.bus.port import Bus, Received, Subscription
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, PauseStream, TakeStream
 from shared.contracts.events import ChunkClosed, StreamTaken
+from shared.contracts.tiers import PaceStream
 from shared.session.port import SessionStore
 from shared.tensors.port import TensorStore
 
@@ -85,6 +86,10 @@ class Handlers:
                 self._count("pause_ignored")
             else:
                 await stream.pause(message)
+        elif isinstance(message, PaceStream):
+            stream = self._streams.get(message.stream)
+            if stream is None or not stream.thinner.pace(message.version, message.fps):
+                self._count("pace_ignored")
 
     async def on_closed(self, received: Received) -> None:
         """Verdicts of a stream of this instance."""

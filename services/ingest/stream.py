@@ -24,6 +24,7 @@ from services.ingest.settings import Settings
 from services.ingest.similar import SimilarityFilter
 from services.ingest.sources.opening import open_source
 from services.ingest.sources.port import Source, SourceError
+from services.ingest.thinning import Thinner
 from shared.bus.port import Bus, BusError
 from shared.contracts import subjects
 from shared.contracts.commands import Mode, NoSource, PauseStream, TakeStream
@@ -88,6 +89,7 @@ class IngestStream:
         self._closing = False
         self._resumed_ns = 0
         self._pauses = Pauses()
+        self.thinner = Thinner()
         self._mirror = Mirror(self.stream, store)
         self._similar = SimilarityFilter(take.skip_similar, int(settings.skip_longest_s * 1e9))
         self._refreshes = take.refreshes
@@ -225,6 +227,8 @@ class IngestStream:
             self._intake.drop(DropReason.RECOVERING)
         elif isinstance(item, Shot | Behind) and self._is_from_the_pause(item):
             self._intake.drop(DropReason.PAUSED)
+        elif isinstance(item, Shot) and not self.thinner.keeps(item.picture.pts, self._time_base):
+            self._intake.drop(DropReason.RATE)
         elif isinstance(item, Shot):
             self._intake.offer(item.picture.pts, item.picture.duration, item.captured_ns, item.picture.pixels)
         elif isinstance(item, Behind):

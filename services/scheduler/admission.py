@@ -1,9 +1,12 @@
 """Which new streams are let in, with which promise; and what is told to those that are not. Pure; time is passed in.
 
 A stream is let in when the pipeline it would go to carries all it has promised, and this one, below the target load, and
-the stream's own deadline can be kept there. Every stream counts with what it asked for, not with what the ladder has left
-it for now: a degraded stream's room is not given away. :meth:`Admission.admit` reserves before it returns, so two starts
-never get the same room; :meth:`Admission.capacity` admits on copies, so it cannot disagree.
+the stream's own deadline can be kept there. A pipeline without live streams lets one in with less than it asked for, and be
+it the least of what its own bounds allow: nobody else is there to suffer, and nothing better is to be had.
+
+Every stream counts with what it was promised, not with what the ladder has left it for now: a degraded stream's room is not
+given away. :meth:`Admission.admit` reserves before it returns, so two starts never get the same room;
+:meth:`Admission.capacity` admits on copies, so it cannot disagree.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The stream's room is reserved on ``pipeline``."""
+    """The stream's room is reserved on ``pipeline``. ``demand`` is what is promised."""
 
     pipeline: str
     demand: Demand
@@ -207,6 +210,22 @@ class Admission:
             if book.streams >= rules.unmeasured:
                 return f"the first {rules.unmeasured} streams are being measured: then more may be let in"
             return Admitted(name, demand, book.latency_ms(demand, 0.0), 0.0)
+        why = ""
+        alone = not any(other.live for other in book.demands)
+        tiers = [demand, *(own_tiers(demand) if alone else ())]
+        for tier in tiers:
+            decided = self._carries(name, book, tier)
+            if isinstance(decided, Admitted):
+                return decided
+            why = why or decided
+        if alone and demand.capture_ms < demand.deadline_ms:
+            load = book.load(tiers[-1])
+            return Admitted(name, tiers[-1], book.latency_ms(tiers[-1], load), load)
+        return why
+
+    def _carries(self, name: str, book: Book, demand: Demand) -> Admitted | str:
+        """Whether load and latency allow one more like this, or why not."""
+        rules = self.rules
         before, load = book.load(), book.load(demand)
         if load > rules.target:
             return (
@@ -282,6 +301,14 @@ def tiers_below(demand: Demand) -> Iterator[Demand]:
                 found.append((lost, tier))
     found.sort(key=lambda each: each[0])
     yield from (tier for _, tier in found if tier != demand)
+
+
+def own_tiers(demand: Demand) -> Iterator[Demand]:
+    """The tiers below that a stream's own bounds allow at its size, best first."""
+    for tier in tiers_below(demand):
+        same = (tier.width, tier.height) == (demand.width, demand.height) and tier.capture_ms < tier.deadline_ms
+        if same and tier.steps >= demand.min_steps and tier.fps >= demand.min_fps:
+            yield tier
 
 
 def _rounded_up(ms: float) -> int:

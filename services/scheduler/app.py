@@ -40,6 +40,7 @@ class Scheduler:
         self._desk = StreamDesk(settings, context.bus, context.store, context.clock, self._fleet)
         self._desk.make_core = self._make_core
         self._costs = CostBook(context.store, settings.models_dir)
+        self._desk.admitting.costs_of = self._costs.of
         self._handlers = Handlers(
             settings,
             context.bus,
@@ -85,10 +86,12 @@ class Scheduler:
         await bus.subscribe(subjects.MOVED, self._desk.moves.on_moved)
         await bus.subscribe(subjects.stream(subjects.ANY, "motion"), handlers.on_motion, size=1024)
         await bus.subscribe(subjects.stream(subjects.ANY, "chunk"), handlers.on_chunk, size=1024)
+        await bus.subscribe(subjects.stream(subjects.ANY, "closed"), handlers.on_closed, size=1024)
         await bus.subscribe(subjects.stream(subjects.ANY, "event"), handlers.on_event)
         self._term = term
         await self._take_over()
         await bus.subscribe(subjects.stream(subjects.ANY, "control"), handlers.on_control, durable="scheduler")
+        await bus.serve(subjects.CAPACITY, handlers.on_capacity, group="capacity")
         self._tasks.append(asyncio.create_task(self._tick(), name="tick"))
         await bus.serve(subjects.FLEET, handlers.operating.on_ask)
         self._tasks.append(asyncio.create_task(self._remember(), name="remember"))

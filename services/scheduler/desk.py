@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 
+from services.scheduler.admitting import Admitting
+from services.scheduler.changing import Changing
 from services.scheduler.core import PipelineCore
+from services.scheduler.cost_model import CostModel
 from services.scheduler.fleet import Fleet, Pipeline
-from services.scheduler.messenger import Messenger, RefusedError, all_of, credits_for
+from services.scheduler.messenger import Messenger, RefusedError, all_of, tell_refused
 from services.scheduler.moves import Moves
-from services.scheduler.placing import check_settings, place
+from services.scheduler.placing import place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.recovering import Recovering
 from services.scheduler.settings import Settings
-from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
+from services.scheduler.stream_queue import StreamQueue, StreamSettings
+from services.scheduler.suspending import Suspending
+from services.scheduler.tiering import Tiering
 from shared.bus.port import Bus
 from shared.clock import Clock
 from shared.contracts.commands import (
     Mode,
     NoSource,
     StartStream,
-    StreamPatch,
     StreamSpec,
-    UpdateStream,
 )
 from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.refs import TensorRef
@@ -35,7 +38,6 @@ from shared.session.port import NoSuchStreamError, SessionStore, StreamExistsErr
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
 log = logging.getLogger(__name__)
-RETRY_RECOVERING_S = 2.0
 
 
 class StreamDesk:
@@ -53,11 +55,25 @@ class StreamDesk:
         self.messenger, self.store = self._messenger, store
         self.tell = self._messenger.tell
         self.moves = Moves(bus, clock)
+        self.suspending = Suspending(self.moves, settings.suspend_after_s)
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.opening: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
+        self.admitting = Admitting(settings, fleet, clock, lambda name: costs_of(self.cores, name))
+        self.tiering = Tiering(store, self._messenger, clock, self.admitting, self.records, self.cores)
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
+        self.changing = Changing(
+            store,
+            self._messenger,
+            self._prompting,
+            self.tiering,
+            self.suspending,
+            self.records,
+            self.cores,
+            lambda: self._pump(),
+        )
+        self.update = self.changing.update
         self.recovering = Recovering(
             settings, store, clock, fleet, self._messenger, self._prompting, self.records, self.cores
         )
@@ -75,24 +91,17 @@ class StreamDesk:
         try:
             if stream in self.records:
                 raise RefusedError(f"stream {stream} exists already")
-            record, pipeline = place(
-                command, self._fleet, self.records, self._settings.max_streams, self._settings.models_dir
-            )
-            self.records[stream] = record  # the id is taken from here on, before anything is awaited
+            record, pipeline = place(command, self._fleet, self.admitting.admit, self._settings.models_dir)
+            self.records[stream] = record  # the id and its room are taken from here on, before anything is awaited
         except RefusedError as error:
-            await self.tell(
-                stream,
-                EventKind.REFUSED,
-                reason=str(error),
-                command=command.command,
-                retry_after_s=error.retry_after_s,
-            )
+            await tell_refused(self._messenger, stream, command.command, error)
             return
         try:
             async with self.opening(pipeline.name):  # not while its blocks change hands
                 await self._open(record, pipeline, command)
         except StreamExistsError as error:
             self.records.pop(stream, None)  # it is another leader's: nothing of it is touched
+            self.admitting.leave(stream)
             await self.tell(stream, EventKind.REFUSED, reason=str(error), command=command.command)
         except Exception as error:
             reason = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
@@ -108,7 +117,12 @@ class StreamDesk:
         # An id may be used again: messages of its former life must not match.
         record.epoch = record.since_epoch = 1 if former is None else int(former.get("epoch", 0)) + 1
         await self._store.create(stream, spec)
-        await self._store.put(stream, Owner.SCHEDULER, {"assignment": record.assignment(), "epoch": record.epoch})
+        promised = None if record.promise is None else record.promise.model_dump()
+        await self._store.put(
+            stream,
+            Owner.SCHEDULER,
+            {"assignment": record.assignment(), "epoch": record.epoch, "promise": promised},
+        )
         await all_of(
             *(self._messenger.take("worker", record, worker) for worker in record.workers),
             self._messenger.take("motion", record, record.motion, wait=False),
@@ -122,12 +136,15 @@ class StreamDesk:
         _still_opening(record)
         record.move(Phase.RUNNING)
         await self._move(stream, StreamState.LIVE)
-        await self._keep_settings(record, self._queue_of(record))
-        await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version)
+        await self.changing.keep_settings(record, self.changing.queue_of(record).settings)
+        promise = record.promise
+        await self.tell(stream, EventKind.ACCEPTED, command=command.command, version=version, promise=promise)
+        await self.tiering.settle(record)
         self._pump()
 
     def _enqueue(self, record: StreamRecord, pipeline: Pipeline, version: int) -> None:
         model = model_spec(record.spec.model, self._settings.models_dir)
+        tier = self.tiering.begin(record, model)
         self.core_of(pipeline).add(
             StreamQueue(
                 stream=record.stream,
@@ -140,10 +157,10 @@ class StreamDesk:
                 from_text=isinstance(record.spec.source, NoSource),
                 skips=record.skip_similar > 0,
                 settings=StreamSettings(
-                    steps=record.spec.steps,
+                    steps=tier.steps,
                     seed=record.spec.seed,
                     prompt_version=version,
-                    frames_per_block=record.spec.frames_per_block,
+                    frames_per_block=tier.frames_per_block,
                     max_frames_per_block=record.spec.max_frames_per_block or 0,
                 ),
             )
@@ -160,115 +177,6 @@ class StreamDesk:
     def pump(self) -> None:
         """Schedule on every pipeline, soon."""
         self._pump()
-
-    # --- change ------------------------------------------------------------------------------------------------------
-
-    async def update(self, command: UpdateStream) -> None:
-        """Change a running stream. Answers accepted or refused; applied follows with the chunk it took effect at."""
-        record = self.records.get(command.stream)
-        if record is None or record.phase is not Phase.RUNNING:
-            recovering = record is not None and record.phase is Phase.RECOVERING
-            reason = f"stream {command.stream} is {'recovering: try again' if recovering else 'not running'}"
-            retry_s = RETRY_RECOVERING_S if recovering else 0.0
-            await self.tell(
-                command.stream, EventKind.REFUSED, reason=reason, command=command.command, retry_after_s=retry_s
-            )
-            return
-        async with record.changing:  # one change at a time: each starts from what the one before left
-            await self._change(record, command)
-
-    async def _change(self, record: StreamRecord, command: UpdateStream) -> None:
-        patch: StreamPatch = command.patch
-        try:
-            queue = self._queue_of(record)
-            if patch.paused is not None:
-                await self._pause(record, queue, command.command, patch.paused)
-                return
-            longest = max(patch.frames_per_block or 1, patch.max_frames_per_block or 1)
-            check_settings(queue.model, patch.steps, longest, patch.noise, queue.from_text)
-            await self._make_room(record, longest)
-            version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
-            await self._refresh(record, patch.skip_similar)
-            queue = self._queue_of(record)  # preparing took a while
-        except RefusedError as error:
-            await self.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
-            return
-        if patch.noise is not None:
-            record.noise, record.noise_version = patch.noise, record.noise_version + 1
-        now = queue.settings
-        await self.tell(
-            record.stream, EventKind.ACCEPTED, command=command.command, version=version or now.prompt_version
-        )
-        queue.change(
-            command.command,
-            Change(
-                StreamSettings(
-                    steps=patch.steps or now.steps,
-                    seed=now.seed if patch.seed is None else patch.seed,
-                    prompt_version=version or now.prompt_version,
-                    frames_per_block=patch.frames_per_block or now.frames_per_block,
-                    max_frames_per_block=patch.max_frames_per_block or now.max_frames_per_block,
-                ),
-                noise_version=0 if patch.noise is None else record.noise_version,
-                blend_chunks=patch.blend_chunks,
-                recache=patch.recache,
-            ),
-        )
-        if patch.noise is not None:
-            # Last of all: the first chunk that is estimated with it must find the change waiting here.
-            await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
-            await self._messenger.take("motion", record, record.motion, wait=False)
-        await self._keep_settings(record, queue)
-        self._pump()
-
-    async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
-        """Ingest tells applied, with the chunk."""
-        await self.tell(record.stream, EventKind.ACCEPTED, command=command)
-        record.paused = queue.paused = paused
-        await self._messenger.pause(record, command, paused)
-        await self._keep_settings(record, queue)
-        self._pump()
-
-    async def _make_room(self, record: StreamRecord, frames_per_block: int) -> None:
-        """Longer frame blocks need more chunks under way: give ingest the credits. Raises RefusedError."""
-        before, length = credits_for(record), record.frames_per_block
-        record.frames_per_block = max(length, frames_per_block)
-        if credits_for(record) > before:
-            try:
-                await self._messenger.take("ingest", record, record.ingest)
-            except RefusedError:
-                record.frames_per_block = length  # asked for again, it has to be asked of ingest again
-                raise
-
-    async def _refresh(self, record: StreamRecord, skip_similar: float | None) -> None:
-        """Ingest skips nothing until a change is seen; or learns of another threshold."""
-        if not record.skip_similar and skip_similar is None:
-            return
-        record.skip_similar = record.skip_similar if skip_similar is None else skip_similar
-        record.refreshes += 1
-        self._queue_of(record).skips = record.skip_similar > 0
-        await self._messenger.take("ingest", record, record.ingest)
-
-    async def _keep_settings(self, record: StreamRecord, queue: StreamQueue) -> None:
-        """What the stream runs with now, for whoever shows it."""
-        settings = queue.settings
-        kept = {
-            "steps": settings.steps,
-            "seed": settings.seed,
-            "frames_per_block": settings.frames_per_block,
-            "noise": record.noise,
-            "skip_similar": record.skip_similar,
-            "paused": record.paused,
-        }
-        await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})
-
-    def _queue_of(self, record: StreamRecord) -> StreamQueue:
-        """The stream's queue. Raises RefusedError once it has ended."""
-        core = self.cores.get(record.pipeline)
-        queue = core.streams.get(record.stream) if core is not None else None
-        if queue is None:
-            raise RefusedError(f"stream {record.stream} has ended meanwhile")
-        return queue
 
     # --- stop and fail -----------------------------------------------------------------------------------------------
 
@@ -358,8 +266,10 @@ class StreamDesk:
         else:
             await self._move(record.stream, StreamState.STOPPING, StreamState.STOPPED)
         self.records.pop(record.stream, None)
+        self.admitting.leave(record.stream)
 
     def _dequeue(self, record: StreamRecord) -> None:
+        self.tiering.end(record)
         core = self.cores.get(record.pipeline)
         if core is not None:
             self._release(core.remove(record.stream))
@@ -383,6 +293,12 @@ class StreamDesk:
                 await self._store.move(stream, state)
             except (IllegalMoveError, LookupError) as error:
                 log.debug("stream %s: %s", stream, error)
+
+
+def costs_of(cores: Mapping[str, PipelineCore], pipeline: str) -> CostModel:
+    """What is known of a pipeline's costs: nothing, before it has run anything."""
+    core = cores.get(pipeline)
+    return CostModel() if core is None else core.cost
 
 
 def _still_opening(record: StreamRecord) -> None:

@@ -16,6 +16,8 @@ from services.scheduler.migrating import Migrator
 from services.scheduler.operating import Operating
 from services.scheduler.recutting import Recutter
 from services.scheduler.settings import Settings
+from services.scheduler.stream_queue import Applied
+from services.scheduler.turns import Turns
 from shared.bus.port import Bus, Received
 from shared.clock import Clock
 from shared.contracts import subjects
@@ -34,11 +36,13 @@ from shared.contracts.events import (
 )
 from shared.contracts.operating import MigrateStream
 from shared.contracts.refs import TensorRef
+from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
 
 log = logging.getLogger(__name__)
 MAX_REMEMBERED_COMMANDS = 1024
+FLOOD_RETRY_S = 1.0
 
 
 class Handlers:
@@ -69,6 +73,7 @@ class Handlers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._publishing: dict[str, asyncio.Lock] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._turns = Turns()
         self.counters: dict[str, int] = {}
         self.recutter = Recutter(settings, clock, fleet, desk, self._rebuild)
         self.migrator = Migrator(settings, clock, desk.store, fleet, desk, desk.messenger)
@@ -89,13 +94,42 @@ class Handlers:
         while len(self._commands) > MAX_REMEMBERED_COMMANDS:
             self._commands.popitem(last=False)
         if isinstance(command, StartStream):
-            self._spawn(self._desk.start(command))
+            await self._queue_start(command)
         elif isinstance(command, UpdateStream):
             self._spawn(self._desk.update(command))
         elif isinstance(command, MigrateStream):
             self._spawn(self.operating.migrate(command))
+        elif (waiting := self._turns.withdraw(command.stream)) is not None:
+            await self._desk.tell(command.stream, EventKind.ACCEPTED, command=command.command)
+            reason = "stopped before it started"
+            await self._desk.tell(command.stream, EventKind.REFUSED, reason=reason, command=waiting.command)
         else:
             self._spawn(self._desk.stop(command.stream, command.drain, command.command))
+
+    async def _queue_start(self, command: StartStream) -> None:
+        """Starts come in turn, tenant by tenant; whose tenant has too many waiting hears so at once."""
+        if not self._turns.offer(command):
+            self._count("start_flood")
+            await self._desk.tell(
+                command.stream,
+                EventKind.REFUSED,
+                reason=f"tenant {command.spec.tenant} has {self._turns.waiting} starts waiting: slow down",
+                command=command.command,
+                retry_after_s=FLOOD_RETRY_S,
+                refusal=Refusal.QUOTA,
+            )
+        self._open_next()
+
+    def _open_next(self) -> None:
+        while (command := self._turns.next()) is not None:
+            self._spawn(self._open(command))
+
+    async def _open(self, command: StartStream) -> None:
+        try:
+            await self._desk.start(command)
+        finally:
+            self._turns.opened(command)
+            self._open_next()
 
     async def on_motion(self, received: Received) -> None:
         """A chunk is ready to be scheduled."""
@@ -106,6 +140,8 @@ class Handlers:
             self._count("motion_unknown_stream")
             return
         offer, decisions = core.offer(chunk, self._clock.now_ns())
+        if (queue := core.streams.get(chunk.stamp.stream)) is not None:
+            self._desk.tiering.on_chunk(chunk.stamp, queue.model)
         self._count(f"motion_{offer.value if offer is not None else 'unknown_stream'}")
         await self._act(decisions)
         await self.pump_core(core)
@@ -139,6 +175,10 @@ class Handlers:
         await self._act(core.done(message, self._clock.now_ns()))
         await self.pump_core(core)
 
+    async def on_closed(self, received: Received) -> None:
+        """Verdicts: what came late counts for the ladder."""
+        self._desk.tiering.on_closed(received.message)
+
     async def on_taken(self, received: Received) -> None:
         """A service answered an assignment."""
         taken: StreamTaken = received.message
@@ -146,6 +186,11 @@ class Handlers:
         if taken.service == "ingest" and record is not None and taken.epoch == record.epoch:
             record.epoch_from = taken.chunk
         self._desk.answers.answer(taken.error, "taken", taken.instance, taken.stream, str(taken.epoch))
+
+    async def on_capacity(self, received: Received) -> CapacityTold:
+        """How many more streams would be let in."""
+        asked: CapacityAsked = received.message
+        return self._desk.admitting.capacity(asked)
 
     async def on_beat(self, received: Received) -> None:
         """A heartbeat. An instance that came back empty has lost its streams."""
@@ -181,6 +226,10 @@ class Handlers:
             if overdue is not None:
                 await self._rebuild(core, f"batch {overdue} was not reported in time")
             await self.pump_core(core)
+        await self._desk.tiering.tick()
+        desk = self._desk
+        for record in desk.suspending.due(desk.records.values(), desk.cores, self._clock.monotonic()):
+            self._spawn(desk.suspending.set_aside(record, desk.cores))
 
     async def lost(self, instance: str, how: str) -> None:
         """Live streams recover from a lost worker; else every stream that an instance held state of fails."""
@@ -248,19 +297,23 @@ class Handlers:
             self._count(f"dropped_{drop.reason}")
         self.release(decisions.released)
         for applied in decisions.applied:
-            self._spawn(
-                self._desk.tell(
-                    applied.stream,
-                    EventKind.APPLIED,
-                    command=applied.command,
-                    version=applied.version,
-                    chunk=applied.chunk,
-                    pts=applied.pts,
-                    until_chunk=applied.until,
-                )
-            )
+            self._spawn(self._tell_applied(applied))
         for stream, reason in decisions.failed.items():
             self._spawn(self._desk.fail(stream, reason))
+
+    async def _tell_applied(self, applied: Applied) -> None:
+        """A change took effect: a user's, or the ladder's."""
+        if await self._desk.tiering.applied(applied):
+            return
+        await self._desk.tell(
+            applied.stream,
+            EventKind.APPLIED,
+            command=applied.command,
+            version=applied.version,
+            chunk=applied.chunk,
+            pts=applied.pts,
+            until_chunk=applied.until,
+        )
 
     def release(self, refs: list[TensorRef]) -> None:
         """Give back tensors that nobody will read."""

@@ -14,6 +14,7 @@ from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, Mode, PauseStream, PreparePrompt, TakeStream
 from shared.contracts.events import EventKind, LedgerTotals, StreamEvent, StreamStats
+from shared.contracts.tiers import PaceStream, Promise, Refusal, Tier
 
 LOSSLESS_CREDITS = 6
 ASSUMED_FPS = 30.0
@@ -23,12 +24,20 @@ RETRY_S = 3.0
 class RefusedError(Exception):
     """A command that cannot be carried out; the message is the one line to tell.
 
-    ``retry_after_s`` above 0: not now, but the same command may be accepted that much later.
+    ``retry_after_s`` above 0: not now, but the same command may be accepted that much later. ``tier`` would be now.
     """
 
-    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        reason: str,
+        retry_after_s: float = 0.0,
+        refusal: Refusal = Refusal.OTHER,
+        tier: Tier | None = None,
+    ) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.refusal = refusal
+        self.tier = tier
 
 
 class Messenger:
@@ -94,6 +103,17 @@ class Messenger:
         )
         await self._bus.publish(subjects.assign("ingest"), message)
 
+    async def pace(self, record: StreamRecord) -> None:
+        """Ingest takes so many frames a second from now on."""
+        message = PaceStream(
+            instance=record.ingest,
+            stream=record.stream,
+            epoch=record.epoch,
+            version=record.pace_version,
+            fps=record.pace_fps,
+        )
+        await self._bus.publish(subjects.assign("ingest"), message)
+
     async def leave(
         self,
         service: str,
@@ -132,6 +152,9 @@ class Messenger:
         stats: StreamStats | None = None,
         retry_after_s: float = 0.0,
         until_chunk: int = -1,
+        refusal: Refusal = Refusal.OTHER,
+        tier: Tier | None = None,
+        promise: Promise | None = None,
     ) -> None:
         """Publish a lifecycle event."""
         event = StreamEvent(
@@ -148,6 +171,9 @@ class Messenger:
             stats=stats,
             retry_after_s=retry_after_s,
             until_chunk=until_chunk,
+            refusal=refusal,
+            tier=tier,
+            promise=promise,
         )
         await self._bus.publish(subjects.stream(stream, "event"), event)
 
@@ -160,6 +186,19 @@ def credits_for(record: StreamRecord) -> int:
     in_time = math.ceil(record.spec.deadline_ms / 1000.0 / chunk_s) + 1
     # One frame block fills while another is under way; with less than a block's chunks none could ever start.
     return max(2 * record.frames_per_block, in_time)
+
+
+async def tell_refused(messenger: Messenger, stream: str, command: str, error: RefusedError) -> None:
+    """The answer to a command that cannot be carried out."""
+    await messenger.tell(
+        stream,
+        EventKind.REFUSED,
+        reason=str(error),
+        command=command,
+        retry_after_s=error.retry_after_s,
+        refusal=error.refusal,
+        tier=error.tier,
+    )
 
 
 async def all_of(*works: Coroutine[Any, Any, None]) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.messenger import RefusedError
-from services.scheduler.records import Phase, StreamRecord
+from services.scheduler.records import StreamRecord
 from shared.contracts.commands import NoSource, StartStream
+from shared.contracts.tiers import Refusal
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import ModelSpec, SpecError
 
 NOT_READY_RETRY_S = 2.0
-FULL_RETRY_S = 10.0
 
 
 def check_settings(
@@ -39,11 +39,10 @@ def check_settings(
 def place(
     command: StartStream,
     fleet: Fleet,
-    records: Mapping[str, StreamRecord],
-    max_streams: int,
+    admit: Callable[[StreamRecord, ModelSpec, Sequence[Pipeline]], Pipeline],
     models_dir: Path | None = None,
 ) -> tuple[StreamRecord, Pipeline]:
-    """The record of a new stream and its pipeline: the one with the fewest streams. Raises RefusedError with the fix."""
+    """The record of a new stream and its pipeline, which ``admit`` chooses and reserves. Raises RefusedError with the fix."""
     spec = command.spec
     try:
         model = model_spec(spec.model, models_dir)
@@ -54,27 +53,14 @@ def place(
     if isinstance(spec.source, NoSource):
         # Nobody else can say how fast video without a source plays.
         spec = spec.model_copy(update={"fps": spec.fps or float(model.default_fps)})
-    fitting = [pipeline for pipeline in fleet.pipelines() if pipeline.model == spec.model]
-    if not fitting:
-        raise RefusedError(
-            f"no worker is ready for model {spec.model}: wait if it is still starting, "
-            f"or start one with RHEOCAST_MODEL={spec.model}",
-            NOT_READY_RETRY_S,
-        )
-    load = {p.name: sum(r.pipeline == p.name and r.phase is not Phase.ENDED for r in records.values()) for p in fitting}
-    pipeline = min(fitting, key=lambda p: (load[p.name], p.name))
-    if load[pipeline.name] >= max_streams:
-        raise RefusedError(
-            f"all pipelines are full ({max_streams} streams each); stop one, or add a worker",
-            FULL_RETRY_S,
-        )
+    fitting = fitting_pipelines(fleet, spec.model)
     chosen: dict[str, str] = {}
     for service in ("ingest", "egress", "motion"):
         instance = fleet.pick(service)
         if instance is None:
-            raise RefusedError(f"no {service} service is ready yet: try again", NOT_READY_RETRY_S)
+            raise RefusedError(f"no {service} service is ready yet: try again", NOT_READY_RETRY_S, Refusal.NOT_READY)
         chosen[service] = instance
-    return StreamRecord(
+    record = StreamRecord(
         stream=command.stream,
         epoch=0,  # known once the session store has been asked
         spec=spec,
@@ -83,9 +69,23 @@ def place(
         noise=model.noise.s0 if spec.noise is None else spec.noise,
         skip_similar=spec.skip_similar,
         frames_per_block=longest,
-        pipeline=pipeline.name,
-        workers=pipeline.workers,
         ingest=chosen["ingest"],
         egress=chosen["egress"],
         motion=chosen["motion"],
-    ), pipeline
+    )
+    pipeline = admit(record, model, fitting)  # last of all: what it reserves is kept
+    record.pipeline, record.workers = pipeline.name, pipeline.workers
+    return record, pipeline
+
+
+def fitting_pipelines(fleet: Fleet, model: str) -> list[Pipeline]:
+    """The pipelines that run a model. Raises RefusedError when there is none."""
+    fitting = [pipeline for pipeline in fleet.pipelines() if pipeline.model == model]
+    if not fitting:
+        raise RefusedError(
+            f"no worker is ready for model {model}: wait if it is still starting, "
+            f"or start one with RHEOCAST_MODEL={model}",
+            NOT_READY_RETRY_S,
+            Refusal.NOT_READY,
+        )
+    return fitting

@@ -21,16 +21,16 @@ PACING_MS = 15.0  # what egress keeps above the slowest recent chunk
 
 
 class Costs(Protocol):
-    """The cost model as admission needs it: milliseconds by key and units (latent tokens)."""
+    """The cost model as admission needs it: milliseconds by key, units (latent tokens) and items that share the forward."""
 
-    def predict(self, key: str, units: float) -> float: ...
+    def predict(self, key: str, units: float, items: int = 1) -> float: ...
 
     def known(self, key: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one stream asks of a pipeline. ``tokens`` make one latent frame of its size."""
+    """What one stream asks of a pipeline. ``tokens`` make one latent frame of its size; ``min_…`` is what it may fall to."""
 
     width: int
     height: int
@@ -40,6 +40,8 @@ class Demand:
     frames_per_block: int = 1
     deadline_ms: float = 600.0
     live: bool = True
+    min_steps: int = 1
+    min_fps: float = 0.0
 
     @property
     def chunks_per_s(self) -> float:
@@ -198,7 +200,7 @@ class Book:
         return sum(self._forward_ms(stage, demand, items) for stage in range(self.shape.stages))
 
     def _forward_ms(self, stage: int, demand: Demand, items: int) -> float:
-        return self.costs.predict(f"stage.{stage}", items * demand.frames_per_block * demand.tokens)
+        return self.costs.predict(f"stage.{stage}", items * demand.frames_per_block * demand.tokens, items)
 
     def _encode_ms(self, demand: Demand) -> float:
         return self.costs.predict("encode", demand.tokens)

@@ -6,7 +6,10 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from services.scheduler.ladder import Wish
+from services.scheduler.pricing import Demand
 from shared.contracts.commands import StreamSpec
+from shared.contracts.tiers import Promise, Tier
 from shared.engine.plan.prompts import PromptLedger
 
 
@@ -41,6 +44,7 @@ class StreamRecord:
     noise: float
     noise_version: int = 0
     paused: bool = False
+    suspended: bool = False  # its state is in the workers' host memory, while it is paused
     source_held: bool = False
     skip_similar: float = 0.0
     refreshes: int = 0  # changes after which ingest skips nothing until they are seen
@@ -54,6 +58,13 @@ class StreamRecord:
     motion: str = ""
     phase: Phase = Phase.OPENING
     failure: str | None = None
+    demand: Demand | None = None  # what it was promised
+    promise: Promise | None = None
+    wish: Wish | None = None  # what it asks for now, and its bounds
+    tier: Tier | None = None  # what it has now
+    pace_fps: float = 0.0  # what ingest takes of its source; 0: everything
+    pace_version: int = 0
+    fps_seen: float = 0.0  # of the source, as its chunks come; 0: not known yet
     prompts: PromptLedger = field(default_factory=PromptLedger)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -75,7 +75,8 @@ class CapacityAsked(Wire):
     fps: float | None = None
     steps: int | None = None
     frames_per_block: int | None = None
-    tenant: str = ""  # empty: whoever asks; else no more than this tenant may have
+    deadline_ms: int = 600
+    tenant: str = DEFAULT_TENANT  # who would start them: quotas and fair turns count
 
 
 class TierCapacity(Wire):
@@ -102,3 +103,5 @@ class CapacityTold(Wire):
     known: bool = False
     tiers: tuple[TierCapacity, ...] = Field(default=(), max_length=64)
     error: str | None = None
+    refusal: Refusal = Refusal.OTHER
+    retry_after_s: float = 0.0

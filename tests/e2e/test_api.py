@@ -69,6 +69,8 @@ def test_a_stream_from_create_to_delete(api: httpx.Client, tmp_path: Path) -> No
     assert created.status_code == 201, created.text
     assert created.headers["location"] == "/v1/streams/mine"
     assert created.json()["state"] == "live"
+    assert created.json()["promise"]["latency_ms"] > 0
+    assert created.json()["tier"]["steps"] == created.json()["steps"]
     assert api.post("/v1/streams", json=body).status_code == 409, "the id is taken"
     assert [s["id"] for s in api.get("/v1/streams").json()["streams"]] == ["mine"]
     patched = api.patch("/v1/streams/mine", json={"prompt": "neon", "steps": 1})
@@ -91,6 +93,11 @@ def test_a_stream_from_create_to_delete(api: httpx.Client, tmp_path: Path) -> No
     closed = ledger["on_time"] + ledger["late"] + ledger["skipped"] + sum(ledger["dropped"].values())
     assert closed == ledger["frames_in"] > 0
     assert len(frames_of(tmp_path / "media" / "out.mp4")) == ledger["on_time"] + ledger["late"]
+    total = api.get("/v1/ledger").json()
+    assert (total["open"], total["ledger"]["frames_in"]) == (0, ledger["frames_in"])
+    capacity = api.get("/v1/capacity", params={"width": 96, "height": 64, "fps": 8}).json()
+    assert (capacity["streams"], capacity["tiers"][0]["tier"]["width"]) == (0, 96)
+    assert capacity["tiers"][0]["more"] > 0, capacity  # one alone is always let in
 
 
 def test_bad_requests_are_problems_that_say_what_would_do(api: httpx.Client) -> None:
@@ -105,12 +112,17 @@ def test_bad_requests_are_problems_that_say_what_would_do(api: httpx.Client) -> 
         ({"width": 100, "height": 64}, 422, "multiple of 16"),
         ({"id": "a.b"}, 422, "id"),
         ({"frames_per_block": 4}, 422, "frames_per_block"),
+        ({"steps": 1, "min_steps": 2}, 422, "min_steps"),
     ):
         answer = api.post("/v1/streams", json={**good, **change})
         assert answer.status_code == status, (change, answer.text)
         assert answer.headers["content-type"].startswith("application/problem+json")
         assert word in answer.json()["detail"], answer.text
     assert api.get("/v1/streams/none").status_code == 404
+    assert api.get("/v1/capacity", params={"width": 100, "height": 64}).status_code == 422
+    assert api.get("/v1/capacity", params={"model": "sora"}).status_code == 409
+    assert api.get("/v1/streams", headers={"X-Rheocast-Tenant": "a.b"}).status_code == 200, "reading asks for no tenant"
+    assert api.post("/v1/streams", json=good, headers={"X-Rheocast-Tenant": "a.b"}).status_code == 422
     assert api.patch("/v1/streams/none", json={"steps": 1}).status_code == 404
     assert api.post("/v1/streams", content=b"x" * (2 << 20)).status_code == 413
     paths = api.get("/openapi.json").json()["paths"]

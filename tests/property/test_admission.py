@@ -80,7 +80,7 @@ def test_no_room_is_promised_twice_and_all_of_it_comes_back(
     for name, book in adm.books.items():
         mine = [demand for pipeline, demand in seats.values() if pipeline == name]
         assert sorted(map(repr, mine)) == sorted(map(repr, book.demands.elements())), "the books are the streams let in"
-        if book.known():
+        if book.known() and sum(demand.live for demand in mine) > 1:  # one alone is let in whatever it costs
             assert Book(book.shape, book.costs, 1.0, book.demands).load() <= adm.rules.target + 1e-9
         assert book.streams <= adm.rules.max_streams
     for stream in seats:

@@ -17,7 +17,7 @@ class KnownCosts:
     unknown: bool = False
     slower: dict[str, float] = field(default_factory=dict)
 
-    def predict(self, key: str, units: float) -> float:
+    def predict(self, key: str, units: float, items: int = 1) -> float:
         if self.unknown:
             return 0.0
         stage = key.startswith("stage")

@@ -88,15 +88,29 @@ def test_the_tier_that_would_fit_gives_up_steps_before_fps_before_size() -> None
     assert (refused.tier.steps, refused.tier.fps, refused.tier.width) == (1, 8.0, 160)
     with_no_room = Admission(Rules(target=0.001))
     with_no_room.pipeline("p0", shape(), KnownCosts())
+    with_no_room.admit("a", "a", demand(), ["p0"], 0.0)
     nothing = with_no_room.admit("b", "a", demand(), ["p0"], 0.0)
     assert isinstance(nothing, Refused)
     assert nothing.tier is None
 
 
 def test_a_deadline_that_cannot_be_kept_is_refused_with_one_that_could() -> None:
-    refused = admission().admit("a", "t", demand(deadline_ms=300.0), ["p0"], 0.0)
+    adm = admission()
+    refused = adm.admit("a", "t", demand(deadline_ms=300.0), ["p0"], 0.0)
     assert isinstance(refused, Refused)
-    assert "give 450 or more" in refused.reason or "give 500 or more" in refused.reason
+    assert "give 450 or more" in refused.reason
+    assert isinstance(adm.admit("a", "t", demand(), ["p0"], 0.0), Admitted)
+    tight = adm.admit("b", "t", demand(deadline_ms=400.0), ["p0"], 0.0)
+    assert isinstance(tight, Refused), "a chunk is captured in time, but not made"
+
+
+def test_one_alone_is_let_in_with_the_least_of_its_bounds_whatever_it_costs() -> None:
+    adm = admission(rules=Rules(target=0.001))
+    lone = adm.admit("a", "t", demand(min_fps=6.0, fps=8.0), ["p0"], 0.0)
+    assert isinstance(lone, Admitted)
+    assert (lone.demand.steps, lone.demand.fps) == (1, 6.0)
+    assert lone.load > 0.001
+    assert isinstance(adm.admit("b", "t", demand(), ["p0"], 0.0), Refused)
 
 
 def test_unmeasured_streams_are_let_in_but_few() -> None:

@@ -9,7 +9,9 @@ from services.gateway.core import StreamCreate, StreamView, new_stream_id, spec_
 from services.gateway.handlers import Desk
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.settings import Settings
+from services.gateway.tenancy import Tenant
 from shared.contracts.commands import StreamPatch
+from shared.contracts.tiers import DEFAULT_TENANT
 
 
 class Receipt(BaseModel):
@@ -37,10 +39,13 @@ def router(desk: Desk, settings: Settings) -> APIRouter:
     api = APIRouter(prefix="/v1/streams", tags=["streams"], responses=PROBLEM_RESPONSES)
 
     @api.post("", status_code=201, operation_id="createStream")
-    async def create(body: StreamCreate, response: Response) -> StreamView:
-        """Start a stream. Paths of file sources and MP4 sinks are relative to the media folder."""
+    async def create(body: StreamCreate, response: Response, tenant: Tenant = DEFAULT_TENANT) -> StreamView:
+        """Start a stream. Paths of file sources and MP4 sinks are relative to the media folder.
+
+        201 comes with what it may count on; 429 and 503 with Retry-After and, if there is one, the tier that would fit.
+        """
         stream = body.id or new_stream_id()
-        await desk.create(stream, spec_of_request(body, settings.media_dir))
+        await desk.create(stream, spec_of_request(body, settings.media_dir, tenant))
         response.headers["Location"] = f"/v1/streams/{stream}"
         return await desk.view(stream)
 
@@ -55,21 +60,21 @@ def router(desk: Desk, settings: Settings) -> APIRouter:
         return await desk.view(stream)
 
     @api.patch("/{stream}", status_code=202, operation_id="patchStream")
-    async def patch(stream: str, body: StreamPatch) -> Receipt:
+    async def patch(stream: str, body: StreamPatch, tenant: Tenant = DEFAULT_TENANT) -> Receipt:
         """Change prompt, steps, noise, seed, T or pause at the next chunk boundary; an applied event names the chunk."""
-        event = await desk.patch(stream, body)
+        event = await desk.patch(stream, body, tenant)
         return Receipt(stream=stream, command=event.command, version=event.version)
 
     @api.post("/{stream}/pause", status_code=202, operation_id="pauseStream")
-    async def pause(stream: str) -> Receipt:
+    async def pause(stream: str, tenant: Tenant = DEFAULT_TENANT) -> Receipt:
         """Take no further chunk; the picture stands. An applied event names the last one before the pause."""
-        event = await desk.patch(stream, StreamPatch(paused=True))
+        event = await desk.patch(stream, StreamPatch(paused=True), tenant)
         return Receipt(stream=stream, command=event.command, version=event.version)
 
     @api.post("/{stream}/resume", status_code=202, operation_id="resumeStream")
-    async def resume(stream: str) -> Receipt:
+    async def resume(stream: str, tenant: Tenant = DEFAULT_TENANT) -> Receipt:
         """Go on; an applied event names the first chunk."""
-        event = await desk.patch(stream, StreamPatch(paused=False))
+        event = await desk.patch(stream, StreamPatch(paused=False), tenant)
         return Receipt(stream=stream, command=event.command, version=event.version)
 
     @api.post("/{stream}/migrate", status_code=202, operation_id="migrateStream")
@@ -80,9 +85,9 @@ def router(desk: Desk, settings: Settings) -> APIRouter:
         return Receipt(stream=stream, command=event.command, version=event.version)
 
     @api.delete("/{stream}", status_code=202, operation_id="deleteStream")
-    async def delete(stream: str, drain: bool = Query(default=True)) -> Receipt:
+    async def delete(stream: str, drain: bool = Query(default=True), tenant: Tenant = DEFAULT_TENANT) -> Receipt:
         """Stop a stream; ``drain`` finishes the chunks under way first."""
-        event = await desk.stop(stream, drain)
+        event = await desk.stop(stream, drain, tenant)
         return Receipt(stream=stream, command=event.command, version=event.version)
 
     return api
