@@ -9,10 +9,13 @@ MARGIN_NS = 10_000_000  # kept above what recent chunks needed: a loop that wake
 DEADLINE_MARGIN_NS = 20_000_000  # kept below the deadline, at least
 DEADLINE_SHARE = 10  # … and this part of it (a tenth): a busy machine wakes us late
 EASE_NS = 1_500_000  # the delay may always shrink by so much with a chunk: too little to be seen
-EASE_SHARE = 8  # … or by this part of what it has too much (an eighth), so that a slow start is soon forgotten
-EASE_MOST_NS = 12_000_000  # … but never by more: below what is seen as a jerk (20 ms)
+EASE_SHARE = 4  # … or by this part of what it has too much (a quarter), so that a slow start is soon forgotten
+EASE_MOST_NS = 18_000_000  # … but never by more: below what is seen as a jerk (20 ms)
 WINDOW = 40  # chunks
-COVERED = 0.95  # the share of recent chunks that must be in time
+COVERED = (
+    0.9  # the share of recent chunks that must be in time: a slow one holds up its first frames only, so 95 % of frames
+)
+FEW = 8  # chunks, two seconds of 16 fps: with fewer the slowest counts
 
 
 class PlayoutDelay:
@@ -55,5 +58,7 @@ class PlayoutDelay:
         return captured_ns + (self.delay_ns or 0)
 
     def _needed_ns(self) -> int:
-        """The quantile by nearest rank: of a few chunks, the slowest."""
-        return sorted(self._recent)[math.ceil(COVERED * len(self._recent)) - 1]
+        """The quantile by nearest rank: of a few chunks the slowest, of ``FEW`` and more never a single slow one."""
+        count = len(self._recent)
+        rank = min(math.ceil(COVERED * count), count - (count >= FEW))
+        return sorted(self._recent)[rank - 1]

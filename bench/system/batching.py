@@ -9,7 +9,7 @@ from bench.system.arrivals import summary
 from bench.system.driver import Driver, driving
 from shared.contracts.commands import Mode, PatternSource
 
-LOSSLESS_FRAMES = 240
+LOSSLESS_FRAMES = 121
 
 
 async def _throughput(driver: Driver, streams: int, fields: dict[str, Any]) -> float:

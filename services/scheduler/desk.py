@@ -16,6 +16,7 @@ from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.recovering import Recovering
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
+from services.scheduler.suspending import Suspending
 from shared.bus.port import Bus
 from shared.clock import Clock
 from shared.contracts.commands import (
@@ -51,6 +52,7 @@ class StreamDesk:
         self.answers = self._messenger.answers
         self.tell = self._messenger.tell
         self.moves = Moves(bus, clock)
+        self.suspending = Suspending(self.moves, settings.suspend_after_s)
         self.records: dict[str, StreamRecord] = {}
         self.cores: dict[str, PipelineCore] = {}
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
@@ -213,7 +215,9 @@ class StreamDesk:
         self._pump()
 
     async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
-        """Ingest tells applied, with the chunk."""
+        """Ingest tells applied, with the chunk. Raises RefusedError where others have taken a suspended stream's room."""
+        if not paused:
+            await self.suspending.bring_back(record)
         await self.tell(record.stream, EventKind.ACCEPTED, command=command)
         record.paused = queue.paused = paused
         await self._messenger.pause(record, command, paused)

@@ -165,6 +165,9 @@ class Handlers:
             if overdue is not None:
                 await self._rebuild(core, f"batch {overdue} was not reported in time")
             await self.pump_core(core)
+        desk = self._desk
+        for record in desk.suspending.due(desk.records.values(), desk.cores, self._clock.monotonic()):
+            self._spawn(desk.suspending.set_aside(record, desk.cores))
 
     async def lost(self, instance: str, how: str) -> None:
         """Live streams recover from a lost worker; else every stream that an instance held state of fails."""

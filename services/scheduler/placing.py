@@ -61,7 +61,10 @@ def place(
             f"or start one with RHEOCAST_MODEL={spec.model}",
             NOT_READY_RETRY_S,
         )
-    load = {p.name: sum(r.pipeline == p.name and r.phase is not Phase.ENDED for r in records.values()) for p in fitting}
+    active = [
+        record.pipeline for record in records.values() if record.phase is not Phase.ENDED and not record.suspended
+    ]
+    load = {p.name: active.count(p.name) for p in fitting}
     pipeline = min(fitting, key=lambda p: (load[p.name], p.name))
     if load[pipeline.name] >= max_streams:
         raise RefusedError(

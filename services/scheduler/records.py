@@ -41,6 +41,7 @@ class StreamRecord:
     noise: float
     noise_version: int = 0
     paused: bool = False
+    suspended: bool = False  # its state is in the workers' host memory, while it is paused
     source_held: bool = False
     skip_similar: float = 0.0
     refreshes: int = 0  # changes after which ingest skips nothing until they are seen

@@ -87,6 +87,7 @@ class Recovering:
         record.move(Phase.RECOVERING)
         record.epoch += 1
         record.source_held = True
+        record.suspended = False  # with the placement that held it
         self._release(core.remove(record.stream))
         log.warning("stream %s recovers: %s", record.stream, reason)
         self._count("recovering")
@@ -106,7 +107,9 @@ class Recovering:
                     await self._clock.sleep(LOOK_S)
                 elif not await self._try(record, recovery, pipeline):
                     await self._clock.sleep(AGAIN_S)
-        except (RefusedError, StoreError, BusError) as error:
+        except Exception as error:
+            if not isinstance(error, RefusedError | StoreError | BusError):
+                log.exception("stream %s does not recover", stream)
             await self._give_up(stream, f"{recovery.reason}, and {error}")
 
     async def _close(self, record: StreamRecord) -> None:
@@ -140,10 +143,16 @@ class Recovering:
         error = attempt.exception()
         if error is None:
             return True
-        if not isinstance(error, RefusedError | StoreError | BusError):
-            raise error
-        recovery.error = str(error)
-        log.info("stream %s was not placed on %s: %s", record.stream, pipeline.name, error)
+        known = isinstance(error, RefusedError | StoreError | BusError)
+        recovery.error = str(error) if known else f"{type(error).__name__}: {error}"
+        log.log(
+            logging.INFO if known else logging.ERROR,
+            "stream %s was not placed on %s: %s",
+            record.stream,
+            pipeline.name,
+            recovery.error,
+            exc_info=None if known else error,
+        )
         return False
 
     async def _place(self, record: StreamRecord, recovery: Recovery, pipeline: Pipeline) -> None:

@@ -18,4 +18,5 @@ class Settings(ServiceSettings):
     answer_timeout_s: float = 20.0  # how long a service may take to answer an assignment
     max_batch: int = 8  # items in one forward
     max_streams: int = 16  # per pipeline
+    suspend_after_s: float = 10.0  # a stream paused for so long goes to host memory; below 0: never
     batch_log: Path | None = None  # every batch as a JSON line

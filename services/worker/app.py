@@ -42,7 +42,7 @@ class Worker:
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
-        self._stream_bytes: dict[str, int] = {}
+        self._memory: dict[str, object] = {}
         self._device_name = ""
         self._calibration: tuple[MeasuredCost, ...] = ()
         self._fence = Fence(settings.fence_s)
@@ -87,14 +87,15 @@ class Worker:
         return {
             "roles": tuple(role.value for role in settings.roles),
             "pipeline": settings.pipeline,
-            "stage": settings.stage,
-            "stages": settings.stages,
+            "stage": self._runtime.place.stage,
+            "stages": self._runtime.place.stages,
             "model": settings.model,
             "ready": self._ready and self._emptying is None,
             "busy": min(1.0, busy),
             "streams": tuple(self._handlers.assignments.streams),
             "role_ms": dict(self._handlers.role_ms),
-            "stream_bytes": self._stream_bytes,
+            "generation": self._handlers.generation,
+            **self._memory,
             "device": self._device_name,
             "calibration": self._calibration,
             "measured": self._handlers.measured.take(),
@@ -122,7 +123,7 @@ class Worker:
             self._check_fence(time.monotonic())
             if turn % WEIGH_EVERY == 0:
                 try:
-                    self._stream_bytes = await self._device.call(Rank.CONTROL, self._runtime.stream_bytes)
+                    self._memory = await self._device.call(Rank.CONTROL, self._runtime.memory_fields)
                 except Exception as error:  # gaps must be watched whatever becomes of this
                     log.warning("the streams' memory could not be told: %s", error)
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +39,7 @@ class Placed:
     encode_gate: OrderGate = field(default_factory=OrderGate)
     decode_gate: OrderGate = field(default_factory=OrderGate)
     subscriptions: list[Subscription] = field(default_factory=list)
+    suspended: bool = False  # its state is on the host
 
     @property
     def ttl_s(self) -> float:
@@ -58,11 +60,21 @@ class Assignments:
         self._settings = runtime.settings
         self._per_role = ((Role.ENCODE, "chunk", on_chunk), (Role.DECODE, "denoised", on_denoised))
         self.streams: dict[str, Placed] = {}
+        self.on_move: Callable[[Move], None] = lambda _: None
 
     def find(self, stamp: ChunkStamp) -> Placed | None:
         """The stream of a chunk, if it is here in this epoch (rule 6)."""
         placed = self.streams.get(stamp.stream)
-        return placed if placed is not None and placed.take.epoch == stamp.epoch else None
+        if placed is None or placed.take.epoch != stamp.epoch:
+            return None
+        placed.suspended = False  # what it runs brings it back
+        return placed
+
+    def check_room(self) -> None:
+        """Raises RuntimeError when no stream more may be active here: suspended ones do not count."""
+        active = sum(not placed.suspended for placed in self.streams.values())
+        if active >= self._settings.max_streams:
+            raise RuntimeError(f"{self._context.instance} holds {active} streams already")
 
     async def on_assign(self, received: Received) -> None:
         """Take, leave, prepare; what is meant for another instance is ignored."""
@@ -77,14 +89,16 @@ class Assignments:
             await self._scale_loras(message)
         elif isinstance(message, PreparePrompt):
             await self._prepare(message)
+        else:
+            self.on_move(message)
 
     async def _take(self, take: TakeStream) -> None:
         error: str | None = None
         known = self.streams.get(take.stream)
-        if known is None and len(self.streams) >= self._settings.max_streams:
-            error = f"{self._context.instance} holds {len(self.streams)} streams already"
-        elif known is None or known.take.epoch < take.epoch:
+        if known is None or known.take.epoch < take.epoch:
             try:
+                if known is None:
+                    self.check_room()
                 await self._device.call(Rank.CONTROL, lambda: self._runtime.open(take.stream, take.height, take.width))
                 await self._place(take)
             except Exception as caught:
@@ -169,8 +183,8 @@ class Assignments:
                     log.exception("cannot prepare prompt %d of %s", message.version, message.stream)
                     error = one_line(caught)
         ready = PromptReady(
-            pipeline=self._settings.pipeline,
-            stage=self._settings.stage,
+            pipeline=self._runtime.place.pipeline,
+            stage=self._runtime.place.stage,
             stream=message.stream,
             epoch=message.epoch,
             version=message.version,

@@ -152,6 +152,12 @@ class BatchSequencer:
         self.gap_since_ns = now_ns if self._held else 0
         return SequenceVerdict.RUN, runnable, fresh
 
+    def begin(self, term: int, generation: int) -> None:
+        """A generation begins with what the slots hold: its batches come from 0 on, and the first of them empties nothing."""
+        self.term, self.generation, self.expected = term, generation, 0
+        self._held.clear()
+        self.gap_since_ns = 0
+
     def gap_age_ns(self, now_ns: int) -> int:
         """How long the oldest gap has been open; 0 when there is none."""
         return now_ns - self.gap_since_ns if self.gap_since_ns else 0

@@ -14,11 +14,12 @@ from services.worker.core import BatchSequencer, Rank, Role, SequenceVerdict
 from services.worker.device_thread import DeviceThread, Outcome, QueueFullError
 from services.worker.fencing import Lives, StaleError, is_stale
 from services.worker.messages import decoded, encoded, is_passed_by, passed_by, timing
+from services.worker.moving import Moving
 from services.worker.outbox import Outbox
 from services.worker.roles.stage import StageOutput
 from services.worker.runtime import Runtime
 from services.worker.transfer import publish_local, publish_shared, receive
-from shared.bus.port import Received
+from shared.bus.port import Received, Subscription
 from shared.contracts import subjects
 from shared.contracts.events import (
     BatchDone,
@@ -59,6 +60,9 @@ class Handlers:
         self._sequencer = BatchSequencer()
         self._fault_told_at = 0.0
         self.assignments = Assignments(context, runtime, device, self.on_chunk, self.on_denoised)
+        self._batches: Subscription | None = None
+        self._moving = Moving(context, runtime, device, self.assignments, lambda: self._sequencer, self._hear_batches)
+        self.assignments.on_move = self._moving.on_move
         self.counters: dict[str, int] = {}
         self.role_ms: dict[str, float] = {}
         self.measured = Measured()
@@ -68,21 +72,34 @@ class Handlers:
         settings = self._settings
         await self._bus.subscribe(subjects.assign("worker"), self.assignments.on_assign)
         if Role.STAGE in settings.roles:
-            await self._bus.subscribe(
-                subjects.pipeline_stage(settings.pipeline, settings.stage), self.on_batch, size=64
-            )
+            await self._hear_batches()
         if Role.TEXT in settings.roles:
             await self._bus.serve(subjects.TEXT_ENCODE, self.assignments.on_text, group="text")
         self._outbox.start()
 
+    async def _hear_batches(self) -> None:
+        """Subscribe to the batches of this worker's place in the pipeline, and to no other's."""
+        former, place = self._batches, self._runtime.place
+        subject = subjects.pipeline_stage(place.pipeline, place.stage)
+        self._batches = await self._bus.subscribe(subject, self.on_batch, size=64)
+        if former is not None:
+            await former.unsubscribe()
+
+    @property
+    def generation(self) -> int:
+        """The newest of the pipeline that this worker knows."""
+        return self._sequencer.generation
+
     async def close(self) -> None:
         """Send what is finished, then stop."""
+        await self._moving.close()
         await self._outbox.close()
 
     async def empty(self) -> None:
         """Let go of every stream, as after a start: whatever was under way comes to nothing."""
         self._lives.end()
         self._sequencer = BatchSequencer()
+        self._moving.forget()
         self._device.forget(Rank.ENCODE, Rank.DECODE)
         await self.assignments.leave_all()
         self._count("fenced")
@@ -143,7 +160,7 @@ class Handlers:
         if fresh and self._runtime.stage is not None:
             self._submit(Rank.STAGE, self._runtime.stage.reset, lambda _: None)
         if verdict is SequenceVerdict.FULL:
-            await self._fault(batch, f"stage {self._settings.stage} waits for batch {self._sequencer.expected}")
+            await self._fault(batch, f"stage {self._runtime.place.stage} waits for batch {self._sequencer.expected}")
         for ready in runnable:
             await self._run_batch(ready)
 
@@ -154,7 +171,7 @@ class Handlers:
             now = time.monotonic()
             if now - self._fault_told_at >= FAULT_REPEAT_S:  # told again until a new generation comes: it may be lost
                 self._fault_told_at = now
-                reason = f"batch {sequencer.expected} never came to stage {self._settings.stage}"
+                reason = f"batch {sequencer.expected} never came to stage {self._runtime.place.stage}"
                 await self._tell_fault(sequencer.generation, sequencer.expected, reason)
 
     async def _run_batch(self, batch: StageBatch) -> None:
@@ -210,7 +227,7 @@ class Handlers:
         if output.activations is not None:
             ref = publish_shared(self._tensors, output.activations, ttl_s)
             onward = batch.model_copy(update={"activations": ref, "compute_ms": stage_ms})
-            subject = subjects.pipeline_stage(batch.pipeline, self._settings.stage + 1)
+            subject = subjects.pipeline_stage(batch.pipeline, self._runtime.place.stage + 1)
             await self._bus.publish(subject, onward)
             return
         results: list[ItemResult] = []
@@ -250,13 +267,13 @@ class Handlers:
     async def _tell_fault(self, generation: int, seq: int, reason: str) -> None:
         self._count("faults")
         fault = PipelineFault(
-            pipeline=self._settings.pipeline,
-            stage=self._settings.stage,
+            pipeline=self._runtime.place.pipeline,
+            stage=self._runtime.place.stage,
             generation=generation,
             seq=seq,
             reason=reason,
         )
-        await self._bus.publish(subjects.pipeline_done(self._settings.pipeline), fault)
+        await self._bus.publish(subjects.pipeline_done(self._runtime.place.pipeline), fault)
 
     # --- decode ------------------------------------------------------------------------------------------------------
 
@@ -323,7 +340,7 @@ class Handlers:
         return False
 
     def _is_stage(self, stage: int) -> bool:
-        return Role.STAGE in self._settings.roles and self._settings.stage == stage
+        return Role.STAGE in self._settings.roles and self._runtime.place.stage == stage
 
     def _latents_ref(self, latents: torch.Tensor, ttl_s: float, local: bool) -> TensorRef:
         publish = publish_local if local else publish_shared

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +39,28 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device; on a CPU, pages of the host that nobody uses."""
+    if device.type == "cuda":
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + spare
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto``: bfloat16 on a GPU, float32 on a CPU (but for the tiny decoder, see :func:`tiny_decoder_dtype`)."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+@dataclass(slots=True)
+class PipelinePlace:
+    """Where in which pipeline a worker is; blocks that change hands may change it."""
+
+    pipeline: str
+    stage: int
+    stages: int
 
 
 class Runtime:
@@ -51,6 +71,8 @@ class Runtime:
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)
         self.spec: ModelSpec = model_spec(settings.model, settings.models_dir).with_vae(settings.vae)
+        self.place = PipelinePlace(settings.pipeline, settings.stage, settings.stages)
+        self.vae_name = f"{self.spec.name}/{self.spec.vae}"
         self.encode: EncodeRole | None = None
         self.decode: DecodeRole | None = None
         self.stage: StageRole | None = None
@@ -97,18 +119,19 @@ class Runtime:
 
     def open(self, stream: str, height: int, width: int) -> None:
         """Give a stream its state in every role; anew if it was here."""
-        if self.encode is not None:
-            self.encode.open(stream)
-        if self.decode is not None:
-            self.decode.open(stream)
+        for role in (self.encode, self.decode):
+            if role is not None:
+                role.caches.open(stream)
         if self.stage is not None:
             self.stage.open(stream, height, width)
 
     def close(self, stream: str) -> None:
         """Free a stream's state in every role."""
-        for role in (self.encode, self.decode, self.stage):
+        for role in (self.encode, self.decode):
             if role is not None:
-                role.close(stream)
+                role.caches.close(stream)
+        if self.stage is not None:
+            self.stage.close(stream)
 
     def block_fields(self) -> dict[str, int]:
         """Which DiT blocks it has, as a heartbeat tells it."""
@@ -117,13 +140,19 @@ class Runtime:
         blocks = self.stage.stage.blocks
         return {"first_block": blocks.start, "last_block": blocks.stop - 1}
 
-    def stream_bytes(self) -> dict[str, int]:
-        """Device memory that each stream holds: KV slots, prompts, and the autoencoder's caches."""
-        held: dict[str, int] = dict(self.stage.stage.memory().streams) if self.stage is not None else {}
+    def memory_fields(self) -> dict[str, object]:
+        """What a heartbeat tells of memory.
+
+        Each stream's on the device (KV slots, prompts, caches), each one's on the host, and what is free.
+        """
+        held: Counter[str] = Counter(self.stage.stage.memory().streams if self.stage is not None else {})
+        aside: Counter[str] = Counter(self.stage.stage.suspended if self.stage is not None else {})
         for role in (self.encode, self.decode):
-            for stream, nbytes in role.nbytes().items() if role is not None else ():
-                held[stream] = held.get(stream, 0) + nbytes
-        return held
+            if role is not None:
+                held.update(role.caches.nbytes())
+                aside.update(role.caches.suspended)
+        free = free_bytes(self.device) + (self.stage.stage.free_slot_bytes if self.stage is not None else 0)
+        return {"stream_bytes": dict(held), "suspended": dict(aside), "memory_free": free}
 
     def warm_up(self) -> None:
         """Run every role at the model's default size, so that the first real chunk is not the slow one.

@@ -48,7 +48,7 @@ class BlockRange(Wire):
 class StateParts(Wire):
     """A stream's exported state: one run of bytes, cut into tensors of uint8; ``layout`` says what lies where in it.
 
-    ``source`` is unique to this export. The leases end when it is imported, or after a time limit.
+    ``source`` is unique to this export. The leases end with a cut-over, when the owner lets the stream go, or after a minute.
     """
 
     source: str

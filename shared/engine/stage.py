@@ -11,76 +11,34 @@ an item runs its window along (a re-cache).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from shared.engine.compile import GraphedForward, Speed, make_forward
-from shared.engine.forward import StepForward, StepInputs
-from shared.engine.model.attention import Kernel
+from shared.engine.compile import Speed
+from shared.engine.forward import StepInputs
 from shared.engine.model.cache_run import CacheRun
 from shared.engine.model.checkpoints import Source
 from shared.engine.model.dit import Dit, patchify, unpatchify
-from shared.engine.model.fp8 import parameter_bytes, to_fp8
-from shared.engine.model.kernels import KernelName, fastest_kernel, kernel_of
-from shared.engine.model.kv_cache import KvPool, SlotCopy
+from shared.engine.model.kernels import fastest_kernel, kernel_of
+from shared.engine.model.kv_cache import KvPool
 from shared.engine.model.loading import load_dit, random_dit_weights
-from shared.engine.model.lora import LoraError, LoraSet
-from shared.engine.model.packed import can_pack, pack, repack
-from shared.engine.model.prompt_pool import PromptPool
+from shared.engine.model.lora import LoraSet
 from shared.engine.model.transfers import to_device, used_here
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec
-from shared.engine.random import KeyedNoise, NoiseSource
-from shared.engine.stream_state import StageError, Streams, check_forward
+from shared.engine.random import NoiseSource
+from shared.engine.stage_held import HeldStage, StageMemory
+from shared.engine.stream_state import StageError, check_forward
 
 __all__ = ["Stage", "StageError", "StageMemory"]
 
 
-@dataclass(frozen=True, slots=True)
-class StageMemory:
-    """Bytes held by a stage, and the KV slots in use. ``streams`` is what each stream holds of kv and prompts."""
-
-    weights: int
-    kv: int
-    prompts: int
-    slots: int
-    streams: Mapping[str, int]
-
-
-class Stage:
+class Stage(HeldStage):
     """The blocks of one worker with the slots and prompts of its streams. Not thread-safe: one thread runs it."""
-
-    def __init__(
-        self,
-        model: Dit,
-        *,
-        noise: NoiseSource | None = None,
-        max_slots: int = 4096,
-        public_rule: bool = False,
-        speed: Speed = Speed.EAGER,
-        fp8: bool = False,
-        loras: LoraSet | None = None,
-    ) -> None:
-        self.model, self.spec, self.blocks = model, model.spec, model.range
-        self.layers = model.layers()
-        model.fuse()
-        if fp8:
-            to_fp8(model)
-        self.device, self.dtype = model.time_weight.device, model.time_weight.dtype
-        if can_pack(self.device, self.dtype):
-            pack(model)
-        self._noise: NoiseSource = noise or KeyedNoise()
-        self._max_slots, self._public_rule = max_slots, public_rule
-        prompts = PromptPool(self.spec, len(self.layers), self.device, self.dtype)
-        self._streams = Streams(prompts, self._make_pool, self._pool_gone)
-        self._loras, self._fp8 = loras, fp8
-        self._speed = speed
-        self._use(kernel_of(KernelName.FUSED))
 
     @classmethod
     def load(
@@ -104,12 +62,25 @@ class Stage:
         ``speed`` says how forwards run, ``fp8`` turns the blocks' products into 8-bit ones; both raise ValueError where the
         device cannot. ``loras`` (file, scale) are merged. Raises WeightsError, FileNotFoundError.
         """
-        model = load_dit(spec, source, range(spec.layers) if blocks is None else blocks, device, dtype)
-        merged: LoraSet | None = None
-        if loras:
-            merged = LoraSet.open(spec, [path for path, _ in loras], keep_base=not fp8)
-            merged.apply(model, [scale for _, scale in loras])
-        return cls(model, noise=noise, max_slots=max_slots, public_rule=public_rule, speed=speed, fp8=fp8, loras=merged)
+
+        def load(run: range) -> Dit:
+            return load_dit(spec, source, run, device, dtype)
+
+        model, scales = load(range(spec.layers) if blocks is None else blocks), [scale for _, scale in loras]
+        merged = LoraSet.open(spec, [path for path, _ in loras], keep_base=not fp8) if loras else None
+        if merged is not None:
+            merged.apply(model, scales)
+        return cls(
+            model,
+            noise=noise,
+            max_slots=max_slots,
+            public_rule=public_rule,
+            speed=speed,
+            fp8=fp8,
+            loras=merged,
+            scales=scales,
+            loader=load,
+        )
 
     @classmethod
     def random(
@@ -123,79 +94,11 @@ class Stage:
         speed: Speed = Speed.EAGER,
     ) -> Stage:
         """A stage with random weights that depend on the seed only: any split of the blocks computes the same."""
-        blocks = range(spec.layers) if blocks is None else blocks
-        return cls.load(spec, random_dit_weights(spec, blocks, seed), blocks, device, dtype, speed=speed)
 
-    @property
-    def is_first(self) -> bool:
-        """Whether it takes latents and noises them."""
-        return self.model.is_first
+        def load(run: range) -> Dit:
+            return load_dit(spec, random_dit_weights(spec, run, seed), run, device, dtype)
 
-    @property
-    def is_last(self) -> bool:
-        """Whether it returns x0."""
-        return self.model.is_last
-
-    @property
-    def wire_width(self) -> int:
-        """Channels of the tensor that travels to the next stage."""
-        return self.spec.dim + self._latent_channels
-
-    # --- streams and prompts -----------------------------------------------------------------------------------------
-
-    def open(self, stream: str, latent_height: int, latent_width: int) -> None:
-        """Make the stream known, with empty slots. An open stream is reset; its prompts stay."""
-        self._streams.open(stream, latent_height, latent_width)
-
-    def close(self, stream: str) -> None:
-        """Forget the stream and free its slots. Unknown streams are no error."""
-        self._streams.close(stream)
-
-    def reset(self) -> None:
-        """Every stream's slots become empty; streams and prompts stay."""
-        for stream in self._streams.states:
-            self._streams.empty(stream)
-
-    @torch.inference_mode()
-    def set_prompt(self, stream: str, version: int, embedding: Tensor) -> None:
-        """Make this prompt version usable: text projection and cross-attention K/V are computed here, once.
-
-        embedding [text_len, text_dim], any float dtype, any device.
-        """
-        if tuple(embedding.shape) != (self.spec.text_len, self.spec.text_dim):
-            raise StageError(
-                f"prompt {version} of stream {stream} is {list(embedding.shape)}, "
-                f"the model needs {[self.spec.text_len, self.spec.text_dim]}"
-            )
-        self._streams.of(stream)
-        there = embedding.ne(0).any(1).nonzero()
-        words = int(there.max()) + 1 if len(there) else 0
-        self._streams.put_prompt(stream, version, self.model.context_kv(embedding.to(self.device)[None]), words)
-        if self._loras is not None and not self._fp8:
-            self._streams.of(stream).embeddings[version] = embedding.cpu()
-
-    def has_prompt(self, stream: str, version: int) -> bool:
-        """Whether items of the stream may use this prompt version."""
-        return stream in self._streams.states and version in self._streams.states[stream].prompts
-
-    def drop_prompts(self, stream: str, keep: set[int]) -> None:
-        """Forget all prompt versions of the stream but these."""
-        self._streams.keep_prompts(stream, keep)
-
-    @torch.inference_mode()
-    def scale_loras(self, scales: Sequence[float]) -> None:
-        """Give the LoRAs that were loaded other scales, for every stream; prompts are computed anew. Waits for the device.
-
-        Raises LoraError for a wrong number of scales, and where weights can no longer be changed (fp8).
-        """
-        if self._loras is None or self._fp8:
-            why = "fp8 weights cannot be changed" if self._fp8 else "none was loaded"
-            raise LoraError(f"{len(scales)} LoRA scales: {why}")
-        self._loras.apply(self.model, scales)
-        repack(self.model)
-        for stream, known in self._streams.states.items():
-            for version, embedding in list(known.embeddings.items()):
-                self.set_prompt(stream, version, embedding)
+        return cls(load(range(spec.layers) if blocks is None else blocks), speed=speed, loader=load)
 
     # --- forwards ----------------------------------------------------------------------------------------------------
 
@@ -223,6 +126,8 @@ class Stage:
         Returns the wire tensor [B, F·tokens, wire_width], or on the last stage x0 [B, T, C, h, w] float32.
         Raises StageError before anything was changed.
         """
+        for name in {item.stream for item in items} & self.suspended.keys():
+            self.resume(name)
         stream = check_forward(items, x, self._streams, self.spec, None if self.is_first else self.wire_width)
         pool = self._streams.pool(*stream.size)
         context, frames = items[0].context, items[0].forward_frames
@@ -260,68 +165,7 @@ class Stage:
         noise = to_device(self._noise.draw(items, 1, _frame_shape(x0)), self.device)
         return (1 - sigma) * x0.to(self.device, torch.float32) + sigma * noise
 
-    # --- what is held ------------------------------------------------------------------------------------------------
-
-    def reserve(self, latent_height: int, latent_width: int, slots: int) -> None:
-        """Allocate this many slots of a size ahead of time. Raises NoSlotError beyond ``max_slots``."""
-        self._streams.pool(latent_height, latent_width).reserve(slots)
-
-    @torch.inference_mode()
-    def copy_out(self, stream: str) -> dict[int, SlotCopy]:
-        """The stream's slots by step index, copied to the host: with them another stage of these blocks goes on equally."""
-        known = self._streams.of(stream)
-        return {step: self._streams.pool(*known.size).copy_out(slot) for step, slot in known.slots.items()}
-
-    @torch.inference_mode()
-    def copy_in(self, stream: str, slots: Mapping[int, SlotCopy]) -> None:
-        """The open stream's slots become these. Raises StageError when they are of another size or other blocks."""
-        known = self._streams.of(stream)
-        pool = self._streams.pool(*known.size)
-        shape = (pool.blocks, self.spec.ring, pool.tokens, self.spec.dim)
-        if wrong := [tuple(copy.keys.shape) for copy in slots.values() if tuple(copy.keys.shape) != shape]:
-            raise StageError(f"slots of stream {stream} are {list(wrong[0])}, this stage has {list(shape)}")
-        self._streams.empty(stream)
-        for step, copy in sorted(slots.items()):
-            pool.copy_in(self._streams.slot(stream, step), copy)
-
-    def memory(self) -> StageMemory:
-        """What this stage holds now."""
-        storages = dict(parameter_bytes(p) for p in self.model.parameters())
-        states = self._streams.states
-        return StageMemory(
-            weights=sum(storages.values()),
-            kv=sum(pool.nbytes() for pool in self._streams.pools),
-            prompts=self._streams.prompts.nbytes(),
-            slots=sum(len(s.slots) for s in states.values()),
-            streams={stream: self._streams.nbytes(stream) for stream in states},
-        )
-
-    def sinks(self, stream: str) -> dict[int, Tensor]:
-        """Per step index: the latent index in every ring place, [blocks, ring] on the host, −1 where none is. Waits."""
-        return self._streams.latents(stream)
-
     # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _use(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-        forward = StepForward(self.model, self._streams.prompts, kernel)
-        self._forward = make_forward(forward, self._speed, self.device)
-
-    def _pool_gone(self, pool: KvPool) -> None:
-        if isinstance(self._forward, GraphedForward):
-            self._forward.forget(pool)
-
-    def _make_pool(self, height: int, width: int) -> KvPool:
-        return KvPool(
-            self.spec,
-            len(self.layers),
-            height * width // PATCH**2,
-            self.device,
-            self.dtype,
-            max_slots=self._max_slots,
-            public_rule=self._public_rule,
-            inputs_shape=(self.spec.latent_channels, height, width) if self.is_first else None,
-        )
 
     def _prepare(self, item: Item, pool: KvPool) -> int:
         """Carry out the item's operations; returns its pool slot."""
@@ -360,11 +204,6 @@ class Stage:
         return torch.tensor(list(values), dtype=torch.float32).to(self.device, non_blocking=True)[
             :, None, None, None, None
         ]
-
-    @property
-    def _latent_channels(self) -> int:
-        """Channels of one token's float32 latents, seen in the model's dtype."""
-        return PATCH * PATCH * self.spec.latent_channels * 4 // self.dtype.itemsize
 
     def _pack(self, hidden: Tensor, noisy: Tensor) -> Tensor:
         return torch.cat([hidden, patchify(noisy).contiguous().view(self.dtype)], -1)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from shared.engine.model.attention import ContextKv
-from shared.engine.model.kv_cache import KvPool
+from shared.engine.model.kv_cache import KvPool, SlotHead
 from shared.engine.model.prompt_pool import PromptPool
+from shared.engine.moving import Carried
 from shared.engine.plan.items import Item, SlotOpKind, check_batch
 from shared.engine.plan.spec import PATCH, ModelSpec
 
@@ -31,7 +32,12 @@ class StreamState:
     slots: dict[int, int] = field(default_factory=dict)
     prompts: dict[int, int] = field(default_factory=dict)
     mixes: OrderedDict[tuple[int, int, float], int] = field(default_factory=OrderedDict)
-    embeddings: dict[int, Tensor] = field(default_factory=dict)  # on the host, where prompts may have to be made anew
+    embeddings: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # on the host, without padding: prompts are made anew of them
+    aside: Carried | None = None  # its slots, while they are on the host
+    ahead: Carried | None = None  # slots of blocks that this stage is about to get
+    missing: set[int] = field(default_factory=set[int])  # blocks whose slots have not come: it cannot run
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,6 +94,11 @@ class Streams:
     # --- slots -------------------------------------------------------------------------------------------------------
 
     @property
+    def by_size(self) -> dict[tuple[int, int], KvPool]:
+        """Latent (height, width) → the pool in use."""
+        return dict(self._pools)
+
+    @property
     def pools(self) -> tuple[KvPool, ...]:
         """The pools in use, one per latent size."""
         return tuple(self._pools.values())
@@ -99,12 +110,23 @@ class Streams:
         return self._pools[height, width]
 
     def empty(self, stream: str) -> None:
-        """Give the stream's slots back."""
+        """Give the stream's slots back, wherever they are."""
         known = self.states.get(stream)
         if known is not None:
-            for slot in known.slots.values():
-                self._pools[known.size].give_back(slot)
-            known.slots = {}
+            self.give_back(stream)
+            known.aside = known.ahead = None
+
+    def give_back(self, stream: str) -> None:
+        """Give the pool's slots back."""
+        known = self.states[stream]
+        for slot in known.slots.values():
+            self._pools[known.size].give_back(slot)
+        known.slots, known.missing = {}, set()
+
+    def heads(self, stream: str) -> dict[int, SlotHead]:
+        """Step index → what the host knows of its slot in the pool."""
+        known = self.states[stream]
+        return {step: self.pool(*known.size).head(slot) for step, slot in known.slots.items()}
 
     def slot(self, stream: str, step: int) -> int:
         """The pool's slot of a step index; taken now, next to the one before, if there is none yet."""
@@ -139,6 +161,12 @@ class Streams:
             self.prompts.give_back(known.mixes.popitem(last=False)[1])
         known.mixes[key] = self.prompts.mix(newer, known.prompts[item.blend_version], item.blend)
         return known.mixes[key]
+
+    def unmix(self) -> None:
+        """Forget every mixture: they are made again when they are asked for."""
+        for known in self.states.values():
+            while known.mixes:
+                self.prompts.give_back(known.mixes.popitem()[1])
 
     def _forget(self, known: StreamState, gone: Callable[[int], bool]) -> None:
         for version in [number for number in known.prompts if gone(number)]:
@@ -182,6 +210,9 @@ def check_forward(
         raise StageError(str(error)) from None
     for item in items:
         known = streams.of(item.stream)
+        if known.missing:
+            some = ", ".join(map(str, sorted(known.missing)))
+            raise StageError(f"slots of stream {item.stream} in blocks {some} have not come: import them, or reset it")
         if known.size != first.size:
             raise StageError(f"streams {items[0].stream} and {item.stream} differ in size")
         if missing := [version for version in item.prompts if version not in known.prompts]:

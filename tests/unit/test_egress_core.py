@@ -91,7 +91,9 @@ def test_frames_come_out_as_evenly_as_they_were_captured_whatever_the_jitter() -
     assert player.indices == list(range(first_index(30)))
     settled = [time for time, emit in player.shown if emit.chunk >= 4]
     gaps = [b - a for a, b in zip(settled, settled[1:], strict=False)]
-    assert max(gaps) - min(gaps) <= 2 * EASE_NS
+    uneven = sorted(abs(gap - FRAME) for gap in gaps)
+    assert uneven[int(0.95 * len(uneven))] <= 2 * EASE_NS
+    assert uneven[-1] < 20 * MS, "a chunk that is slower than nearly all others is not waited for, and still not seen"
     assert all(verdict.on_time == verdict.frames for verdict in player.closed)
 
 
@@ -307,7 +309,7 @@ def test_single_late_chunks_do_not_hold_up_every_frame_and_a_slower_stream_does(
     for chunk in range(3 * WINDOW):
         delay.observe((450 if chunk and chunk % WINDOW == 0 else 330) * MS)
     assert delay.delay_ns == 330 * MS + MARGIN_NS
-    for _ in range(3):
+    for _ in range(5):  # more than a tenth of the window
         delay.observe(420 * MS)
     assert delay.delay_ns == 420 * MS + MARGIN_NS
 

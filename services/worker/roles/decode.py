@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from shared.engine.model.autoencoder import Autoencoder, DecoderState
+from services.worker.roles.caches import Caches
+from shared.engine.model.autoencoder import Autoencoder
 from shared.engine.plan.spec import FRAMES_PER_LATENT
 
 
@@ -14,19 +15,7 @@ class DecodeRole:
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self._autoencoder = autoencoder
-        self._states: dict[str, DecoderState] = {}
-
-    def open(self, stream: str) -> None:
-        """A new stream, or the same one anew: its cache starts empty."""
-        self._states[stream] = self._autoencoder.decoder_state()
-
-    def close(self, stream: str) -> None:
-        """Forget a stream."""
-        self._states.pop(stream, None)
-
-    def nbytes(self) -> dict[str, int]:
-        """Bytes of each stream's decoder cache."""
-        return {stream: state.nbytes() for stream, state in self._states.items()}
+        self.caches = Caches("decode", autoencoder.decoder_state, autoencoder.device)
 
     def run(self, stream: str, latents: torch.Tensor, frames: int | None = None) -> np.ndarray:
         """Decode consecutive latent frames [n, C, h, w] to uint8 [frames, height, width, 3].
@@ -36,7 +25,7 @@ class DecodeRole:
 
         On a GPU the result is filled when the device has reached the job's end, which is when it is handed on.
         """
-        state = self._states[stream]
+        state = self.caches.of(stream)
         starts_late = frames is not None and not state.started and frames == len(latents) * FRAMES_PER_LATENT
         if starts_late:
             latents = torch.cat([latents[:1], latents])

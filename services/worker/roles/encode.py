@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shared.engine.model.autoencoder import Autoencoder, EncoderState
+from services.worker.roles.caches import Caches
+from shared.engine.model.autoencoder import Autoencoder
 from shared.engine.model.transfers import to_host
 from shared.engine.plan.spec import FRAMES_PER_LATENT
 
@@ -35,19 +36,7 @@ class EncodeRole:
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self._autoencoder = autoencoder
-        self._states: dict[str, EncoderState] = {}
-
-    def open(self, stream: str) -> None:
-        """A new stream, or the same one anew: its cache starts empty."""
-        self._states[stream] = self._autoencoder.encoder_state()
-
-    def close(self, stream: str) -> None:
-        """Forget a stream."""
-        self._states.pop(stream, None)
-
-    def nbytes(self) -> dict[str, int]:
-        """Bytes of each stream's encoder cache."""
-        return {stream: state.nbytes() for stream, state in self._states.items()}
+        self.caches = Caches("encode", autoencoder.encoder_state, autoencoder.device)
 
     def run(self, stream: str, pixels: np.ndarray) -> Encoded:
         """Encode one chunk. ``pixels``: uint8 [frames, height, width, 3]. Raises KeyError for an unknown stream.
@@ -55,7 +44,7 @@ class EncodeRole:
         A cache that starts empty in the middle of a stream starts from a standing picture: a causal autoencoder's first
         latent frame holds one pixel frame, and this chunk has four for each.
         """
-        state, frames = self._states[stream], torch.from_numpy(pixels)
+        state, frames = self.caches.of(stream), torch.from_numpy(pixels)
         starts_late = not state.started and len(pixels) % FRAMES_PER_LATENT == 0
         if starts_late:
             frames = torch.cat([frames[:1], frames])

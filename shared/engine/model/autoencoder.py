@@ -39,7 +39,7 @@ class Autoencoder:
 
     def __init__(self, vae: StreamingVae, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
         self._vae = vae
-        self._device = device
+        self._device = self.device = device
         self._dtype = dtype
         self._scale = _per_channel(spec.latent_scale, spec.latent_channels, 1.0, device)
         self._shift = _per_channel(spec.latent_shift, spec.latent_channels, 0.0, device)

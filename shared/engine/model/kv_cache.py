@@ -7,13 +7,13 @@ attention looks at that prefix and needs no mask. What a forward does with it: :
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shared.engine.model.places import OldestFirst, PublicRule
+from shared.engine.model.places import OldestFirst, PublicRule, moved_rows
 from shared.engine.model.rope import RopeTable, rotate
 from shared.engine.plan.spec import ModelSpec
 
@@ -23,20 +23,17 @@ class NoSlotError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class SlotCopy:
-    """All that a slot holds, on the host: keys, values [blocks, ring, tokens, dim], means, and which latent is where.
-
-    ``inputs`` [ring, C, h, w] are the noisy latents it saw last (stage 0 only, else empty), ``seen`` counts them.
-    """
+class SlotHead:
+    """What the host knows of a slot: frames held, the newest start frame, how many noisy latents it has seen (block 0)."""
 
     filled: int
     last_start: int | None
     seen: int
-    keys: Tensor
-    values: Tensor
-    means: Tensor
-    latents: Tensor
-    inputs: Tensor
+
+    @property
+    def place(self) -> tuple[int, int | None]:
+        """The part that is the same on every stage."""
+        return self.filled, self.last_start
 
 
 class KvPool:
@@ -159,23 +156,50 @@ class KvPool:
         if slots > self.keys.shape[1]:
             self._grow(slots)
 
-    def copy_out(self, slot: int) -> SlotCopy:
-        """A copy on the host. Waits for the device; what the public rule queues is not part of it."""
-        keys, values, means, latents = (
-            t[:, slot].cpu().clone() for t in (self.keys, self.values, self.means, self.rule.latents)
-        )
-        inputs = self.inputs[slot].cpu().clone()
-        return SlotCopy(
-            self.filled[slot], self.last_start[slot], self._seen[slot], keys, values, means, latents, inputs
-        )
+    def expect(self, slots: int) -> None:
+        """Raises NoSlotError where so many more cannot be taken."""
+        if len(self._free) + self.max_slots - self.keys.shape[1] < slots:
+            raise NoSlotError(f"all {self.max_slots} KV slots of this latent size are in use")
 
-    def copy_in(self, slot: int, copy: SlotCopy) -> None:
-        """The slot becomes what was copied out, of the same blocks and size."""
-        self.filled[slot], self.last_start[slot], self._seen[slot] = copy.filled, copy.last_start, copy.seen
-        self.inputs[slot].copy_(copy.inputs)
-        parts = (copy.keys, copy.values, copy.means, copy.latents)
-        for tensor, part in zip((self.keys, self.values, self.means, self.rule.latents), parts, strict=True):
-            tensor[:, slot].copy_(part)
+    @property
+    def free(self) -> int:
+        """Slots that are made and not in use."""
+        return len(self._free)
+
+    def head(self, slot: int) -> SlotHead:
+        """What the host knows of the slot."""
+        return SlotHead(self.filled[slot], self.last_start[slot], self._seen[slot])
+
+    def set_head(self, slot: int, head: SlotHead, *, with_inputs: bool) -> None:
+        """The slot's contents are being put in. ``with_inputs``: its noisy latents, too."""
+        self.filled[slot], self.last_start[slot] = head.filled, head.last_start
+        if with_inputs:
+            self._seen[slot] = head.seen
+
+    def block_out(self, slot: int, block: int) -> dict[str, Tensor]:
+        """Copies on the host of one pool block's part of a slot, written places only. Waits for the device."""
+        return {name: part.to("cpu", copy=True) for name, part in self._parts(slot, block).items()}
+
+    def block_in(self, slot: int, block: int, parts: Mapping[str, Tensor]) -> None:
+        """Put in what :meth:`block_out` gave, after :meth:`set_head`. Raises KeyError, RuntimeError for other shapes."""
+        for name, target in self._parts(slot, block).items():
+            target.copy_(parts[name])
+
+    def reblock(self, blocks: int, kept: Mapping[int, int], inputs_shape: tuple[int, int, int] | None) -> None:
+        """Have so many blocks from now on: block ``new`` is what ``kept[new]`` was, the others hold nothing yet."""
+        for name in ("keys", "values", "means"):  # one by one: the room for two of each is not there
+            setattr(self, name, moved_rows(getattr(self, name), blocks, kept, 0))
+        if tuple(self.inputs.shape[2:]) != (inputs_shape or (0, 0, 0)):
+            self.inputs = self.inputs.new_zeros(*self.inputs.shape[:2], *(inputs_shape or (0, 0, 0)))
+            self._seen = [0] * len(self._seen)
+        self.rule.reblock(blocks, kept)
+        self.generation += 1
+
+    def _parts(self, slot: int, block: int) -> dict[str, Tensor]:
+        held = self.spec.ring if self.rule.attends_unwritten else self.filled[slot]
+        stores = {"keys": self.keys, "values": self.values, "means": self.means}
+        parts = {name: store[block, slot, :held] for name, store in stores.items()}
+        return {**parts, **{name: record[block, slot] for name, record in self.rule.records().items()}}
 
     def _grow(self, least: int = 0) -> None:
         held = self.keys.shape[1]

@@ -5,6 +5,7 @@ The published checkpoints were trained on what the full encoder makes; the decod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,27 @@ class MixedMemory:
     encoder: Any
     decoder: VaeMemory = field(default_factory=VaeMemory)
 
+    @property
+    def started(self) -> bool:
+        """Whether the direction that this memory is of has begun."""
+        return self.encoder.started or self.decoder.started
+
     def clone(self) -> MixedMemory:
         """A copy that no later call changes."""
         return MixedMemory(self.encoder.clone(), self.decoder.clone())
+
+    def values(self) -> list[Tensor | str | bool | int | None]:
+        """All of it, for :meth:`restore`: how many are the encoder's, then those, then the decoder's."""
+        encoder = self.encoder.values()
+        return [len(encoder), *encoder, *self.decoder.values()]
+
+    def restore(self, values: Sequence[Tensor | str | bool | int | None]) -> None:
+        """Become what gave these values. Raises ValueError for those of another kind of memory."""
+        count = values[0]
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < len(values):
+            raise ValueError("these are no values of a memory of two autoencoders")
+        self.encoder.restore(values[1 : count + 1])
+        self.decoder.restore(values[count + 1 :])
 
     def nbytes(self) -> int:
         """Bytes held."""

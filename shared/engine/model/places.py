@@ -8,7 +8,7 @@ wait in the queue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -33,6 +33,14 @@ class PlaceRule(Protocol):
 
     def grow(self, slots: int) -> None:
         """Make room for this many slots."""
+        ...
+
+    def reblock(self, blocks: int, kept: Mapping[int, int]) -> None:
+        """Have so many blocks: block ``new`` is what ``kept[new]`` was, the others are empty."""
+        ...
+
+    def records(self) -> dict[str, Tensor]:
+        """All that is known, by name: [blocks, slots, …] each."""
         ...
 
     def plan(self, slots: Tensor, frames: int, filled: Sequence[int]) -> Tensor:
@@ -71,6 +79,14 @@ class OldestFirst:
         """See PlaceRule."""
         blocks, held, ring = self.latents.shape
         self.latents = torch.cat([self.latents, self.latents.new_full((blocks, slots - held, ring), -1)], 1)
+
+    def reblock(self, blocks: int, kept: Mapping[int, int]) -> None:
+        """See PlaceRule."""
+        self.latents = moved_rows(self.latents, blocks, kept, -1)
+
+    def records(self) -> dict[str, Tensor]:
+        """See PlaceRule."""
+        return {"latents": self.latents}
 
     def plan(self, slots: Tensor, frames: int, filled: Sequence[int]) -> Tensor:
         """Empty places in order, then written ones by age; written sinks never."""
@@ -123,6 +139,15 @@ class PublicRule:
             for record, fill in ((self.latents, -1), (self._queue, 0), (self._length, 0))
         )
 
+    def reblock(self, blocks: int, kept: Mapping[int, int]) -> None:
+        """See PlaceRule."""
+        self.latents = moved_rows(self.latents, blocks, kept, -1)
+        self._queue, self._length = (moved_rows(t, blocks, kept, 0) for t in (self._queue, self._length))
+
+    def records(self) -> dict[str, Tensor]:
+        """See PlaceRule."""
+        return {"latents": self.latents, "queue": self._queue, "length": self._length}
+
     def plan(self, slots: Tensor, frames: int, filled: Sequence[int]) -> Tensor:
         """The place a fill write takes; an eviction's is chosen per block from its queue."""
         self._evicts = torch.tensor([f + frames > self.ring for f in filled], device=slots.device)
@@ -156,3 +181,11 @@ class PublicRule:
     def written(self, slots: Tensor, places: Tensor, latents: Tensor) -> None:
         """See PlaceRule."""
         self.latents[:, slots] = self.latents[:, slots].scatter(-1, places, latents.expand(len(places), -1, -1))
+
+
+def moved_rows(record: Tensor, rows: int, kept: Mapping[int, int], fill: int) -> Tensor:
+    """A tensor of so many rows: row ``new`` is the record's row ``kept[new]``, the others are filled."""
+    moved = record.new_full((rows, *record.shape[1:]), fill)
+    for new, old in kept.items():
+        moved[new].copy_(record[old])
+    return moved

@@ -12,12 +12,13 @@ memory, which for a 14B model is 0.05 instead of 0.4 GB a prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from shared.engine.model.attention import ContextKv
+from shared.engine.model.places import moved_rows
 from shared.engine.plan.spec import ModelSpec
 
 ROWS = (64, 128, 256)
@@ -59,6 +60,17 @@ class PromptPool:
             mixed = torch.lerp(store[:, newer].float(), store[:, older].float(), share)
             store[:, entry].copy_(mixed)
         return entry
+
+    def fill(self, block: int, entry: int, prompt: ContextKv) -> None:
+        """One block's keys and values [1, text_len, heads, D] of an entry that was put before."""
+        self.keys[block, entry].copy_(prompt[0][0, : self.rows])
+        self.values[block, entry].copy_(prompt[1][0, : self.rows])
+
+    def reblock(self, blocks: int, kept: Mapping[int, int]) -> None:
+        """Have so many blocks from now on: block ``new`` is what ``kept[new]`` was, the others are to be filled."""
+        self.keys = moved_rows(self.keys, blocks, kept, 0)
+        self.values = moved_rows(self.values, blocks, kept, 0)
+        self.generation += 1
 
     def give_back(self, entry: int) -> None:
         """The entry is free again."""

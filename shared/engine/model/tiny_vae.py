@@ -37,6 +37,17 @@ class VaeMemory:
         """A copy that no later call changes."""
         return VaeMemory([None if t is None else t.clone() for t in self.last], self.started)
 
+    def values(self) -> list[Tensor | str | bool | int | None]:
+        """All of it, for :meth:`restore`."""
+        return [self.started, *self.last]
+
+    def restore(self, values: Sequence[Tensor | str | bool | int | None]) -> None:
+        """Become what gave these values. Raises ValueError for those of another kind of memory."""
+        started, *last = values
+        if not isinstance(started, bool) or not all(value is None or isinstance(value, Tensor) for value in last):
+            raise ValueError("these are no values of a tiny autoencoder's memory")
+        self.started, self.last = started, [value if isinstance(value, Tensor) else None for value in last]
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(t.numel() * t.element_size() for t in self.last if t is not None)

@@ -7,7 +7,7 @@ stream moves. Sizes are read from the weights, which may have the original Wan n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,17 @@ class WanMemory:
         """A copy that no later call changes."""
         copied = [f.clone() if isinstance(f, Tensor) else f for f in self.features]
         return WanMemory(copied, self.started)
+
+    def values(self) -> list[Tensor | str | bool | int | None]:
+        """All of it, for :meth:`restore`."""
+        return [self.started, *self.features]
+
+    def restore(self, values: Sequence[Tensor | str | bool | int | None]) -> None:
+        """Become what gave these values. Raises ValueError for those of another kind of memory."""
+        started, *features = values
+        if not isinstance(started, bool) or not all(f is None or isinstance(f, (Tensor, str)) for f in features):
+            raise ValueError("these are no values of the Wan autoencoder's memory")
+        self.started, self.features = started, [f if isinstance(f, (Tensor, str)) else None for f in features]
 
     def nbytes(self) -> int:
         """Bytes held."""
