@@ -86,6 +86,7 @@ def run(streams: int, fps: float, steps: int, seconds: float, policy: str) -> di
     ]
     heapq.heapify(events)
     numbers = [0] * streams
+    wake_ns = 0
     free_ns, took_ns, sent_ns, rest_ns = 0, list[int](), list[int](), 0
     sizes, drops, decided, chunks = list[int](), 0, 0, 0
     clock = time.process_time_ns
@@ -115,7 +116,8 @@ def run(streams: int, fps: float, steps: int, seconds: float, policy: str) -> di
             frames = each.entries[0].item.frames
             free_ns = max(free_ns, now) + int(forward_ms(len(each.entries), frames, streams, fps, steps) * 1e6)
             heapq.heappush(events, (free_ns, next(order), -1, each))
-        if (at := core.dispatch_at_ns()) > now:
+        if (at := core.dispatch_at_ns()) > now and at != wake_ns:
+            wake_ns = at
             heapq.heappush(events, (at, next(order), -1, None))
         if now > NS + WARM_UP_S * NS:
             decided += 1
