@@ -18,6 +18,7 @@ Bucket = tuple[int, int, int, int]
 """(latent frames, window that runs along, height, width)."""
 
 LOSSLESS_SHARE = 0.1  # of the pipeline's time, when live streams want all of it
+NEVER_NS = 1 << 63
 MIN_COST_NS = 1_000_000  # of a forward nobody has measured, so that shares can be told at all
 LOSSLESS_BATCH_NS = 50_000_000  # a lossless batch may keep live streams waiting for so long, or for one item
 
@@ -31,10 +32,13 @@ class Ready:
     units: int
     decode_units: int
     left: int
-    order: int = 0
+    key: tuple[int, str, int] = (0, "", 0)  # smaller goes first; no two of one pipeline are equal
     remaining_ns: int = 0  # alone, until its pixels are there
     fresh_ns: int = 0  # the same but for a window that runs along
     aged_ns: int = 0  # taken off the order: its stream had chunks dropped in a row
+    expires_ns: int = NEVER_NS  # the deadline of its last frame, if it may be dropped
+    probes: bool = False  # it is run as long as that is not over, whatever is predicted
+    stale_ns: int = NEVER_NS  # if stage 0 begins later it cannot make it
 
     def plan(self, forecast: Forecast, policy: Policy) -> None:
         """Work out the order anew: predictions changed."""
@@ -43,7 +47,11 @@ class Ready:
         context = self.work.context
         plain = self.units if not context else self.units * self.work.frames // (self.work.frames + context)
         self.fresh_ns = forecast.forward_ns(plain, 1) * self.left + decode
-        self.order = policy.order(self.work, self.remaining_ns) - self.aged_ns
+        # A window that runs along once may make its block late; it must not have every block dropped instead.
+        self.stale_ns = self.expires_ns - (0 if self.probes else self.fresh_ns)
+        work = self.work
+        order = policy.order(work, self.remaining_ns) - self.aged_ns
+        self.key = (order, work.stream, work.stamps[0].chunk)
 
     def keeps(self, begin_ns: int, items: int, forecast: Forecast) -> bool:
         """Whether it still makes its deadline in a batch of ``items``, or had lost it anyway."""

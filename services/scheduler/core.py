@@ -6,11 +6,12 @@ service and the simulator run the same code.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from services.scheduler.batching import LosslessShare, Ready, choose
+from services.scheduler.batching import NEVER_NS, LosslessShare, Ready, choose
 from services.scheduler.cost_model import CostModel
 from services.scheduler.forecast import NS_PER_MS, Forecast
 from services.scheduler.policies import SLACK, Growth, Policy
@@ -31,7 +32,7 @@ MIN_LONGER_GAIN = 0.1  # of the time per frame: what a longer frame block must s
 PROBE_AFTER = 4  # chunks that are dropped as stale in a row; the next is measured: no wrong prediction lasts
 AGEING_NS = 50 * NS_PER_MS  # a stream goes first by so much for each chunk in a row that it lost
 MAX_AGED = 40
-_order_of = attrgetter("order", "work.stream", "work.ready_ns")
+_key_of = attrgetter("key")
 
 
 @dataclass(slots=True)
@@ -87,6 +88,9 @@ class PipelineCore:
         self._share = LosslessShare()
         self._ready: dict[str, list[Ready]] = {}  # by stream: what could run now
         self._ordered: list[Ready] = []  # the same, the most urgent first
+        self._heard: set[str] = set()  # streams to ask again
+        self._skippers: dict[str, StreamQueue] = {}
+        self._stale_ns = NEVER_NS  # nothing is stale that stage 0 can begin with before
         self._live = 0
         self._stage_keys = tuple(f"stage.{stage}" for stage in range(stages))
 
@@ -98,7 +102,7 @@ class PipelineCore:
             raise ValueError(f"stream {queue.stream} is already on pipeline {self.pipeline}")
         self.streams[queue.stream] = queue
         self._live += queue.live
-        queue.dirty = True
+        queue.heard = self._heard  # and it says so
 
     def remove(self, stream: str) -> list[TensorRef]:
         """A stream leaves; batches that stage 0 admitted run whole (rule 6). Returns the inputs nobody will read."""
@@ -106,8 +110,10 @@ class PipelineCore:
         if queue is None:
             return []
         self._live -= queue.live
-        if self._ready.pop(stream, None):
-            self._ordered = [ready for ready in self._ordered if ready.work.stream != stream]
+        queue.heard = set()
+        self._heard.discard(stream)
+        self._skippers.pop(stream, None)
+        self._withdraw(stream)
         return queue.inputs()
 
     def offer(self, chunk: MotionEstimated, now_ns: int) -> tuple[Offer | None, Decisions]:
@@ -142,9 +148,8 @@ class PipelineCore:
             begin_ns = self._begin_ns(now_ns)
             members = choose(ordered, begin_ns, self.forecast, self.policy, self.max_batch, self._live > 0)
             if slack:
-                waits = sum(not ready.work.deadline_ns for ready in ordered)
-                waits -= sum(not ready.work.deadline_ns for ready in members)
-                self._share.sent(members, waits > 0, self.forecast)
+                newest = self._ordered[-1]  # lossless work comes last
+                self._share.sent(members, not newest.work.deadline_ns and newest not in members, self.forecast)
             decisions.batches.append(self._send(members, now_ns, decisions))
             self._renew(now_ns, decisions)
         return decisions
@@ -181,7 +186,7 @@ class PipelineCore:
                     decisions.released.append(output)
                 continue
             queue.plan.done(item)
-            queue.dirty = True
+            queue.touch()
             if output is not None:
                 queue.later[item.block] = work.at(item, (*work.timings, stage_ms), (output,), now_ns)
         return decisions
@@ -244,27 +249,45 @@ class PipelineCore:
 
         Only streams in which something happened are asked again, and only changed predictions are worked out again.
         """
-        changed = self.forecast.renew()
-        if changed:
+        begin_ns = self._begin_ns(now_ns)
+        if self.forecast.renew():
             for ready in self._ordered:
                 ready.plan(self.forecast, self.policy)
-        begin_ns = self._begin_ns(now_ns)
-        for stream, queue in self.streams.items():
-            if queue.hurry(now_ns) or queue.dirty:
-                self._ask(queue, begin_ns)
-                changed = True
-            if self.policy.drops_stale and queue.live:
+            self._ordered.sort(key=_key_of)
+            self._stale_ns = 0
+        self._ask_all(begin_ns)
+        if self._skippers:
+            for queue in self._skippers.values():
+                queue.hurry(now_ns)
+            self._ask_all(begin_ns)
+        if begin_ns > self._stale_ns:
+            for stream, queue in self.streams.items():
                 while self._is_stale(stream, begin_ns):
                     self._forget(queue, decisions)
-                    self._ask(queue, begin_ns)
-                    changed = True
-        if changed:
-            self._ordered = [ready for found in self._ready.values() for ready in found]
-            self._ordered.sort(key=_order_of)
+                    self._ask(stream, begin_ns)
+            self._heard.clear()
+            self._stale_ns = min((found[-1].stale_ns for found in self._ready.values() if found), default=NEVER_NS)
 
-    def _ask(self, queue: StreamQueue, begin_ns: int) -> None:
+    def _ask_all(self, begin_ns: int) -> None:
+        while self._heard:
+            self._ask(self._heard.pop(), begin_ns)
+
+    def _withdraw(self, stream: str) -> None:
+        """What it had ready is out of the order."""
+        for ready in self._ready.pop(stream, ()):
+            at = bisect_left(self._ordered, ready.key, key=_key_of)
+            while self._ordered[at] is not ready:
+                at += 1
+            del self._ordered[at]
+
+    def _ask(self, stream: str, begin_ns: int) -> None:
         """What of one stream could run now: steps of blocks under way, and last the block that could enter."""
-        queue.dirty = False
+        self._withdraw(stream)
+        queue = self.streams.get(stream)
+        if queue is None:
+            return
+        if queue.skips:
+            self._skippers[stream] = queue
         tokens = queue.model.tokens(queue.width, queue.height)
         found = [self._as_ready(work, queue, tokens) for work in queue.next_steps()]
         entering = queue.candidate()
@@ -273,7 +296,10 @@ class PipelineCore:
             if (longest := queue.longest()) > queue.settings.frames_per_block:
                 ready = self._longer(queue, ready, longest, tokens, begin_ns)
             found.append(ready)
-        self._ready[queue.stream] = found
+            self._stale_ns = min(self._stale_ns, ready.stale_ns)
+        self._ready[stream] = found
+        for ready in found:
+            insort(self._ordered, ready, key=_key_of)
 
     def _as_ready(self, work: Work, queue: StreamQueue, tokens: int) -> Ready:
         item = work.item
@@ -282,6 +308,8 @@ class PipelineCore:
         ready = Ready(work, bucket, work.forward_frames * tokens, work.frames * tokens, left)
         if queue.live:
             ready.aged_ns = min(queue.dropped_in_row, MAX_AGED) * AGEING_NS
+            if item is None and self.policy.drops_stale:
+                ready.expires_ns, ready.probes = work.last_deadline_ns, queue.dropped_in_row >= PROBE_AFTER
         ready.plan(self.forecast, self.policy)
         return ready
 
@@ -304,14 +332,8 @@ class PipelineCore:
         After a few in a row one that is not late yet runs all the same: a prediction that is wrong (the device was busy with
         something else for a moment) could never be corrected, if everything was dropped because of it.
         """
-        found = self._ready[stream]
-        if not found or found[-1].work.item is not None:
-            return False
-        deadline_ns = found[-1].work.last_deadline_ns
-        if self.streams[stream].dropped_in_row >= PROBE_AFTER and begin_ns < deadline_ns:
-            return False
-        # A window that runs along once may make its block late; it must not have every block dropped instead.
-        return begin_ns + found[-1].fresh_ns > deadline_ns
+        found = self._ready.get(stream)
+        return bool(found) and begin_ns > found[-1].stale_ns
 
     def _forget(self, queue: StreamQueue, decisions: Decisions) -> None:
         work = self._ready[queue.stream][-1].work
@@ -334,7 +356,7 @@ class PipelineCore:
                 del queue.later[item.block]
             if item is not None:
                 works.append(work.at(item, timings, work.inputs, work.ready_ns))
-            queue.dirty = True
+            queue.touch()
         first, units = self.streams[works[0].stream], members[0].units
         batch = StageBatch(
             pipeline=self.pipeline,

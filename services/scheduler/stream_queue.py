@@ -140,8 +140,8 @@ class Offer(StrEnum):
 class StreamQueue:
     """The scheduler's view of one stream on one pipeline.
 
-    ``dirty``: something changed since the core last asked what could run. Assigning any field says so by itself; what
-    changes ``later`` or the plan in place must say it.
+    ``heard`` is where the core hears that something changed since it last asked what could run. Assigning any field says so by
+    itself; what changes ``later`` or the plan in place must :meth:`touch`.
     """
 
     stream: str
@@ -169,12 +169,17 @@ class StreamQueue:
     pending: dict[str, Change] = field(default_factory=lambda: dict[str, Change]())
     arrived_ns: dict[int, int] = field(default_factory=lambda: dict[int, int]())
     dropped_in_row: int = 0  # chunks dropped here since a block last entered
-    dirty: bool = True
+    heard: set[str] = field(default_factory=lambda: set[str]())
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-        if name != "dirty":
-            object.__setattr__(self, "dirty", True)
+        heard: set[str] | None = getattr(self, "heard", None)
+        if heard is not None:
+            heard.add(self.stream)
+
+    def touch(self) -> None:
+        """Something changed in place."""
+        self.heard.add(self.stream)
 
     def offer(self, chunk: MotionEstimated, now_ns: int) -> Offer:
         """Take a chunk whose noise is known. Older epochs, repeats and overtaken chunks are turned away."""
@@ -187,7 +192,7 @@ class StreamQueue:
             return Offer.FULL
         self.waiting.append(chunk)
         self.arrived_ns[chunk.stamp.chunk] = now_ns
-        self.dirty = True
+        self.touch()
         return Offer.TAKEN
 
     def takes(self, epoch: int) -> bool:
@@ -275,7 +280,8 @@ class StreamQueue:
         newest = self.waiting[-1].stamp
         frames = newest.frames
         chunk_ns = (frames[-1].captured_ns - frames[0].captured_ns) * len(frames) // max(1, len(frames) - 1)
-        self.hurried = now_ns - self.arrived_ns[newest.chunk] > chunk_ns + chunk_ns // SKIPPED_AFTER
+        if now_ns - self.arrived_ns[newest.chunk] > chunk_ns + chunk_ns // SKIPPED_AFTER:
+            self.hurried = True
         return self.hurried
 
     def next_steps(self) -> list[Work]:
@@ -358,7 +364,7 @@ class StreamQueue:
         lost = list(self.later.values())
         self.later.clear()
         self.plan.reset()
-        self.dirty = True
+        self.touch()
         return lost
 
     def inputs(self) -> list[TensorRef]:
