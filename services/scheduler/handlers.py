@@ -14,6 +14,7 @@ from services.scheduler.desk import StreamDesk
 from services.scheduler.fleet import Fleet, Health
 from services.scheduler.settings import Settings
 from services.scheduler.stream_queue import Applied
+from services.scheduler.turns import Turns
 from shared.bus.port import Bus, Received
 from shared.clock import Clock
 from shared.contracts import subjects
@@ -31,12 +32,13 @@ from shared.contracts.events import (
     StreamTaken,
 )
 from shared.contracts.refs import TensorRef
-from shared.contracts.tiers import CapacityAsked, CapacityTold
+from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
 
 log = logging.getLogger(__name__)
 MAX_REMEMBERED_COMMANDS = 1024
+FLOOD_RETRY_S = 1.0
 
 
 class Handlers:
@@ -67,6 +69,7 @@ class Handlers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._publishing: dict[str, asyncio.Lock] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._turns = Turns()
         self.counters: dict[str, int] = {}
 
     # --- from the bus ------------------------------------------------------------------------------------------------
@@ -84,11 +87,40 @@ class Handlers:
         while len(self._commands) > MAX_REMEMBERED_COMMANDS:
             self._commands.popitem(last=False)
         if isinstance(command, StartStream):
-            self._spawn(self._desk.start(command))
+            await self._queue_start(command)
         elif isinstance(command, UpdateStream):
             self._spawn(self._desk.update(command))
+        elif (waiting := self._turns.withdraw(command.stream)) is not None:
+            await self._desk.tell(command.stream, EventKind.ACCEPTED, command=command.command)
+            reason = "stopped before it started"
+            await self._desk.tell(command.stream, EventKind.REFUSED, reason=reason, command=waiting.command)
         else:
             self._spawn(self._desk.stop(command.stream, command.drain, command.command))
+
+    async def _queue_start(self, command: StartStream) -> None:
+        """Starts come in turn, tenant by tenant; whose tenant has too many waiting hears so at once."""
+        if not self._turns.offer(command):
+            self._count("start_flood")
+            await self._desk.tell(
+                command.stream,
+                EventKind.REFUSED,
+                reason=f"tenant {command.spec.tenant} has {self._turns.waiting} starts waiting: slow down",
+                command=command.command,
+                retry_after_s=FLOOD_RETRY_S,
+                refusal=Refusal.QUOTA,
+            )
+        self._open_next()
+
+    def _open_next(self) -> None:
+        while (command := self._turns.next()) is not None:
+            self._spawn(self._open(command))
+
+    async def _open(self, command: StartStream) -> None:
+        try:
+            await self._desk.start(command)
+        finally:
+            self._turns.opened(command)
+            self._open_next()
 
     async def on_motion(self, received: Received) -> None:
         """A chunk is ready to be scheduled."""

@@ -31,7 +31,7 @@ def result(scenario: str, policy: str = "slack") -> dict[str, Any]:
 
 def small(name: str) -> Scenario:
     """The shipped scenario, shorter."""
-    seconds = {"steady_095": 20, "overload_2x": 20, "burst_3x": 24, "straggler": 26, "worker_loss": 20}
+    seconds = {"steady_095": 20, "overload_2x": 20, "rush_2x": 20, "burst_3x": 24, "straggler": 26, "worker_loss": 20}
     return load_scenario(name).model_copy(update={"seconds": float(seconds[name])})
 
 
@@ -47,12 +47,22 @@ def test_at_095_of_what_fits_play_is_continuous_and_the_first_frame_comes_within
     assert steady["sessions"]["refused"] == {}
 
 
-def test_at_twice_what_fits_the_scheduler_plays_on_while_fifo_collapses() -> None:
+def test_at_twice_what_fits_the_ladder_makes_room_while_fifo_collapses() -> None:
     slack, fifo, maxbatch = (result("overload_2x", policy) for policy in ("slack", "fifo", "maxbatch"))
-    assert slack["sessions"]["asked"] == fifo["sessions"]["asked"], "the same trace"
+    assert slack["sessions"] == fifo["sessions"], "the same trace, and nobody is refused"
     assert slack["cpr"] >= 0.95
+    assert slack["on_time"] >= 0.95
+    assert slack["first_frame_ms"]["p99"] <= 1000
+    assert slack["tier_changes"] >= 1
     assert fifo["cpr"] <= 0.5
     assert maxbatch["cpr"] <= 0.5
+
+
+def test_with_admission_as_well_those_that_are_let_in_keep_their_quality() -> None:
+    rush = result("rush_2x")
+    assert rush["sessions"]["refused"]["capacity"] >= 1
+    assert rush["cpr"] >= 0.99
+    assert rush["utilisation"]["busiest"] >= 0.6, "and the workers are not left idle for it"
 
 
 def test_after_three_times_as_many_sessions_it_is_right_again_within_two_seconds() -> None:
@@ -78,8 +88,8 @@ def test_a_lost_worker_costs_its_streams_one_gap_each() -> None:
     assert lost["frames"]["dropped"]
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
-@pytest.mark.parametrize("scenario", ["steady_095", "overload_2x", "worker_loss"])
+@pytest.mark.parametrize("policy", ["slack", "fifo"])
+@pytest.mark.parametrize("scenario", ["steady_095", "overload_2x", "burst_3x", "worker_loss"])
 def test_every_frame_has_one_verdict_whatever_happens(scenario: str, policy: str) -> None:
     frames = result(scenario, policy)["frames"]
     assert frames["reconciles"]
@@ -231,7 +241,7 @@ def test_measures() -> None:
 
 def test_the_shipped_scenarios_are_valid_and_have_titles() -> None:
     names = shipped()
-    assert {"steady_095", "overload_2x", "burst_3x", "straggler", "worker_loss", "fleet_10k"} <= names.keys()
+    assert {"steady_095", "overload_2x", "rush_2x", "burst_3x", "straggler", "worker_loss", "fleet_10k"} <= names.keys()
     assert all(names.values())
     big = load_scenario("fleet_10k")
     assert big.fleet.pipelines * big.fleet.stages == 1000
@@ -300,6 +310,12 @@ def test_the_command_tells_one_json_line_and_refuses_in_one(capsys: pytest.Captu
 def test_policies_differ_in_nothing_but_their_rules() -> None:
     assert set(POLICIES) == {"slack", "edf", "fifo", "maxbatch"}
     assert replace(POLICIES["edf"], name="x").growth is POLICIES["slack"].growth
+
+
+def test_edf_is_the_same_but_for_the_order() -> None:
+    edf = result("steady_095", "edf")
+    assert edf["frames"]["reconciles"]
+    assert edf["tier_changes"] == 0, "only the scheduler itself has a ladder"
 
 
 def test_the_command_line_offers_the_policies_that_there_are() -> None:

@@ -62,12 +62,19 @@ class StreamsPart(_Part):
     min_steps: int = Field(default=1, ge=1, le=4)
     min_fps: float | None = Field(default=None, gt=0, le=240)
 
+    @property
+    def least_fps(self) -> float:
+        """The lowest rate a stream may be given: as commands have it, half of what it asks for, and 4 at least."""
+        return self.min_fps if self.min_fps is not None else min(self.fps, max(4.0, self.fps / 2))
+
     @model_validator(mode="after")
     def _how_many(self) -> Self:
         if (self.load > 0) == (self.count > 0):
             raise ValueError("give either load or count, above 0")
         if self.min_steps > self.steps:
-            raise ValueError(f"min_steps {self.min_steps} is above steps {self.steps}")
+            raise ValueError(f"min_steps {self.min_steps} is above steps {self.steps}: give at most {self.steps}")
+        if self.min_fps is not None and self.min_fps > self.fps:
+            raise ValueError(f"min_fps {self.min_fps:g} is above fps {self.fps:g}: give at most {self.fps:g}")
         if self.poisson and not self.lifetime_s:
             raise ValueError("poisson arrivals need a lifetime_s")
         return self
@@ -117,6 +124,7 @@ class Scenario(_Part):
     fleet: FleetPart = Field(default_factory=FleetPart)
     streams: StreamsPart
     admission: AdmissionPart = Field(default_factory=AdmissionPart)
+    ladder: bool = True  # streams give up quality under load
     bursts: tuple[Burst, ...] = ()
     faults: tuple[Fault, ...] = ()
 

@@ -17,6 +17,8 @@ CHUNK_FRAMES = 4
 LOST_AFTER_NS = 2 * NS_PER_S  # after its deadline egress waits no longer for a chunk
 NO_STALL = frozenset({"ingest:rate", "skipped"})
 """What is left out on purpose: the picture goes on."""
+FAULTS = frozenset({"scheduler:pipeline_fault", "egress:lost"})
+"""What was lost for no want of time."""
 
 
 class Ledger:
@@ -41,8 +43,8 @@ class Session:
 
     __slots__ = (
         "_carry_ns", "_clock", "_frame_ns", "_index", "_last_shown_ns", "_ledger", "_source_ns", "bad", "chunk", "credits",
-        "deadline_ns", "dropped_frames", "end_ns", "ended", "epoch", "first_capture_ns", "first_shown_ns", "fps", "held",
-        "in_flight", "late", "name", "next_ns", "on_time", "open", "pipeline", "playout", "stalled_ns", "tenant",
+        "deadline_ns", "dropped_frames", "end_ns", "ended", "epoch", "faulted", "first_capture_ns", "first_shown_ns", "fps",
+        "held", "in_flight", "late", "name", "next_ns", "on_time", "open", "pipeline", "playout", "stalled_ns", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -59,7 +61,7 @@ class Session:
         self.open: dict[int, ChunkStamp] = {}
         self.playout = PlayoutDelay(deadline_ns)
         self.pipeline: SimPipeline | None = None
-        self.on_time = self.late = self.dropped_frames = 0
+        self.on_time = self.late = self.dropped_frames = self.faulted = 0
         self.bad: list[float] = []  # chunks that were not shown in time; n − ½: frames lost before chunk n
         self.first_capture_ns = self.first_shown_ns = self._last_shown_ns = -1
         self.stalled_ns = 0
@@ -205,6 +207,7 @@ class Session:
         if key in NO_STALL:
             self.dropped_frames -= frames
             return
+        self.faulted += frames if key in FAULTS else 0
         self.bad.append(place)
         self._ledger.timeline.add(due_ns, frames, 0)
 

@@ -93,20 +93,24 @@ class Worker:
         self.incarnation += 1
 
     def _start(self) -> None:
-        best: Rank | None = None
-        nearest = NO_DEADLINE + 1
-        for rank, queue in zip(_RANKS, self._queues, strict=True):
-            if queue and queue[0][0] < nearest:
-                best, nearest = rank, queue[0][0]
-        if best is None:
+        decode, stage, encode = self._queues
+        best, nearest = -1, NO_DEADLINE + 1
+        if decode:
+            best, nearest = 0, decode[0][0]
+        if stage and stage[0][0] < nearest:
+            best, nearest = 1, stage[0][0]
+        if encode and encode[0][0] < nearest:
+            best = 2
+        if best < 0:
             return
         job = self._queues[best].popleft()
         self._place = (self._place + 1) % NOISE_VALUES
         took = job[1] * self.slow * self._noise[self._place]
-        begins = max(self._clock.now, self._stalled_until)
+        now = self._clock.now
+        begins = now if now >= self._stalled_until else self._stalled_until
         ends = begins + int(took * NS_PER_MS)
         self.busy_ns += ends - begins
-        self._busy, self._running = True, (best, job[3])
+        self._busy, self._running = True, (_RANKS[best], job[3])
         self._clock.at(ends, self._finish, (self._life, job, took))
 
     def _finish(self, run: tuple[int, Job, float]) -> None:

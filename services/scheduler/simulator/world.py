@@ -17,6 +17,7 @@ from services.scheduler.simulator.guards import Guards
 from services.scheduler.simulator.pipelines import SimPipeline
 from services.scheduler.simulator.scenario import Scenario
 from services.scheduler.simulator.sessions import CHUNK_FRAMES, Ledger, Session
+from services.scheduler.simulator.tiers import Tiers
 from services.scheduler.simulator.trace import Arrival, arrivals
 from services.scheduler.stream_queue import StreamQueue, StreamSettings
 from shared.engine.plan.stream_plan import StreamPlan
@@ -57,17 +58,19 @@ class World:
         self._spec = self.fleet.pipelines[0].spec
         self.demand = Demand(
             width=fleet.width, height=fleet.height, tokens=self.fleet.pipelines[0].tokens, fps=streams.fps,
-            steps=streams.steps, deadline_ms=float(streams.deadline_ms),
+            steps=streams.steps, deadline_ms=float(streams.deadline_ms), min_steps=streams.min_steps,
+            min_fps=streams.least_fps,
         )  # fmt: skip
         rules = scenario.admission
         # Only the scheduler itself has admission, the ladder and re-balancing: the others take whoever comes.
         self.governed = policy is SLACK and rules.enabled
         self.admission = Admission(Rules(target=rules.target, max_streams=rules.max_streams))
+        shape = Shape(fleet.stages, 0, fleet.stages - 1, fleet.max_batch)
         for pipeline in self.fleet.pipelines:
-            self.admission.pipeline(
-                pipeline.name, Shape(fleet.stages, 0, fleet.stages - 1, fleet.max_batch), pipeline.core.cost
-            )
+            self.admission.pipeline(pipeline.name, shape, pipeline.core.cost)
             pipeline.left = self._left
+        self.tiers = Tiers(self, shape) if policy is SLACK and scenario.ladder else None
+        self._tier_of: dict[str, Demand] = {}  # of sessions that are between two pipelines
         self.streams_on = dict.fromkeys(self.pipelines, 0.0)
         self.guards = Guards(self)
         wanted = float(streams.count) if streams.count else streams.load * self.fleet.streams
@@ -81,6 +84,8 @@ class World:
         for arrival in self.trace:
             clock.at(int(arrival.at_s * NS_PER_S), self._arrive, arrival)
         self.guards.begin()
+        if self.tiers is not None:
+            self.tiers.begin()
         clock.at(TICK_NS, self._tick, None)
         end = int(self.scenario.seconds * NS_PER_S)
         while clock.now < end:
@@ -149,11 +154,14 @@ class World:
     def seat(self, session: Session, pipeline: SimPipeline) -> None:
         """The session's queue is on this pipeline from now on, its slots empty."""
         fleet, streams = self.scenario.fleet, self.scenario.streams
+        settings = StreamSettings(steps=streams.steps, seed=0, prompt_version=1)
+        if self.tiers is not None:
+            settings = self.tiers.settings(session, pipeline, self._tier_of.pop(session.name, None))
         pipeline.core.add(
             StreamQueue(
                 stream=session.name, epoch=session.epoch, live=True, height=fleet.height, width=fleet.width,
                 model=self._spec, plan=StreamPlan.for_model(session.name, session.epoch, self._spec),
-                settings=StreamSettings(steps=streams.steps, seed=0, prompt_version=1),
+                settings=settings,
             )
         )  # fmt: skip
         pipeline.take(session)
@@ -162,5 +170,8 @@ class World:
     def _left(self, session: Session) -> None:
         if session.pipeline is not None:
             self.streams_on[session.pipeline.name] -= 1
+            tier = self.tiers.leave(session, session.pipeline) if self.tiers is not None else None
+            if tier is not None and not session.ended:
+                self._tier_of[session.name] = tier
         if session.ended and self.governed:
             self.admission.leave(session.name, self.clock.now / NS_PER_S)
