@@ -223,7 +223,7 @@ class Tiering:
         tier = change.tier
         settings = replace(queue.settings, steps=tier.steps, frames_per_block=tier.frames_per_block)
         queue.change(command, Change(settings))
-        queue.dirty = True
+        queue.touch()
 
     async def applied(self, applied: Applied) -> bool:
         """Whether this was a tier's change; then it is told, with the chunk."""

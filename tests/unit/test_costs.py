@@ -110,5 +110,5 @@ def test_a_calibration_measures_every_role_and_leaves_nothing_behind(tmp_path: P
     assert by_role["encode"] == by_role["decode"] == {(1, tokens)}
     assert {(1, tokens), (2, 2 * tokens), (1, 2 * tokens), (8, 24 * tokens)} <= by_role["stage"]
     assert all(cost.ms > 0 for cost in found)
-    assert runtime.stream_bytes() == {}
+    assert runtime.memory_fields()["stream_bytes"] == {}
     assert Calibration(runtime, 0.0).run() == (), "asked not to"
