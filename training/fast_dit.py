@@ -61,15 +61,21 @@ def predict(
     positions: Sequence[int],
     bias: Tensor | None,
     block_fn: BlockForward,
+    other: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """What the last layer gives for whole clips: latents [B, F, C, h, w], timesteps [B, F], text [B, len, dim] →
-    [B, F, C, h, w] float32."""
+    [B, F, C, h, w] float32. ``other`` is a second prompt [B, len, dim] and its share [B]."""
     rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cos, sin = positions_table(model, positions, rows, columns)
         e, e6 = model.times(timesteps)
         x = model.patches(latents).to(torch.bfloat16)
-        for block, (k, v) in zip(model.layers(), model.context_kv(text), strict=True):
+        prompts = model.context_kv(text)
+        if other is not None:  # as a blend is served: in keys and values (docs/adr/0010)
+            share = other[1][:, None, None, None]
+            there = model.context_kv(other[0])
+            prompts = [(k + share * (c - k), v + (share * (d - v)).to(v.dtype)) for (k, v), (c, d) in zip(prompts, there, strict=True)]
+        for block, (k, v) in zip(model.layers(), prompts, strict=True):
             x = block_fn(block, x, e6, cos, sin, bias, k.to(torch.bfloat16), v)
         return model.predict(x, e, rows, columns)
 

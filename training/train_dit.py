@@ -12,6 +12,7 @@ now and then on decoded pixels against the true filter.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -37,6 +38,7 @@ from training.warm_start import NormalCode, begin_with
 
 FRAMES = 8
 STEADINESS = 0.3
+BLENDS = 0.3  # of the pairs of one clip
 SIZES = ((96, 160, 6), (192, 320, 2))  # height, width, batch
 
 
@@ -56,6 +58,19 @@ def initialise(model: Dit) -> None:
     nn.init.zeros_(model.head.head.weight)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Each clip's prompt [B, len, dim], a second one, and the second one's share [B]: a blend under way."""
+
+    own: Tensor
+    other: Tensor
+    share: Tensor
+
+    def of(self, clips: list[int]) -> Prompts:
+        """Those of some clips."""
+        return Prompts(self.own[clips], self.other[clips], self.share[clips])
+
+
 class Trainer:
     """The model with what one training step needs."""
 
@@ -68,7 +83,7 @@ class Trainer:
         amplitude = (1 / self.scale) ** 1.5
         self._importance = (amplitude / amplitude.mean()).view(-1, 1, 1)
 
-    def estimate(self, noisy: Tensor, times: Tensor, text: Tensor, positions: list[int], masked: bool) -> Tensor:
+    def estimate(self, noisy: Tensor, times: Tensor, text: Prompts, positions: list[int], masked: bool) -> Tensor:
         """x0 of a clip or of a first block, [B, F, C, h, w]."""
         frames, tokens = noisy.shape[1], noisy.shape[-1] * noisy.shape[-2] // 4
         bias, block = None, block_forward
@@ -77,7 +92,9 @@ class Trainer:
             if tokens not in self._biases:
                 self._biases[tokens] = score_bias(look_back(frames, tokens, self.spec.ring, self.spec.sinks))
             bias = self._biases[tokens]
-        predicted = predict(self.model, noisy, times, text, positions[:frames], bias, block)
+        predicted = predict(
+            self.model, noisy, times, text.own, positions[:frames], bias, block, (text.other, text.share)
+        )
         return self.model.clean(noisy, sigmas(times, self.spec), predicted)
 
     def losses(
@@ -86,7 +103,7 @@ class Trainer:
         """Total loss of one batch, and its parts."""
         source, target = torch.stack([p.source for p in pairs]), torch.stack([p.target for p in pairs])
         tasks = [draw_task(rng, self.spec, fewest=2 if with_later else 1) for _ in pairs]
-        text = torch.stack([self.prompts[p.style][rng.integers(len(self.prompts[p.style]))] for p in pairs])
+        text, target = self._prompts(rng, pairs, target)
         positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
         first = self._first_block(source, tasks, text, positions)
         s = torch.tensor([t.noise_scale for t in tasks])
@@ -100,7 +117,7 @@ class Trainer:
         total = entry
         parts = {"entry": entry.item()}
         if with_pixels:
-            pick = int(rng.integers(len(pairs)))
+            pick = int(rng.choice(np.flatnonzero(text.share.numpy() == 0)))
             pixel = self._pixel_loss(x0[pick : pick + 1, :4], pairs[pick])
             total = total + 3.0 * pixel
             parts["pixel"] = pixel.item()
@@ -110,6 +127,17 @@ class Trainer:
             parts["later"] = later.item()
         return total, parts
 
+    def _prompts(self, rng: np.random.Generator, pairs: list[Pair], target: Tensor) -> tuple[Prompts, Tensor]:
+        """A prompt for each clip. Of two styles of one clip the first may fade into the second, and so does its target."""
+        own = torch.stack([self.prompts[p.style][rng.integers(len(self.prompts[p.style]))] for p in pairs])
+        other, share, target = own.clone(), torch.zeros(len(pairs)), target.clone()
+        for first in range(0, len(pairs) - 1, 2):
+            if rng.random() < BLENDS:
+                share[first] = rng.uniform(0.1, 0.9)
+                other[first] = own[first + 1]
+                target[first] = torch.lerp(target[first], target[first + 1], share[first])
+        return Prompts(own, other, share), target
+
     def _error(self, made: Tensor, true: Tensor) -> Tensor:
         error = made - true
         # An error that stays is a tint, one that changes from frame to frame is flicker: that one counts again.
@@ -118,7 +146,7 @@ class Trainer:
         return 0.5 * weighed + 0.25 * error.abs().mean()
 
     @torch.no_grad()
-    def _first_block(self, source: Tensor, tasks: list[Draw], text: Tensor, positions: list[int]) -> Tensor:
+    def _first_block(self, source: Tensor, tasks: list[Draw], text: Prompts, positions: list[int]) -> Tensor:
         """The first block as the last of its steps sees it."""
         s = torch.tensor([t.noise_scale for t in tasks])
         start = source[:, :FIRST]
@@ -126,11 +154,11 @@ class Trainer:
         done = [i for i, t in enumerate(tasks) if t.steps > 1]
         if done:
             times = torch.tensor([[tasks[i].first[0]] * FIRST for i in done], dtype=torch.float32)
-            x0 = self.estimate(noisy[done], times, text[done], positions, False)
+            x0 = self.estimate(noisy[done], times, text.of(done), positions, False)
             noisy[done] = self._renoise(x0, torch.tensor([[tasks[i].first[-1]] * FIRST for i in done]))
         return noisy
 
-    def _later_step(self, x0: Tensor, tasks: list[Draw], text: Tensor, positions: list[int]) -> Tensor:
+    def _later_step(self, x0: Tensor, tasks: list[Draw], text: Prompts, positions: list[int]) -> Tensor:
         times = torch.tensor(
             [[t.first[-1]] * FIRST + [t.later[t.step]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32
         )
