@@ -73,8 +73,8 @@ def predict(
         prompts = model.context_kv(text)
         if other is not None:  # as a blend is served: in keys and values (docs/adr/0010)
             share = other[1][:, None, None, None]
-            there = model.context_kv(other[0])
-            prompts = [(k + share * (c - k), v + (share * (d - v)).to(v.dtype)) for (k, v), (c, d) in zip(prompts, there, strict=True)]
+            pairs = zip(prompts, model.context_kv(other[0]), strict=True)
+            prompts = [(k + share * (c - k), v + (share * (d - v)).to(v.dtype)) for (k, v), (c, d) in pairs]
         for block, (k, v) in zip(model.layers(), prompts, strict=True):
             x = block_fn(block, x, e6, cos, sin, bias, k.to(torch.bfloat16), v)
         return model.predict(x, e, rows, columns)
