@@ -114,7 +114,7 @@ async def test_text_to_video_depends_on_prompt_and_seed_alone(lab: Lab) -> None:
         ("a", "neon lights", 1),
         ("b", "neon lights", 1),
         ("c", "sepia", 1),
-        ("d", "neon lights", 2),
+        ("d", "sepia", 2),
     ):
         running = await lab.run(NoSource(frames=13), lab.folder / f"text-{name}.mp4", fps=16, prompt=prompt, seed=seed)
         assert running.last.event is EventKind.STOPPED, running.last.reason
@@ -124,9 +124,8 @@ async def test_text_to_video_depends_on_prompt_and_seed_alone(lab: Lab) -> None:
     assert a.shape == (13, 96, 160, 3)
     assert difference(a, b) == 0
     assert difference(a, c) > 20
-    # More than the 1/255 that equal seeds may differ by. How much more is the model's affair: in a style whose pictures are
-    # mostly black, one that has not learnt to begin from pure noise lets a seed change little.
-    assert float(np.mean(np.abs(a.astype(int) - d.astype(int)) > 1)) > 0.05
+    # A model that has not learnt to begin from pure noise lets a seed change everything a little, where not all is black.
+    assert float(np.mean(c != d)) > 0.5
     endless = await lab.begin(NoSource(), mode=Mode.LIVE, fps=16, width=96, height=64)
     assert endless.accepted, endless.events
     refused = await lab.update(endless, noise=0.5)
