@@ -328,6 +328,9 @@ class EventKind(StrEnum):
     WARNING = "warning"
     MIGRATED = "migrated"  # from this chunk on another pipeline makes it
     REBALANCED = "rebalanced"  # its pipeline's DiT blocks changed hands
+    LISTENING = "listening"  # ingest waits for a push; ``reason`` is the address
+    SOURCE_LOST = "source_lost"  # it gives nothing; it is opened again
+    SOURCE_BACK = "source_back"
     STOPPED = "stopped"
     FAILED = "failed"
 
