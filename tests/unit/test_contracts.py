@@ -31,7 +31,7 @@ def test_every_message_with_a_kind_travels_somewhere() -> None:
         for _, each in inspect.getmembers(module, inspect.isclass)
         if issubclass(each, Wire) and each.__module__ == module.__name__ and "kind" in each.model_fields
     }
-    nested = {each for each in (*get_args(get_args(sources.Source)[0]), *get_args(get_args(sinks.Sink)[0]))}
+    nested = {*get_args(get_args(sources.Source)[0]), *get_args(get_args(sinks.Sink)[0])}
     assert defined - nested == all_messages()
 
 
