@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import auth
 from services.gateway.access import Seen
-from services.gateway.api import capacity, fleet, pages, reference, streams, watching
+from services.gateway.api import capacity, fleet, pages, reference, streams, watching, webrtc
 from services.gateway.auth import Tokens
 from services.gateway.body_limit import BodyLimit
 from services.gateway.chunks import Chunks
@@ -19,6 +19,7 @@ from services.gateway.guard import Guard
 from services.gateway.handlers import Desk
 from services.gateway.idempotency import Idempotency
 from services.gateway.problems import Problem, install
+from services.gateway.rtc import RtcDesk
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares
 from services.gateway.watching import Watch
@@ -42,6 +43,7 @@ class Parts:
         self.chunks = Chunks(bus)
         self.shares = Shares(store)
         self.once = Idempotency(store)
+        self.rtc = RtcDesk(bus)
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         self.watch.on_progress.append(self.chunks.on_progress)
 
@@ -74,7 +76,7 @@ def build_api(parts: Parts) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Location", "Retry-After"],
+            expose_headers=["ETag", "Link", "Location", "Retry-After"],
         )
 
     @app.get("/healthz", tags=["health"], operation_id="health")
@@ -84,6 +86,7 @@ def build_api(parts: Parts) -> FastAPI:
 
     app.include_router(streams.router(desk, settings, seen, parts.once, parts.shares))
     app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
+    app.include_router(webrtc.router(desk, parts.rtc, settings, seen))
     app.include_router(fleet.router(desk))
     app.include_router(capacity.router(desk))
     reference.install_reference(app)

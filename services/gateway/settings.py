@@ -9,13 +9,14 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
+from services.gateway.ice import IceSettings, urls_of
 from shared.config import ServiceSettings
 
 NamesList = Annotated[tuple[str, ...], NoDecode]
 """Names joined by commas in the environment."""
 
 
-class Settings(ServiceSettings):
+class Settings(IceSettings, ServiceSettings):
     """``RHEOCAST_…`` variables of the gateway. ``media_dir`` is the folder that file sources and sinks are named in.
 
     ``tokens_file``: bearer tokens, hashed (see ``shared/access.py``). None: whoever reaches the port may do everything, which
@@ -45,6 +46,12 @@ class Settings(ServiceSettings):
     max_viewers: int = Field(default=1024, ge=1)  # of pictures and events, over all streams
     upload_max_bytes: int = Field(default=512 << 20, ge=1)
     upload_tenant_bytes: int = Field(default=4 << 30, ge=1)
+
+    @field_validator("ice_stun", "ice_turn")
+    @classmethod
+    def _ice_urls(cls, value: str) -> str:
+        urls_of(value)
+        return value
 
     @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
