@@ -37,11 +37,7 @@ HLS_TYPES = {
     "ts": "video/mp2t",
 }
 HLS_NAME = r"^[A-Za-z0-9_-]{1,100}\.(m3u8|m4s|mp4|ts)$"
-JPEG = {
-    200: {"description": "One picture.", "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
-}
-MJPEG_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
-MResponses = dict[int | str, dict[str, Any]]
+Responses = dict[int | str, dict[str, Any]]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 MJPEG_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
 JPEG: Responses = {200: {"description": "One picture.", "content": {"image/jpeg": _BINARY}}}
