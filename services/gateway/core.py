@@ -48,6 +48,8 @@ class StreamView(Wire):
     prompt_version: int
     model: str
     mode: str
+    source_kind: str = ""
+    fps: float | None = None
     width: int | None
     height: int | None
     steps: int
@@ -76,14 +78,7 @@ class TotalLedger(Wire):
 
 def sum_of(one: LedgerTotals, other: LedgerTotals) -> LedgerTotals:
     """Two ledgers in one."""
-    names = sorted({*one.dropped, *other.dropped})
-    return LedgerTotals(
-        frames_in=one.frames_in + other.frames_in,
-        on_time=one.on_time + other.on_time,
-        late=one.late + other.late,
-        skipped=one.skipped + other.skipped,
-        dropped={name: one.dropped.get(name, 0) + other.dropped.get(name, 0) for name in names},
-    )
+    return one.plus(other)
 
 
 def inside(media_dir: Path, name: str) -> Path:
@@ -161,6 +156,8 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
         prompt_version=int(session.get("prompt_version", 0)),
         model=spec.model,
         mode=spec.mode.value,
+        source_kind=spec.source.kind,
+        fps=spec.fps,
         width=assignment.get("width", spec.width),
         height=assignment.get("height", spec.height),
         steps=now.get("steps", spec.steps),

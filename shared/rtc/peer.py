@@ -49,9 +49,7 @@ def parsed_offer(sdp: str) -> aiortc.sdp.SessionDescription:
         raise RefusedOfferError(RtcRefusal.INVALID, "the offer has no video: offer one m=video section")
     if len(offer.media) > 8 or not all(media.rtp.muxId for media in offer.media if media.kind in ("video", "audio")):
         raise RefusedOfferError(RtcRefusal.INVALID, "offer at most 8 sections, each with its a=mid")
-    if not all(
-        media.dtls is not None and media.dtls.fingerprints and media.ice.usernameFragment for media in offer.media
-    ):
+    if not all(m.dtls and m.dtls.fingerprints and m.ice and m.ice.usernameFragment for m in offer.media):
         raise RefusedOfferError(
             RtcRefusal.INVALID, "the offer has no DTLS fingerprint or no ICE user name in a section"
         )
