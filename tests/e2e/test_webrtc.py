@@ -19,7 +19,7 @@ from services.cli.topology import Topology
 from shared.bus.port import Received
 from shared.contracts import subjects
 from shared.contracts.events import EventKind, StreamEvent
-from tests.support.webrtc import Camera, Microphone, Viewer, publisher
+from tests.support.webrtc import FRAGMENT, Camera, Microphone, Viewer, publisher
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
@@ -50,6 +50,7 @@ class World:
             "width": WIDTH,
             "height": HEIGHT,
             "steps": 1,
+            "fps": FPS,
             "deadline_ms": 2000,
         }
         answer = await self.http.post("/v1/streams", json=body)
@@ -57,6 +58,7 @@ class World:
 
     async def end(self, stream: str) -> None:
         await self.http.delete(f"/v1/streams/{stream}", params={"drain": "false"})
+        await self.hear(stream, EventKind.STOPPED)
 
     async def hear(self, stream: str, kind: EventKind, count: int = 1, timeout_s: float = 15.0) -> StreamEvent:
         """The ``count``-th event of a kind."""
@@ -190,7 +192,7 @@ async def test_what_cannot_be_is_said(world: World) -> None:
     assert (await viewer.trickle("a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\n")).status_code == 422
     assert (await viewer.trickle("what is this")).status_code == 422
     assert (await viewer.trickle("a=candidate:1 1 UDP 1 a.local 9 typ host\r\n")).status_code == 204
-    bare = await http.patch(viewer.location, content="a=mid:0", headers={"content-type": viewer_type()})
+    bare = await http.patch(viewer.location, content="a=mid:0", headers={"content-type": FRAGMENT})
     assert bare.status_code == 428
     await viewer.close()
     servers = (await http.get("/v1/ice-servers")).json()["iceServers"]
@@ -201,14 +203,10 @@ async def test_what_cannot_be_is_said(world: World) -> None:
 async def test_an_encoder_makes_its_stream_with_one_request(world: World) -> None:
     obs = publisher(world.http, "unused", Camera(picture, FPS))
     obs.path = "/v1/whip"
-    answer = await obs.offer(trickle=False, prompt="neon", reconnect_s=1)
+    answer = await obs.offer(trickle=False, prompt="neon", reconnect_s=1, width=WIDTH, height=HEIGHT, fps=8)
     assert answer.status_code == 201, answer.text
     stream = obs.location.split("/")[3]
     await world.hear(stream, EventKind.SOURCE_BACK)
     await obs.close()
     # Nobody comes back: the source ends, and with it the stream.
     await world.hear(stream, EventKind.STOPPED)
-
-
-def viewer_type() -> str:
-    return "application/trickle-ice-sdpfrag"

@@ -19,7 +19,7 @@ from services.gateway.ice import IceServers, ice_servers, link_headers
 from services.gateway.problems import GatewayError, responses
 from services.gateway.rtc import End, RtcDesk
 from services.gateway.settings import Settings
-from shared.contracts.commands import StreamSpec
+from shared.contracts.commands import MAX_SIDE, StreamSpec
 from shared.contracts.signalling import MAX_SDP_CHARS
 from shared.contracts.sinks import WhepSink
 from shared.contracts.sources import WhipSource
@@ -163,6 +163,8 @@ def router(desk: Desk, rtc: RtcDesk, settings: Settings, seen: Seen) -> APIRoute
         prompt: Annotated[str, Query(min_length=1, max_length=8000)],
         steps: Annotated[int, Query(ge=1, le=4)] = 1,
         fps: Annotated[float | None, Query(gt=0, le=240)] = None,
+        width: Annotated[int | None, Query(ge=16, le=MAX_SIDE)] = None,
+        height: Annotated[int | None, Query(ge=16, le=MAX_SIDE)] = None,
         reconnect_s: Annotated[float, Query(ge=0, le=3600)] = 15.0,
     ) -> Response:
         """Start a stream and publish to it in one go, for encoders that know one URL. It ends ``reconnect_s`` after them."""
@@ -174,6 +176,8 @@ def router(desk: Desk, rtc: RtcDesk, settings: Settings, seen: Seen) -> APIRoute
             prompt=prompt,
             steps=steps,
             fps=fps,
+            width=width,
+            height=height,
             tenant=tenant,
         )
         await desk.check(spec)
