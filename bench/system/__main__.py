@@ -10,7 +10,8 @@ from typing import Any
 
 from bench.system.arrivals import arrivals
 from bench.system.batching import batching
-from bench.system.capacity import capacity
+from bench.system.capacity import OPEN, PIN, capacity
+from bench.system.cores import cores
 from bench.system.driver import machine
 from bench.system.latency import latency
 from bench.system.ratio import ratio
@@ -65,6 +66,9 @@ def arguments() -> argparse.ArgumentParser:
     command = _command(commands, "capacity", "capacity by bisection beside what is promised", SMALL)
     command.add_argument("--seconds", type=float, default=20.0, help="of each try")
     command.add_argument("--hold", type=float, default=120.0, help="how long the admitted streams are held")
+    command = _command(commands, "cores", "where the cores' time goes", SMALL)
+    command.add_argument("--seconds", type=float, default=20.0)
+    command.add_argument("--streams", type=int, default=6)
     command = _command(commands, "batching", "batches across streams against one per stream", SMALL)
     command.add_argument("--seconds", type=float, default=30.0)
     command.add_argument("--streams", type=int, default=4)
@@ -98,6 +102,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             fields=fields,
         ),
         "capacity": lambda: capacity(seconds=given.seconds, hold_s=given.hold, fields=fields),
+        "cores": lambda: cores(
+            seconds=given.seconds, streams=given.streams, fields={**fields, **PIN, "min_fps": given.fps}, env=OPEN
+        ),
         "batching": lambda: batching(seconds=given.seconds, streams=given.streams, fields=fields),
         "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, fields=fields),
     }

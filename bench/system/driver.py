@@ -175,6 +175,11 @@ class Driver:
         await asyncio.sleep(3.0)
         await self.stop(watched)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The services that were started here."""
+        return tuple(self.system.supervisor.children) if self.system is not None else ()
+
     def pid(self, name: str) -> int:
         """The process of a service that was started here."""
         child = self.system.supervisor.children[name] if self.system is not None else None

@@ -32,12 +32,14 @@ LEAST_FPS = 4.0
 class Rules:
     """``target`` is the load up to which streams are let in; ``max_streams`` and ``unmeasured`` are per pipeline.
 
-    ``unmeasured`` bounds optimism: so many are let in while nobody has measured what a stream costs.
+    ``unmeasured`` bounds optimism: so many are let in while nobody has measured what a stream costs. ``priced`` False: whoever
+    asks is let in, up to ``max_streams``.
     """
 
     target: float = 0.85
     max_streams: int = 16
     unmeasured: int = 4
+    priced: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ class Admission:
             return f"all pipelines are full ({rules.max_streams} streams each); stop one, or add a worker"
         if not demand.live:
             return Admitted(name, demand, 0.0, 0.0)
+        if not rules.priced:
+            return Admitted(name, demand, book.latency_ms(demand, book.load(demand)), 0.0)
         if not book.known():
             if book.streams >= rules.unmeasured:
                 return f"the first {rules.unmeasured} streams are being measured: then more may be let in"

@@ -30,7 +30,9 @@ class Admitting:
         self._fleet = fleet
         self._clock = clock
         self.costs_of = costs_of
-        rules = Rules(settings.target_load, settings.max_streams, settings.unmeasured_streams)
+        rules = Rules(
+            settings.target_load, settings.max_streams, settings.unmeasured_streams, priced=settings.admission
+        )
         self.admission = Admission(rules, Tenants(settings.tenant_default, dict(settings.tenants)))
 
     def admit(self, record: StreamRecord, model: ModelSpec, fitting: Sequence[Pipeline]) -> Pipeline:

@@ -12,15 +12,18 @@ import time
 import torch
 
 from services.worker.calibration import Calibration, device_name
-from services.worker.core import Rank
+from services.worker.core import ALL_RANKS, Rank
 from services.worker.device_thread import DeviceThread
 from services.worker.fencing import Fence
 from services.worker.handlers import Handlers
+from services.worker.hands import TWO_HANDS
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
+from services.worker.threads import Threads
 from services.worker.timeline import Timeline, timeline_for
 from shared.bus.port import BusError
 from shared.contracts.beats import MeasuredCost
+from shared.cores import Cores
 from shared.engine.model.checkpoints import WeightsError
 from shared.engine.plan.spec import SpecError
 from shared.lifecycle import Context, UnusableError, run_service
@@ -37,23 +40,29 @@ class Worker:
         self._context = context
         self._settings = settings
         self._runtime = Runtime(settings)
-        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare, lost=give_up)
-        self._handlers = Handlers(context, self._runtime, self._device)
+        # A device that is the host's cores, and has two of them for itself, does two things at once.
+        self._threads = Threads(self._thread_count() if self._runtime.device.type == "cpu" else 1)
+        ranks = TWO_HANDS if self._threads.most > 1 else (ALL_RANKS,)
+        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare, lost=give_up, ranks=ranks)
+        self._handlers = Handlers(context, self._runtime, self._device, self._threads)
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
         self._memory: dict[str, object] = {}
         self._device_name = ""
         self._calibration: tuple[MeasuredCost, ...] = ()
+        self._cores = Cores()
         self._fence = Fence(settings.fence_s)
         self._emptying: asyncio.Task[None] | None = None
 
     def _prepare(self) -> Timeline:
-        """In the device thread: thread counts come from the launcher (rule 12)."""
-        threads = self._settings.threads or len(os.sched_getaffinity(0))
-        torch.set_num_threads(threads)
+        """In each device thread: thread counts come from the launcher (rule 12)."""
+        torch.set_num_threads(self._thread_count())
         torch.set_grad_enabled(False)
         return timeline_for(self._runtime.device)
+
+    def _thread_count(self) -> int:
+        return self._settings.threads or len(os.sched_getaffinity(0))
 
     async def start(self) -> None:
         """Load and warm up in the device thread, then take work."""
@@ -73,7 +82,7 @@ class Worker:
         runtime = self._runtime
         begin = time.perf_counter()
         self._device_name = device_name(runtime.device, runtime.dtype, self._settings.speed)
-        self._calibration = Calibration(runtime, self._settings.calibrate_s).run()
+        self._calibration = Calibration(runtime, self._settings.calibrate_s, self._threads).run()
         shapes, took = len(self._calibration), time.perf_counter() - begin
         log.info("measured %d shapes on %s in %.1f s", shapes, self._device_name, took)
 
@@ -100,6 +109,19 @@ class Worker:
             "calibration": self._calibration,
             "measured": self._handlers.measured.take(),
             **self._runtime.block_fields(),
+            **self._core_fields(),
+        }
+
+    def _core_fields(self) -> dict[str, object]:
+        """To be called in the event loop's thread: what this process does elsewhere is its device's."""
+        on_cores = self._runtime.device.type == "cpu"
+        return {
+            "host": self._cores.host,
+            "cores": self._cores.count,
+            "host_busy_s": self._cores.busy_s(),
+            "compute_s": time.process_time() - time.thread_time() if on_cores else 0.0,
+            "device_s": self._device.busy_s,
+            "hands": self._device.hands,
         }
 
     def _check_fence(self, now: float) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from services.worker.roles.stage import StageRole
 from services.worker.runtime import Runtime
+from services.worker.threads import Threads
 from shared.contracts.beats import MeasuredCost
 from shared.engine.compile import Speed
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
@@ -81,10 +82,14 @@ class Measured:
 
 
 class Calibration:
-    """One run of the grid at the model's default size. ``budget_s`` is kept but for the shape that is being measured."""
+    """One run of the grid at the model's default size. ``budget_s`` is kept but for the shape that is being measured.
 
-    def __init__(self, runtime: Runtime, budget_s: float) -> None:
+    ``threads`` learns what a forward with one item takes with one thread, and with all.
+    """
+
+    def __init__(self, runtime: Runtime, budget_s: float, threads: Threads | None = None) -> None:
         self._runtime = runtime
+        self._threads = threads if threads is not None and threads.most > 1 else None
         self._spec = runtime.spec
         self._until = time.perf_counter() + budget_s
         self._budget_s = budget_s
@@ -131,6 +136,12 @@ class Calibration:
         while len(times) < RUNS and self._left_s() > self._budget_s / 2 + times[0]:
             times.append(self._time(job))
         median = statistics.median(times)
+        if self._threads is not None and items == 1 and units == self._spec.tokens(*self._size):
+            torch.set_num_threads(1)
+            one = statistics.median([self._time(job) for _ in times])
+            torch.set_num_threads(self._threads.most)
+            self._threads.learn(role, units, one, median)
+            median = min(one, median)
         self._found.append(MeasuredCost(role=role, items=items, units=units, ms=median * 1e3, runs=len(times)))
         return median
 

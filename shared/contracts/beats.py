@@ -32,6 +32,11 @@ class Beat(Wire):
     ``device`` names what a worker computes with, settings that change its speed included; ``calibration`` is what its roles
     took at the start, ``measured`` what decode took since the last beat (of
     stages and encode the messages themselves tell).
+
+    What a worker computes, and what else is done on its machine, in seconds since whenever, of which differences count:
+    ``host`` names the ``cores`` that it shares with other processes, ``host_busy_s`` are the CPU seconds that were used of
+    them, ``compute_s`` those of the worker's own forwards (0 of a GPU's), ``device_s`` how long its device was busy, added up
+    over its ``hands``: 2 where stages and the autoencoder compute at the same time.
     """
 
     kind: Literal["beat"] = "beat"
@@ -56,3 +61,9 @@ class Beat(Wire):
     first_block: int = -1
     last_block: int = -1
     generation: int = 0
+    host: str = ""
+    cores: float = 0.0
+    host_busy_s: float = 0.0
+    compute_s: float = 0.0
+    device_s: float = 0.0
+    hands: int = 1
