@@ -18,7 +18,7 @@ from bench.system.ratio import ratio
 from bench.system.stall import stall
 from bench.system.tenants import tenants
 
-SMALL = ((160, 96), 8.0, 2, 600)
+SMALL = ((160, 96), 8.0, 2, 1000)  # capturing a chunk alone takes 375 ms at 8 fps
 USUAL = ((320, 192), 16.0, 2, 600)
 
 
@@ -66,6 +66,10 @@ def arguments() -> argparse.ArgumentParser:
     command = _command(commands, "capacity", "capacity by bisection beside what is promised", SMALL)
     command.add_argument("--seconds", type=float, default=20.0, help="of each try")
     command.add_argument("--hold", type=float, default=120.0, help="how long the admitted streams are held")
+    command.add_argument("--only", choices=("all", "bisect", "promise"), default="all")
+    command.add_argument(
+        "--start", type=int, default=0, help="streams to begin the search with (default: what is let in)"
+    )
     command = _command(commands, "cores", "where the cores' time goes", SMALL)
     command.add_argument("--seconds", type=float, default=20.0)
     command.add_argument("--streams", type=int, default=6)
@@ -101,7 +105,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             nats=given.nats,
             fields=fields,
         ),
-        "capacity": lambda: capacity(seconds=given.seconds, hold_s=given.hold, fields=fields),
+        "capacity": lambda: capacity(
+            seconds=given.seconds, hold_s=given.hold, only=given.only, start=given.start, fields=fields
+        ),
         "cores": lambda: cores(
             seconds=given.seconds, streams=given.streams, fields={**fields, **PIN, "min_fps": given.fps}, env=OPEN
         ),

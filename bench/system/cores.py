@@ -47,13 +47,13 @@ class WorkerCores:
             self.last, self._times[1] = received.message, time.monotonic()
 
     def figures(self) -> dict[str, float]:
-        """Cores in use by all and by the forwards, and the share of the time that the device was busy."""
+        """Cores in use by all and by the forwards, and the threads that these had."""
         if self.first is None or self.last is None or self.first is self.last:
             return {}
         took = self._times[1] - self._times[0]
-        names = ("host_busy_s", "compute_s", "device_s")
+        names = ("host_busy_s", "compute_s", "thread_s")
         told = {name: (getattr(self.last, name) - getattr(self.first, name)) / took for name in names}
-        return {"host": told["host_busy_s"], "forwards": told["compute_s"], "device_busy": told["device_s"]}
+        return {"host": told["host_busy_s"], "forwards": told["compute_s"], "threads": told["thread_s"]}
 
 
 async def cores(*, seconds: float, streams: int, fields: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:

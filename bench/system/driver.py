@@ -174,6 +174,7 @@ class Driver:
         watched = await self.begin(**fields)
         await asyncio.sleep(3.0)
         await self.stop(watched)
+        await asyncio.sleep(0.5)  # until everybody has let go of it
 
     @property
     def names(self) -> tuple[str, ...]:

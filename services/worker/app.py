@@ -12,11 +12,10 @@ import time
 import torch
 
 from services.worker.calibration import Calibration, device_name
-from services.worker.core import ALL_RANKS, Rank
+from services.worker.core import Rank
 from services.worker.device_thread import DeviceThread
 from services.worker.fencing import Fence
 from services.worker.handlers import Handlers
-from services.worker.hands import TWO_HANDS
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
 from services.worker.threads import Threads
@@ -31,6 +30,7 @@ from shared.lifecycle import Context, UnusableError, run_service
 log = logging.getLogger(__name__)
 WATCH_S = 0.1
 WEIGH_EVERY = 10
+CROWD_S = 0.9  # over so long others' use of the cores is judged
 
 
 class Worker:
@@ -40,10 +40,11 @@ class Worker:
         self._context = context
         self._settings = settings
         self._runtime = Runtime(settings)
-        # A device that is the host's cores, and has two of them for itself, does two things at once.
-        self._threads = Threads(self._thread_count() if self._runtime.device.type == "cpu" else 1)
-        ranks = TWO_HANDS if self._threads.most > 1 else (ALL_RANKS,)
-        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare, lost=give_up, ranks=ranks)
+        # A device that is the host's cores, and has two of them for itself, does two small things at once.
+        self._on_cores = self._runtime.device.type == "cpu"
+        self._threads = Threads(self._thread_count() if self._on_cores else 1)
+        hands = min(2, self._threads.most)
+        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare, lost=give_up, hands=hands)
         self._handlers = Handlers(context, self._runtime, self._device, self._threads)
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
@@ -52,6 +53,7 @@ class Worker:
         self._device_name = ""
         self._calibration: tuple[MeasuredCost, ...] = ()
         self._cores = Cores()
+        self._cores_at = (self._beat_at, self._cores.busy_s(), 0.0)
         self._fence = Fence(settings.fence_s)
         self._emptying: asyncio.Task[None] | None = None
 
@@ -109,19 +111,26 @@ class Worker:
             "calibration": self._calibration,
             "measured": self._handlers.measured.take(),
             **self._runtime.block_fields(),
-            **self._core_fields(),
+            **self._core_fields(now),
         }
 
-    def _core_fields(self) -> dict[str, object]:
+    def _core_fields(self, now: float) -> dict[str, object]:
         """To be called in the event loop's thread: what this process does elsewhere is its device's."""
-        on_cores = self._runtime.device.type == "cpu"
+        busy_s = self._cores.busy_s()
+        compute_s = time.process_time() - time.thread_time() if self._on_cores else 0.0
+        at, busy_before, compute_before = self._cores_at
+        if now - at > CROWD_S:
+            self._threads.is_crowded((busy_s - busy_before - compute_s + compute_before) / (now - at))
+            self._cores_at = (now, busy_s, compute_s)
+        many = self._threads.most > 1
         return {
             "host": self._cores.host,
             "cores": self._cores.count,
-            "host_busy_s": self._cores.busy_s(),
-            "compute_s": time.process_time() - time.thread_time() if on_cores else 0.0,
-            "device_s": self._device.busy_s,
-            "hands": self._device.hands,
+            "host_busy_s": busy_s,
+            "compute_s": compute_s,
+            "thread_s": (self._threads.used_s if many else self._device.busy_s) if self._on_cores else 0.0,
+            "threads": self._threads.most if self._on_cores else 0,
+            "wide_from": self._threads.wide_from,
         }
 
     def _check_fence(self, now: float) -> None:

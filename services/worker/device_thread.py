@@ -1,8 +1,8 @@
 """The one thread that drives the device. The event loop hands it jobs and gets results back; it never touches messages.
 
-On a GPU it runs ahead of the device, by at most :data:`MAX_AHEAD` jobs per lane; one more thread per lane waits for the ends of
-jobs and hands their results on in the lane's order (:mod:`services.worker.timeline`). Where the device is the host's cores there
-may be two such threads, or "hands": one for stages, one for the autoencoder (:class:`services.worker.hands.Hands`).
+On a GPU it runs ahead of the device, by at most :data:`MAX_AHEAD` jobs per lane; one more thread per lane waits for the ends
+of jobs and hands their results on in the lane's order (:mod:`services.worker.timeline`). Where the device is the host's cores
+there may be two such threads, or "hands" (:mod:`services.worker.hands`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from services.worker.core import ALL_RANKS, Job, JobQueue, Rank
+from services.worker.core import Job, JobQueue, Rank
 from services.worker.hands import Hands
 from services.worker.timeline import HostTimeline, Mark, Timeline, lane_of
 
@@ -54,7 +54,7 @@ class _Enqueued:
 
 
 class DeviceThread:
-    """Runs jobs one at a time per hand, in the order :class:`JobQueue` picks them; each hand runs its own ``ranks``.
+    """Runs jobs one at a time, or with more ``hands`` as :class:`Hands` lets them, in the order :class:`JobQueue` picks them.
 
     ``prepare`` runs first in each thread and returns the device's timeline, or None for a CPU's. ``lost`` is told, after its
     job, of an error that came from the device itself: nothing that it has done since can be relied upon.
@@ -66,14 +66,14 @@ class DeviceThread:
         prepare: Callable[[], Timeline | None],
         size: int = 256,
         lost: Callable[[Exception], None] | None = None,
-        ranks: tuple[tuple[Rank, ...], ...] = (ALL_RANKS,),
+        hands: int = 1,
     ) -> None:
         self._loop = loop
         self._prepare = prepare
         self._lost = lost
         self._lock = threading.Lock()
         self._jobs: JobQueue[_DeviceWork] = JobQueue(size)
-        self._hands = Hands(self._jobs, ranks)
+        self._hands = Hands(self._jobs, hands)
         self._wake = threading.Condition()
         self._stopping = False
         self._busy_s = self._taken_s = 0.0
@@ -87,11 +87,6 @@ class DeviceThread:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
-
-    @property
-    def hands(self) -> int:
-        """How many jobs it runs at once."""
-        return self._hands.count
 
     @property
     def refused(self) -> int:
@@ -225,5 +220,6 @@ class DeviceThread:
                     return None
                 job = self._hands.begin(hand)
                 if job is not None:
+                    self._wake.notify_all()  # others may help, now that this one is at work
                     return job
                 self._wake.wait()

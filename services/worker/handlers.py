@@ -153,8 +153,8 @@ class Handlers:
             return encode.run(stamp.stream, pixels)
 
         _, height, width, _ = pixels.shape
-        run = self._threads.within("encode", self._runtime.spec.tokens(width, height), run)
-        await self._submit_or_drop(Rank.ENCODE, run, done, stamp)
+        work, shares = self._threads.within("encode", self._runtime.spec.tokens(width, height), run)
+        await self._submit_or_drop(Rank.ENCODE, work, shares, done, stamp)
 
     # --- stage -------------------------------------------------------------------------------------------------------
 
@@ -215,10 +215,10 @@ class Handlers:
             return role.run(items, [role.input_of(item, p, size) for item, p in zip(items, parts, strict=True)])
 
         units = items[0].frames * self._runtime.spec.tokens(batch.width, batch.height)
-        run = self._threads.within("stage", units, run)
+        work, shares = self._threads.within("stage", units, run)
         deadlines = [entry.stamps[0].frames[0].deadline_ns for entry in batch.entries if entry.stamps[0].live]
         try:
-            self._device.submit(Rank.STAGE, run, self._lives.of_this(done), min(deadlines, default=0), shares=True)
+            self._device.submit(Rank.STAGE, work, self._lives.of_this(done), min(deadlines, default=0), shares)
         except QueueFullError as error:
             await self._fault(batch, str(error))
 
@@ -314,8 +314,8 @@ class Handlers:
 
         deadline = message.stamps[0].frames[0].deadline_ns if message.stamps[0].live else 0
         frames, units = sum(stamp.pixel_frames for stamp in message.stamps), units_of(message.latents.shape)
-        run = self._threads.within("decode", units, lambda: decode.run(stream, latents, frames))
-        await self._submit_or_drop(Rank.DECODE, run, done, *message.stamps, deadline_ns=deadline)
+        work, shares = self._threads.within("decode", units, lambda: decode.run(stream, latents, frames))
+        await self._submit_or_drop(Rank.DECODE, work, shares, done, *message.stamps, deadline_ns=deadline)
 
     async def _publish_frames(self, message: LatentsDenoised, placed: Placed, outcome: Outcome) -> None:
         start = 0
@@ -363,6 +363,7 @@ class Handlers:
         self,
         rank: Rank,
         run: Callable[[], object],
+        shares: bool,
         done: Callable[[Outcome], None],
         *stamps: ChunkStamp,
         deadline_ns: int | None = None,
@@ -370,7 +371,7 @@ class Handlers:
         if deadline_ns is None:
             deadline_ns = stamps[0].frames[0].deadline_ns if stamps[0].live else 0
         try:
-            self._device.submit(rank, run, self._lives.of_this(done), deadline_ns, shares=True)
+            self._device.submit(rank, run, self._lives.of_this(done), deadline_ns, shares)
         except QueueFullError:
             for stamp in stamps:
                 await self._drop(stamp, "queue_full")

@@ -35,8 +35,10 @@ class Beat(Wire):
 
     What a worker computes, and what else is done on its machine, in seconds since whenever, of which differences count:
     ``host`` names the ``cores`` that it shares with other processes, ``host_busy_s`` are the CPU seconds that were used of
-    them, ``compute_s`` those of the worker's own forwards (0 of a GPU's), ``device_s`` how long its device was busy, added up
-    over its ``hands``: 2 where stages and the autoencoder compute at the same time.
+    them, ``compute_s`` those of the worker's own forwards, ``thread_s`` the time that these had threads of the cores, added
+    up over threads. ``threads`` is how many a *wide* forward has; others have one, and two of those (one of the blocks, one of
+    the autoencoder) may run at once. ``wide_from``: by role, the latent tokens of an item from which on it is wide. A GPU has
+    0 threads.
     """
 
     kind: Literal["beat"] = "beat"
@@ -65,5 +67,6 @@ class Beat(Wire):
     cores: float = 0.0
     host_busy_s: float = 0.0
     compute_s: float = 0.0
-    device_s: float = 0.0
-    hands: int = 1
+    thread_s: float = 0.0
+    threads: int = 0
+    wide_from: dict[str, int] = Field(default_factory=dict[str, int])
