@@ -9,6 +9,7 @@ import urllib.request
 from typing import Any
 
 from bench.system.arrivals import summary
+from bench.system.cores import Company
 from bench.system.driver import Driver, Watched, driving
 from shared.embedded import free_port
 
@@ -50,10 +51,17 @@ async def _holds(count: int, seconds: float, fields: dict[str, Any]) -> tuple[bo
         await driver.warm_up(**fields)
         streams = await _fill(driver, count, fields)
         let_in = len(streams)
+        company = Company(driver)
         if let_in == count:
             await asyncio.sleep(seconds)
+        foreign = company.in_use()
         await driver.stop(*streams)
-    figures = {"streams": count, "let_in": let_in, **(summary(streams) if let_in == count else {})}
+    figures = {
+        "streams": count,
+        "let_in": let_in,
+        "cores_of_others": foreign,
+        **(summary(streams) if let_in == count else {}),
+    }
     holds = let_in == count and all(stream.stats.cpr >= HOLDS_CPR for stream in streams)
     return holds, {**figures, "holds": holds}
 
@@ -118,10 +126,12 @@ async def promise(seconds: float, fields: dict[str, Any]) -> dict[str, Any]:
         before = await _told(driver, fields)
         streams = await _fill(driver, MOST, fields)
         full = await _told(driver, fields)
+        company = Company(driver)
         await asyncio.sleep(seconds)
+        foreign = company.in_use()
         after = await _told(driver, fields)
         await driver.stop(*streams)
-        held = {"kept": _kept(streams), **summary(streams)}
+        held = {"kept": _kept(streams), "cores_of_others": foreign, **summary(streams)}
         await asyncio.sleep(2.0)
         again = await _fill(driver, MOST, fields)
         answer, lower = await _next_at_its_tier(driver, fields)

@@ -15,6 +15,7 @@ from bench.system.latency import breakdown
 from shared.bus.port import Received
 from shared.contracts import subjects
 from shared.contracts.beats import Beat
+from shared.cores import Cores
 
 
 def cpu_by_process(driver: Driver) -> dict[str, float]:
@@ -29,6 +30,21 @@ def cpu_by_process(driver: Driver) -> dict[str, float]:
             continue
         seconds["bench" if process is me else name] = times.user + times.system
     return seconds
+
+
+class Company:
+    """Cores that processes which are not ours use meanwhile: figures taken in company are worth little."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._cores = driver, Cores()
+        self._began, self._foreign_s = time.monotonic(), self._foreign()
+
+    def _foreign(self) -> float:
+        return self._cores.busy_s() - sum(cpu_by_process(self._driver).values())
+
+    def in_use(self) -> float:
+        """Cores, since the beginning."""
+        return round(max(0.0, self._foreign() - self._foreign_s) / max(1e-3, time.monotonic() - self._began), 3)
 
 
 class WorkerCores:
@@ -68,11 +84,12 @@ async def cores(*, seconds: float, streams: int, fields: dict[str, Any], env: di
             watched.append(await driver.begin(frames=True, **fields))
             await asyncio.sleep(0.15)
         await asyncio.sleep(3.0)
-        told = WorkerCores()
+        told, company = WorkerCores(), Company(driver)
         hearing = await driver.bus.subscribe(subjects.beat(subjects.ANY), told.on_beat)
         before, began = cpu_by_process(driver), time.monotonic()
         await asyncio.sleep(seconds)
         after, took = cpu_by_process(driver), time.monotonic() - began
+        foreign = company.in_use()
         await hearing.unsubscribe()
         await driver.stop(*watched)
     chunks = [chunk for stream in watched for chunk in stream.decoded if chunk.chunk >= 4]
@@ -82,6 +99,7 @@ async def cores(*, seconds: float, streams: int, fields: dict[str, Any], env: di
         "idle_cores": {name: round((still[name] - idle[name]) / 2.0, 3) for name in still},
         "cores": {name: round((after[name] - before[name]) / took, 3) for name in after},
         "cores_in_all": round(sum(after[name] - before[name] for name in after) / took, 3),
+        "cores_of_others": foreign,
         "by_beats": {name: round(value, 3) for name, value in told.figures().items()},
         "way": breakdown(chunks),
         "played": summary([stream for stream in watched if stream.accepted]),
