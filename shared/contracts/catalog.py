@@ -9,6 +9,9 @@ from shared.contracts import commands as c
 from shared.contracts import events as e
 from shared.contracts import moving as m
 from shared.contracts import operating as o
+from shared.contracts import signalling as r
+from shared.contracts import sinks as k
+from shared.contracts import sources as u
 from shared.contracts import subjects as s
 from shared.contracts import tiers as t
 from shared.contracts.refs import Wire
@@ -55,12 +58,12 @@ CHANNELS: tuple[Channel, ...] = (
         (e.FramesDecoded, e.ChunkDropped),
         Delivery.CORE,
         ("worker", "motion", "scheduler"),
-        ("egress",),
+        ("egress", "gateway"),
     ),
     Channel(s.stream("*", "closed"), (e.ChunkClosed,), Delivery.CORE, ("egress",), ("ingest", "scheduler", "gateway")),
     Channel(
         s.stream("*", "control"),
-        (c.StartStream, c.UpdateStream, c.StopStream, o.MigrateStream),
+        (c.StartStream, c.UpdateStream, c.StopStream, o.MigrateStream, k.AddSink, k.RemoveSink),
         Delivery.JETSTREAM,
         ("gateway", "platform"),
         ("scheduler",),
@@ -74,10 +77,39 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         s.assign("*"),
-        (c.TakeStream, c.LeaveStream, c.PreparePrompt, c.PauseStream, c.ScaleLoras, t.PaceStream, *m.MOVES),
+        (
+            c.TakeStream,
+            c.LeaveStream,
+            c.PreparePrompt,
+            c.PauseStream,
+            c.ScaleLoras,
+            t.PaceStream,
+            k.ChangeSinks,
+            *m.MOVES,
+        ),
         Delivery.JETSTREAM,
         ("scheduler",),
         ("ingest", "worker", "egress", "motion"),
+    ),
+    Channel(s.stream("*", "push"), (u.PushedFrame,), Delivery.CORE, ("platform", "gateway"), ("ingest",)),
+    Channel(s.stream("*", "out"), (k.FramePublished,), Delivery.CORE, ("egress",), ("platform", "gateway")),
+    Channel(s.stream("*", "preview"), (k.SourcePreviewed,), Delivery.CORE, ("ingest",), ("gateway",)),
+    Channel(s.stream("*", "looking"), (k.Looking,), Delivery.CORE, ("gateway",), ("ingest", "egress")),
+    Channel(
+        s.stream("*", "whip"),
+        (r.RtcOffer, r.RtcCandidate, r.RtcClose),
+        Delivery.REQUEST,
+        ("gateway",),
+        ("ingest",),
+        (r.RtcAnswer,),
+    ),
+    Channel(
+        s.stream("*", "whep"),
+        (r.RtcOffer, r.RtcCandidate, r.RtcClose),
+        Delivery.REQUEST,
+        ("gateway",),
+        ("egress",),
+        (r.RtcAnswer,),
     ),
     Channel(s.TAKEN, (e.StreamTaken,), Delivery.CORE, ("ingest", "worker", "egress"), ("scheduler",)),
     Channel(s.MOVED, m.MOVED, Delivery.CORE, ("worker",), ("scheduler",)),

@@ -295,6 +295,17 @@ class LedgerTotals(Wire):
         """Frames that have their verdict."""
         return self.on_time + self.late + self.skipped + self.dropped_total
 
+    def plus(self, other: LedgerTotals) -> LedgerTotals:
+        """Two ledgers in one."""
+        names = sorted({*self.dropped, *other.dropped})
+        return LedgerTotals(
+            frames_in=self.frames_in + other.frames_in,
+            on_time=self.on_time + other.on_time,
+            late=self.late + other.late,
+            skipped=self.skipped + other.skipped,
+            dropped={name: self.dropped.get(name, 0) + other.dropped.get(name, 0) for name in names},
+        )
+
 
 class ChunkClosed(Wire):
     """egress → ingest, scheduler (``.closed``): verdicts, and credits back.
@@ -328,6 +339,9 @@ class EventKind(StrEnum):
     WARNING = "warning"
     MIGRATED = "migrated"  # from this chunk on another pipeline makes it
     REBALANCED = "rebalanced"  # its pipeline's DiT blocks changed hands
+    LISTENING = "listening"  # ingest waits for a push; ``reason`` is the address
+    SOURCE_LOST = "source_lost"  # it gives nothing; it is opened again
+    SOURCE_BACK = "source_back"
     STOPPED = "stopped"
     FAILED = "failed"
 

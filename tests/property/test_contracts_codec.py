@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from shared.contracts.catalog import CHANNELS
 from shared.contracts.codec import BadMessageError, decode, encode
@@ -83,7 +84,27 @@ SMALL = {
     "stage": st.integers(0, 1023),
     "stages": st.integers(1, 1024),
 }
-"""Fields with limits that their types do not tell: those of a stream's spec and patch, and of a tensor."""
+"""Fields with limits that they do not declare themselves, or to be kept small: a stream's spec and patch, and a tensor."""
+
+
+def bounded(field: FieldInfo) -> st.SearchStrategy[Any]:
+    """Values of a field, within the limits that it declares itself."""
+    kind = field.annotation
+    limits: dict[str, Any] = {}
+    for each in field.metadata:
+        limits |= {n: v for n in ("ge", "gt", "le", "lt", "pattern") if (v := getattr(each, n, None)) is not None}
+        limits |= {n: v for n in ("min_length", "max_length") if (v := getattr(each, n, None)) is not None}
+    if not limits or kind not in (int, float, str, bytes):
+        return values(kind)
+    if kind is str and "pattern" in limits:
+        return st.from_regex(limits["pattern"], fullmatch=True)
+    if kind in (str, bytes):
+        low, high = limits.get("min_length", 0), min(limits.get("max_length", 20), 20)
+        return st.binary(min_size=low, max_size=high) if kind is bytes else st.text("abc/", min_size=low, max_size=high)
+    low, high = limits.get("ge", limits.get("gt", -(2**63))), limits.get("le", limits.get("lt", 2**63 - 1))
+    if kind is int:
+        return st.integers(low + ("gt" in limits), high - ("lt" in limits))
+    return st.floats(low, high, exclude_min="gt" in limits, exclude_max="lt" in limits)
 
 
 def messages(message: type[Wire]) -> st.SearchStrategy[Wire]:
@@ -91,16 +112,12 @@ def messages(message: type[Wire]) -> st.SearchStrategy[Wire]:
     limited = message.__name__ in (
         "StreamSpec",
         "StreamPatch",
-        "FileSource",
-        "PatternSource",
-        "NoSource",
-        "Mp4Sink",
         "TensorRef",
         "BlockRange",
         "CutOver",
     )
     fields = {
-        name: SMALL[name] if limited and name in SMALL else values(field.annotation)
+        name: SMALL[name] if limited and name in SMALL else bounded(field)
         for name, field in message.model_fields.items()
         if name != "kind"
     }

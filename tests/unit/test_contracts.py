@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_args
 
 import msgpack
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from shared.contracts import beats, commands, events, moving, operating, subjects, tiers
+from shared.contracts import beats, commands, events, moving, operating, signalling, sinks, sources, subjects, tiers
 from shared.contracts.asyncapi import DOCUMENT, document, render
 from shared.contracts.catalog import CHANNELS, Delivery, channel_of, matches
 from shared.contracts.codec import BadMessageError, decode, decode_subject, encode
@@ -26,11 +27,11 @@ def all_messages() -> set[type[Wire]]:
 def test_every_message_with_a_kind_travels_somewhere() -> None:
     defined = {
         each
-        for module in (beats, events, commands, moving, operating, tiers)
+        for module in (beats, events, commands, moving, operating, signalling, sinks, sources, tiers)
         for _, each in inspect.getmembers(module, inspect.isclass)
         if issubclass(each, Wire) and each.__module__ == module.__name__ and "kind" in each.model_fields
     }
-    nested = {each for each in defined if each.__name__.endswith(("Source", "Sink"))}
+    nested = {*get_args(get_args(sources.Source)[0]), *get_args(get_args(sinks.Sink)[0])}
     assert defined - nested == all_messages()
 
 

@@ -31,6 +31,9 @@ def open_sinks(
     spec: StreamSpec, width: int, height: int, roots: Sequence[Path], taken: Collection[Path], *, resume: bool
 ) -> list[Sink]:
     """Open what ``spec.sinks`` names. ``taken`` are files that other streams write. Raises SinkError with one line."""
+    for sink in spec.sinks:
+        if not isinstance(sink, commands.Mp4Sink | commands.NullSink):
+            raise SinkError(f"this egress cannot open a sink of kind {sink.kind!r}")
     files = destinations(spec, roots)
     for file in files:
         if file in taken or files.count(file) > 1:

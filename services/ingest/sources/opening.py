@@ -22,6 +22,8 @@ def open_source(spec: StreamSpec, width: int, height: int, roots: Sequence[Path]
         return PatternSource(width, height, source.frames, spec.fps)
     if isinstance(source, commands.NoSource):
         return ClockSource(source.frames, spec.fps)
+    if not isinstance(source, commands.FileSource):
+        raise SourceError(f"this ingest cannot open a source of kind {source.kind!r}")
     try:
         path = inside(source.path, roots, verb="read")
     except MediaError as error:

@@ -1,0 +1,138 @@
+"""Where a stream's result goes: sinks that egress opens, several at once, added and removed while it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shared.contracts.refs import Wire
+from shared.contracts.sources import MAX_URL_CHARS
+
+SINK_ID_PATTERN = r"^[A-Za-z0-9_-]{0,32}$"
+
+
+class _Sink(Wire):
+    """``id`` names the sink within its stream; empty: egress' order, e.g. ``mp4-1``."""
+
+    id: str = Field(default="", pattern=SINK_ID_PATTERN)
+
+
+class Mp4Sink(_Sink):
+    """An H.264 MP4 file inside one of egress' allowed folders, with the source's audio. Fragmented while it is written."""
+
+    kind: Literal["mp4"] = "mp4"
+    path: str = Field(min_length=1, max_length=4096)
+
+
+class NullSink(_Sink):
+    """Frames are paced and counted, then discarded."""
+
+    kind: Literal["null"] = "null"
+
+
+class HlsSink(_Sink):
+    """HLS in the folder ``hls/<stream>`` of egress' first root: fMP4 segments and ``index.m3u8``, a sliding window."""
+
+    kind: Literal["hls"] = "hls"
+    segment_s: float = Field(default=1.0, ge=0.2, le=10.0)
+    window: int = Field(default=8, ge=3, le=100)  # segments in the playlist
+
+
+class RtmpSink(_Sink):
+    """H.264 in FLV pushed to an RTMP(S) server; opened again with back-off when it breaks."""
+
+    kind: Literal["rtmp"] = "rtmp"
+    url: str = Field(min_length=1, max_length=MAX_URL_CHARS)
+
+
+class WhepSink(_Sink):
+    """WebRTC viewers, negotiated by WHEP at ``/v1/streams/{id}/whep``: one encode, many viewers. Opened by the first viewer."""
+
+    kind: Literal["whep"] = "whep"
+
+
+class NatsSink(_Sink):
+    """Restyled frames as FramePublished on ``rheo.stream.<id>.out``, for a platform that subscribes."""
+
+    kind: Literal["nats"] = "nats"
+    format: Literal["jpeg", "rgb24"] = "jpeg"
+    quality: int = Field(default=85, ge=1, le=100)
+
+
+Sink = Annotated[Mp4Sink | NullSink | HlsSink | RtmpSink | WhepSink | NatsSink, Field(discriminator="kind")]
+
+
+class FramePublished(Wire):
+    """egress → platform and gateway (``.out``, core NATS): one restyled frame, whole.
+
+    ``data`` as ``format`` says: a JPEG file, or ``height`` × ``width`` × 3 bytes RGB.
+    """
+
+    kind: Literal["frame_published"] = "frame_published"
+    stream: str
+    chunk: int
+    pts: int
+    captured_ns: int
+    shown_ns: int
+    format: Literal["jpeg", "rgb24"] = "jpeg"
+    width: int
+    height: int
+    data: bytes
+
+
+class SourcePreviewed(Wire):
+    """ingest → gateway (``.preview``, core NATS): a frame of the fitted source as JPEG, while somebody looks."""
+
+    kind: Literal["source_previewed"] = "source_previewed"
+    stream: str
+    captured_ns: int
+    width: int
+    height: int
+    data: bytes
+
+
+class Looking(Wire):
+    """gateway → egress, ingest (``.looking``, core NATS): somebody looks at ``what`` now. Repeated every 2 s while so.
+
+    For 5 s after the last one egress publishes ``out`` (result) and ingest ``preview`` (source) as JPEG: once, for
+    all viewers. Nobody looks: nothing is encoded.
+    """
+
+    kind: Literal["looking"] = "looking"
+    stream: str
+    what: Literal["result", "source"] = "result"
+    max_fps: float = Field(default=30.0, gt=0, le=120)
+
+
+class AddSink(Wire):
+    """gateway or platform → scheduler (``.control``): one more sink. Answered by accepted or refused, then applied{chunk}."""
+
+    kind: Literal["add_sink"] = "add_sink"
+    command: str
+    stream: str
+    sink: Sink
+    tenant: str = ""
+
+
+class RemoveSink(Wire):
+    """gateway or platform → scheduler (``.control``): finish and close one sink, by its id. Answered like AddSink."""
+
+    kind: Literal["remove_sink"] = "remove_sink"
+    command: str
+    stream: str
+    sink: str = Field(pattern=SINK_ID_PATTERN)
+    tenant: str = ""
+
+
+class ChangeSinks(Wire):
+    """scheduler → egress (``rheo.egress.assign``): carry out one AddSink or RemoveSink. Answered by an applied event, or a
+    warning with this command when it could not be opened. A repetition is answered again."""
+
+    kind: Literal["change_sinks"] = "change_sinks"
+    instance: str
+    stream: str
+    epoch: int
+    command: str
+    add: Sink | None = None
+    remove: str = ""
