@@ -52,7 +52,6 @@ class Worker:
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
-        self._busy_s = 0.0
         self._memory: dict[str, Any] = {}
         self._device_name = ""
         self._calibration: tuple[MeasuredCost, ...] = ()
@@ -94,7 +93,7 @@ class Worker:
 
     def declare(self, metrics: Metrics) -> None:
         """What the device does, and holds."""
-        metrics.value(names.BUSY, lambda: self._busy_s)
+        metrics.value(names.BUSY, lambda: self._device.busy_s)
         metrics.value(names.DEVICE_QUEUE, lambda: self._device.waiting)
         metrics.value(names.STREAMS, lambda: len(self._handlers.assignments.streams))
         metrics.read(names.STATE_BYTES, self._state_bytes)
@@ -114,9 +113,7 @@ class Worker:
         now = time.monotonic()
         self._check_fence(now)
         elapsed, self._beat_at = now - self._beat_at, now
-        busy_s = self._device.take_busy_s()
-        self._busy_s += busy_s
-        busy = busy_s / elapsed if elapsed > 0 else 0.0
+        busy = self._device.take_busy_s() / elapsed if elapsed > 0 else 0.0
         settings = self._settings
         return {
             "roles": tuple(role.value for role in settings.roles),

@@ -276,14 +276,9 @@ class Handlers:
 
     async def _tell_fault(self, generation: int, seq: int, reason: str) -> None:
         self._count("faults")
-        fault = PipelineFault(
-            pipeline=self._runtime.place.pipeline,
-            stage=self._runtime.place.stage,
-            generation=generation,
-            seq=seq,
-            reason=reason,
-        )
-        await self._bus.publish(subjects.pipeline_done(self._runtime.place.pipeline), fault)
+        place = self._runtime.place
+        fault = PipelineFault(pipeline=place.pipeline, stage=place.stage, generation=generation, seq=seq, reason=reason)
+        await self._bus.publish(subjects.pipeline_done(place.pipeline), fault)
 
     # --- decode ------------------------------------------------------------------------------------------------------
 
