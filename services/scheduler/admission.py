@@ -115,6 +115,8 @@ class Admission:
             return decided
         if decided.refusal is Refusal.CAPACITY:
             self.tenants.claim(tenant, self._share(demand, candidates), self.whole, now_s)
+        if self.tenants.is_full(tenant):  # nothing is worked out for whoever floods
+            return decided
         return replace(decided, tier=self.fitting(tenant, demand, candidates, now_s))
 
     def leave(self, stream: str, now_s: float) -> None:
@@ -182,7 +184,7 @@ class Admission:
 
     def _decide(self, tenant: str, demand: Demand, candidates: Sequence[str], now_s: float) -> Admitted | Refused:
         there = sorted((name for name in candidates if name in self.books), key=lambda name: (self.loads[name], name))
-        share = self._share(demand, there)
+        share = 0.0 if self.tenants.is_full(tenant) else self._share(demand, there)
         if complaint := self.tenants.complaint(tenant, share, self.whole):
             used = self.tenants.usage.get(tenant)
             return Refused(Refusal.QUOTA, complaint, self._retry_s(used.streams if used else 0))
