@@ -131,6 +131,11 @@ class Calibration:
             for stream in (STREAM + "0", STREAM + "1"):
                 runtime.close(stream)
 
+    @property
+    def _is_default(self) -> bool:
+        """Whether it is the first size: smaller forwards are never wide, two of them at once carry more streams."""
+        return self._size == self._sizes[0]
+
     def _left_s(self) -> float:
         return self._until - time.perf_counter()
 
@@ -148,7 +153,7 @@ class Calibration:
     def _measure(self, role: str, items: int, units: int, job: Callable[[], object]) -> float:
         """The median of up to RUNS runs, noted, with the threads it would have. One that takes long runs once."""
         threads = self._threads
-        if threads is not None and items == 1 and units == self._spec.tokens(*self._size):
+        if threads is not None and items == 1 and self._is_default and units == self._spec.tokens(*self._size):
             one, most = (self._times(job, count) for count in (1, threads.most))
             threads.learn(role, units, statistics.median(one), statistics.median(most))
             times = most if threads.count(role, units) > 1 else one

@@ -27,7 +27,6 @@ class Threads:
         self.crowded = False
         self._lock = threading.Lock()
         self._used_s = 0.0
-        self._gains: dict[str, dict[int, bool]] = {}
         self._wide_from: dict[str, int] = {}
 
     @property
@@ -43,14 +42,7 @@ class Threads:
 
     def learn(self, role: str, units: int, one_s: float, most_s: float) -> None:
         """A forward with an item of ``units`` latent tokens took so long with one thread, and with all."""
-        gains = self._gains.setdefault(role, {})
-        gains[units] = most_s < GAIN * one_s
-        wide = 2 * max(gains)
-        for size in sorted(gains, reverse=True):  # from where on all that were measured gain
-            if not gains[size]:
-                break
-            wide = size
-        self._wide_from[role] = wide
+        self._wide_from[role] = units if most_s < GAIN * one_s else 2 * units
 
     def assume(self, units: int) -> None:
         """Others used the cores meanwhile, so what was measured says nothing: take this size for the first that is wide."""

@@ -144,9 +144,6 @@ def test_small_forwards_have_one_thread_and_large_ones_all_unless_cores_are_crow
     threads.learn("encode", 240, 0.006, 0.0055)
     assert (threads.count("stage", 60), threads.count("stage", 240)) == (1, 2)
     assert (threads.count("encode", 240), threads.count("encode", 480)) == (1, 2), "no gain was measured"
-    threads.learn("stage", 60, 0.018, 0.012)
-    assert threads.count("stage", 60) == 2
-    threads.learn("stage", 60, 0.018, 0.017)
     assert threads.wide_from == {"stage": 240, "encode": 480}
     threads.is_crowded(0.8)
     assert threads.count("stage", 240) == 1
