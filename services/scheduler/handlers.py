@@ -36,6 +36,7 @@ from shared.contracts.events import (
 )
 from shared.contracts.operating import MigrateStream
 from shared.contracts.refs import TensorRef
+from shared.contracts.sinks import AddSink, RemoveSink
 from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
@@ -83,7 +84,7 @@ class Handlers:
 
     async def on_control(self, received: Received) -> None:
         """start, update, stop: validated by their types; each command id is carried out once."""
-        command: StartStream | UpdateStream | StopStream | MigrateStream = received.message
+        command: StartStream | UpdateStream | StopStream | MigrateStream | AddSink | RemoveSink = received.message
         if not subjects.is_token(command.stream) or subjects.stream_of(received.subject) != command.stream:
             self._count("control_wrong_subject")
             return
@@ -99,6 +100,8 @@ class Handlers:
             self._spawn(self._desk.update(command))
         elif isinstance(command, MigrateStream):
             self._spawn(self.operating.migrate(command))
+        elif isinstance(command, AddSink | RemoveSink):
+            self._spawn(self._desk.sinking.change(command))
         elif (waiting := self._turns.withdraw(command.stream)) is not None:
             await self._desk.tell(command.stream, EventKind.ACCEPTED, command=command.command)
             reason = "stopped before it started"
@@ -140,8 +143,10 @@ class Handlers:
             self._count("motion_unknown_stream")
             return
         offer, decisions = core.offer(chunk, self._clock.now_ns())
-        if (queue := core.streams.get(chunk.stamp.stream)) is not None:
+        if record is not None and (queue := core.streams.get(chunk.stamp.stream)) is not None:
             self._desk.tiering.on_chunk(chunk.stamp, queue.model)
+            pixels = queue.width * queue.height * chunk.stamp.pixel_frames
+            self._desk.admitting.meter.chunk(record.workers, pixels)
         self._count(f"motion_{offer.value if offer is not None else 'unknown_stream'}")
         await self._act(decisions)
         await self.pump_core(core)
@@ -196,6 +201,7 @@ class Handlers:
         """A heartbeat. An instance that came back empty has lost its streams."""
         beat: Beat = received.message
         self.recutter.on_beat(beat)
+        self._desk.admitting.meter.beat(beat, self._clock.monotonic())
         if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
             await self.lost(beat.instance, "was restarted")
         await self._costs.beat(beat)
