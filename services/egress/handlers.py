@@ -231,7 +231,7 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            {**sinks, "live": live.sink, "webrtc": viewers.sink},
+            {**sinks, "live": live.sink, "(webrtc)": viewers.sink},
             ledger,
             self._on_done,
             self._latency,
