@@ -19,7 +19,7 @@ def open_source(spec: StreamSpec, width: int, height: int, roots: Sequence[Path]
     """Open what ``spec.source`` names, fitted to ``width`` × ``height``. Blocks; raises SourceError with one line."""
     source = spec.source
     if isinstance(source, commands.PatternSource):
-        return PatternSource(width, height, source.frames, spec.fps)
+        return PatternSource(width, height, source.frames, spec.fps, source.look)
     if isinstance(source, commands.NoSource):
         return ClockSource(source.frames, spec.fps)
     if not isinstance(source, commands.FileSource):

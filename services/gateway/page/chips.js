@@ -1,0 +1,126 @@
+// Style chips: one press sends the style's prompt; each shows the user's own first frame in that style.
+
+import { api } from "./api.js";
+import { $, make } from "./dom.js";
+import { KNOWN, drawStyle } from "./filters.js";
+import { sceneCanvas } from "./scene.js";
+
+const WIDTH = 96;
+const HEIGHT = 60;
+const PROMPTS = {
+  pencil: "a pencil drawing",
+  ink: "a black ink drawing",
+  blueprint: "a blueprint drawing",
+  neon: "neon lights",
+  thermal: "a thermal camera",
+  sepia: "a sepia photograph",
+  "night vision": "night vision",
+  comic: "a comic book",
+  watercolour: "a watercolour painting",
+  vaporwave: "vaporwave",
+  "x-ray": "an x-ray",
+  "pixel art": "pixel art",
+  "pop art": "pop art",
+  aurora: "aurora",
+  "stained glass": "stained glass",
+};
+
+/** The chips in ``#chips``. ``choose(prompt, style)`` is called when one is pressed. */
+export class Chips {
+  constructor(choose) {
+    this.choose = choose;
+    this.box = $("chips");
+    this.model = "";
+    this.base = null;
+    this.styles = [];
+    this.box.addEventListener("keydown", (event) => this.move(event));
+    this.load("rheo-tiny");
+  }
+
+  /** Show the styles that ``model`` knows. */
+  async load(model) {
+    if (model === this.model) return;
+    this.model = model;
+    this.show(KNOWN.map((name) => ({ name, prompt: PROMPTS[name] })));
+    try {
+      const told = await api.styles(model);
+      const styles = (told.styles ?? told).map((style) => (typeof style === "string" ? { name: style } : style));
+      if (styles.length && model === this.model) {
+        this.show(styles.map((style) => ({ name: style.name, prompt: style.prompt || PROMPTS[style.name] || style.name })));
+      }
+    } catch {
+      // The built-in list stands: a style is only a prompt.
+    }
+  }
+
+  show(styles) {
+    if (JSON.stringify(styles) === JSON.stringify(this.styles)) return;
+    this.styles = styles;
+    this.chips = styles.map(({ name, prompt }, index) => {
+      const canvas = make("canvas", { width: WIDTH, height: HEIGHT, "aria-hidden": "true" });
+      const chip = make("button", { class: "chip", type: "button", "aria-pressed": "false", title: prompt }, canvas, make("span", {}, name));
+      if (index < 9) chip.append(make("kbd", { "aria-hidden": "true" }, `${index + 1}`));
+      chip.onclick = () => this.choose(prompt, name);
+      return chip;
+    });
+    this.box.replaceChildren(...this.chips);
+    this.draw();
+  }
+
+  /** Take the thumbnails' picture from a video or canvas. */
+  from({ image, width, height }) {
+    const canvas = make("canvas", { width: WIDTH, height: HEIGHT });
+    const scale = Math.max(WIDTH / width, HEIGHT / height);
+    const ctx = canvas.getContext("2d", { willReadFrequently: true });
+    ctx.drawImage(image, (WIDTH - width * scale) / 2, (HEIGHT - height * scale) / 2, width * scale, height * scale);
+    this.base = canvas;
+    this.draw();
+  }
+
+  // A chip at a time between other work: fifteen small pictures take about 100 ms together.
+  draw() {
+    const base = (this.base ?? sceneCanvas(WIDTH, HEIGHT)).getContext("2d").getImageData(0, 0, WIDTH, HEIGHT);
+    const queue = this.chips.map((chip, index) => [chip, this.styles[index].name]);
+    const mine = (this.drawing = Symbol("drawing"));
+    const next = () => {
+      const todo = queue.shift();
+      if (!todo || mine !== this.drawing) return;
+      todo[0].querySelector("canvas").getContext("2d").putImageData(drawStyle(todo[1], base), 0, 0);
+      setTimeout(next);
+    };
+    next();
+  }
+
+  /** Light the chip of ``prompt``; ``waiting`` ms until it is live, null: it is. */
+  light(prompt, waiting = null) {
+    const wanted = prompt.trim().toLowerCase();
+    this.chips.forEach((chip, index) => {
+      const { name, prompt: own } = this.styles[index];
+      const on = wanted === own.toLowerCase() || wanted === name;
+      chip.setAttribute("aria-pressed", on);
+      if (on && waiting) {
+        chip.style.setProperty("--due", `${Math.round(waiting)}ms`);
+        chip.dataset.state = "waiting";
+      } else {
+        delete chip.dataset.state;
+      }
+      if (on && this.lit !== chip) {
+        this.lit = chip;
+        chip.scrollIntoView({ block: "nearest", inline: "nearest" });
+      }
+    });
+  }
+
+  /** Press the chip number ``index``, from 0. */
+  press(index) {
+    this.chips[index]?.click();
+  }
+
+  move(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const now = this.chips.indexOf(document.activeElement);
+    if (!step || now < 0) return;
+    event.preventDefault();
+    this.chips[(now + step + this.chips.length) % this.chips.length].focus();
+  }
+}

@@ -1,0 +1,327 @@
+// Wires the page: streams on one side, the parts of the desk on the other. Decisions are in the parts.
+
+import { api, viewOnly, watched } from "./api.js";
+import { Chips } from "./chips.js";
+import { Dials } from "./dials.js";
+import { $, announce, choices, make, toast } from "./dom.js";
+import { Grid } from "./grid.js";
+import { listen, movable } from "./keys.js";
+import { Picture } from "./picture.js";
+import { Prompt } from "./prompt.js";
+import { drawScene, sceneCanvas, sketchScene } from "./scene.js";
+import { Settings } from "./settings.js";
+import { Cancelled, SourceTrouble, open } from "./source.js";
+import { showVitals, troubleOf } from "./status.js";
+import { Stream } from "./stream.js";
+import { Timeline } from "./timeline.js";
+import { Waterfall } from "./waterfall.js";
+
+const SIZES = [[256, 160], [320, 192], [384, 224], [480, 272]];
+const narrow = matchMedia("(max-width: 760px)");
+
+class Page {
+  constructor() {
+    this.streams = [];
+    this.focused = null;
+    const now = () => this.focused;
+    const refused = (error) => this.refused(error);
+    this.picture = new Picture({ refused });
+    this.dials = new Dials({ now, refused, resize: () => this.resize() });
+    this.dials.offer(SIZES);
+    this.chips = new Chips((prompt) => this.prompt.use(prompt));
+    this.prompt = new Prompt({
+      now,
+      blend: () => this.dials.blendChunks(),
+      lit: (prompt, waiting) => this.chips.light(prompt, waiting),
+      start: () => this.kind && this.begin(this.kind),
+    });
+    this.timeline = new Timeline({ prompt: () => $("prompt").value, use: (text) => this.prompt.use(text), refused });
+    this.waterfall = new Waterfall(now);
+    this.settings = new Settings({ model: (name) => this.chips.load(name) });
+    this.grid = new Grid({
+      streams: () => this.streams,
+      focused: now,
+      focus: (stream) => this.focus(stream),
+      close: (stream) => this.close(stream),
+    });
+    this.bind();
+    this.layOut();
+    this.welcomePicture();
+    setInterval(() => this.settle(), 500);
+  }
+
+  bind() {
+    $("use-camera").onclick = () => this.begin("camera");
+    $("try-sample").onclick = () => this.begin("sample");
+    $("new-stream").onclick = () => this.begin(this.kind ?? "camera", { fresh: true });
+    for (const button of document.querySelectorAll("[data-kind]")) button.onclick = () => this.begin(button.dataset.kind);
+    $("cameras").onchange = () => {
+      choices.set("camera", $("cameras").value);
+      this.begin("camera");
+    };
+    $("drawer-pull").onclick = () => {
+      const open = $("drawer-pull").getAttribute("aria-expanded") !== "true";
+      $("drawer-pull").setAttribute("aria-expanded", open);
+    };
+    listen({
+      space: () => this.picture.pause(),
+      Enter: () => this.prompt.send(),
+      r: () => this.picture.record(),
+      f: () => this.picture.fullScreen(),
+      c: () => this.picture.compare(),
+      g: () => this.grid.toggle(),
+      "?": () => $("open-help").click(),
+      Escape: () => this.grid.toggle(false),
+      digit: (index) => this.chips.press(index),
+    });
+    movable($("source-frame"), () => narrow.matches);
+    narrow.onchange = () => this.layOut();
+    addEventListener("online", () => this.streams.forEach((stream) => stream.reached(true)));
+    addEventListener("offline", () => this.streams.forEach((stream) => stream.reached(false)));
+    addEventListener("pagehide", () => this.streams.forEach((stream) => stream.media && stream.close()));
+  }
+
+  // On a phone what chooses the source is in the drawer, and the source floats over the result.
+  layOut() {
+    const parts = [document.querySelector(".kinds"), $("camera-pick"), $("tiles")];
+    if (narrow.matches) $("drawer").prepend(...parts);
+    else $("side").append(...parts);
+    $("source-frame").removeAttribute("style");
+  }
+
+  welcomePicture() {
+    for (const [draw, side] of [[drawScene, "scene"], [sketchScene, "scene drawn"]]) {
+      const canvas = sceneCanvas(1440, 900, { draw });
+      canvas.className = side;
+      canvas.setAttribute("aria-hidden", "true");
+      $("picture").append(canvas);
+    }
+  }
+
+  mode(name) {
+    document.documentElement.dataset.mode = name;
+    $("welcome").hidden = name !== "welcome";
+    $("new-stream").hidden = name !== "desk";
+    for (const scene of document.querySelectorAll(".scene")) scene.hidden = name !== "welcome";
+  }
+
+  /** Open a source of this kind; it takes the focused stream's place unless ``fresh``. */
+  async begin(kind, { fresh = false } = {}) {
+    if (this.opening) return;
+    this.opening = true;
+    this.pressed = performance.now();
+    const replaced = fresh ? null : this.focused;
+    try {
+      const { source, media, label } = await open(kind, (line) => this.say(line));
+      this.kind = kind;
+      this.say("Starting");
+      const stream = await this.create(source, { media, label });
+      if (replaced) await this.close(replaced, { keepFocus: true });
+      this.focus(stream);
+    } catch (error) {
+      if (!(error instanceof Cancelled)) this.explain(error, kind);
+    } finally {
+      this.opening = false;
+      this.say("");
+      this.marks();
+    }
+  }
+
+  async create(source, { media = null, label = "" }) {
+    const spec = {
+      source,
+      prompt: $("prompt").value.trim() || "a pencil drawing",
+      ...this.settings.spec(),
+      ...this.dials.spec(),
+    };
+    try {
+      const view = await api.create(spec);
+      const stream = new Stream(view, { media, label });
+      stream.born = performance.now();
+      stream.pressed = this.pressed;
+      stream.kind = this.kind;
+      stream.asked = spec;
+      this.adopt(stream);
+      return stream;
+    } catch (error) {
+      for (const track of media?.getTracks() ?? []) track.stop();
+      throw error;
+    }
+  }
+
+  adopt(stream) {
+    this.streams.push(stream);
+    stream.addEventListener("view", () => this.settle());
+    stream.addEventListener("stats", () => stream === this.focused && this.waterfall.settle());
+    stream.addEventListener("change", ({ detail }) => stream === this.focused && this.prompt.follow(detail));
+    stream.addEventListener("told", ({ detail }) => this.told(stream, detail));
+    stream.player.addEventListener("refused", ({ detail }) => stream === this.focused && this.refused(detail));
+    stream.player.addEventListener("frame", () => this.first(stream), { once: true });
+    stream.media?.getVideoTracks()[0]?.addEventListener("ended", () => (stream.mediaEnded = !stream.ended));
+    const thumbnails = () => {
+      const now = stream.source.picture;
+      if (now && stream === this.focused) this.chips.from(now);
+    };
+    stream.source.addEventListener("frame", () => setTimeout(thumbnails, 400), { once: true });
+    stream.open();
+    this.grid.settle();
+  }
+
+  // How long it took from the press to the first restyled picture: on the element, for whoever measures.
+  first(stream) {
+    if (!stream.pressed) return;
+    const took = performance.now() - stream.pressed;
+    $("result").dataset.firstPicture = Math.round(took);
+    announce(`The picture is there after ${(took / 1000).toFixed(1)} seconds`);
+  }
+
+  told(stream, event) {
+    const reasons = { source_lost: event.reason || "It gives no pictures.", source_back: "", live: "" };
+    if (event.event in reasons) stream.lost = reasons[event.event];
+    if (event.event === "listening") stream.listening = event.reason;
+    if (event.event === "source_back" || event.event === "live") stream.listening = "";
+    if (event.event === "warning" && stream === this.focused && event.reason) toast(event.reason);
+    if (["tier_changed", "stopped", "failed", "recovering", "resumed"].includes(event.event)) stream.refresh().catch(() => {});
+    this.settle();
+  }
+
+  focus(stream) {
+    this.focused = stream;
+    this.mode(viewOnly ? "watch" : "desk");
+    this.picture.show(stream);
+    $("source-frame").querySelector(".player")?.remove();
+    $("source-frame").prepend(stream.source.element);
+    for (const each of this.streams) if (each !== stream && !each.media) each.source.stop();
+    stream.source.start();
+    if (stream.view.prompt && document.activeElement !== $("prompt")) $("prompt").value = stream.view.prompt;
+    this.chips.light(stream.view.prompt);
+    this.chips.load(stream.view.model);
+    this.prompt.say("", "");
+    if (stream.source.picture) this.chips.from(stream.source.picture);
+    this.grid.settle();
+    this.waterfall.settle();
+    this.settle();
+    this.marks();
+  }
+
+  async close(stream, { keepFocus = false } = {}) {
+    stream.deleted = true;
+    stream.close();
+    this.streams = this.streams.filter((each) => each !== stream);
+    if (!stream.ended) api.remove(stream.id).catch((error) => error.status !== 409 && error.status !== 404 && this.refused(error));
+    if (keepFocus) return;
+    if (stream === this.focused) {
+      const next = this.streams.at(-1);
+      if (next) this.focus(next);
+      else this.home();
+    }
+    this.grid.settle();
+  }
+
+  home() {
+    this.focused = null;
+    this.picture.show(null);
+    $("source-frame").querySelector(".player")?.remove();
+    showVitals(null);
+    this.mode("welcome");
+  }
+
+  /** Another size needs a new start of the same source. */
+  resize() {
+    if (this.focused && this.kind) this.begin(this.focused.kind ?? this.kind);
+  }
+
+  settle() {
+    const stream = this.focused;
+    if (!stream) return;
+    showVitals(stream);
+    this.dials.show(stream.view);
+    this.picture.settle();
+    const trouble = troubleOf(stream);
+    this.picture.note(trouble && { ...trouble, acts: this.actsFor(trouble.act, stream) });
+    this.marks();
+  }
+
+  actsFor(act, stream) {
+    if (viewOnly) return [];
+    const again = () => this.begin(stream.kind ?? "sample");
+    if (act === "restart") return [["Start again", again], ["Close", () => this.close(stream)]];
+    if (act === "other") return [["Try again", again], ["Try a sample", () => this.begin("sample")]];
+    if (act === "copy") return [["Copy the address", () => navigator.clipboard?.writeText(stream.listening)]];
+    return [];
+  }
+
+  marks() {
+    for (const button of document.querySelectorAll(".kinds [data-kind]")) {
+      button.setAttribute("aria-pressed", button.dataset.kind === (this.focused?.kind ?? ""));
+    }
+  }
+
+  say(line) {
+    $("use-camera").disabled = $("try-sample").disabled = Boolean(line);
+    document.documentElement.toggleAttribute("data-busy", Boolean(line));
+    if (line) announce(line);
+    if (this.focused) this.prompt.say("", line);
+    else $("welcome").querySelector(".sub").textContent = line ? `${line}…` : "Live, while you move.";
+  }
+
+  refused(error) {
+    toast(error.message, { stay: 9000 });
+    announce(error.message);
+  }
+
+  // What stood in the way of a start, with ways round it.
+  explain(error, kind) {
+    const names = { camera: "Use my camera", sample: "Try a sample", file: "Open a file", url: "Paste an address", screen: "Share a screen" };
+    if (!(error instanceof SourceTrouble) && this.focused) return this.refused(error);
+    const title = error.title ?? (error.status === 503 || error.status === 429 ? "Not now" : "That did not start");
+    const others = error.others ?? [kind, ...["sample", "file"].filter((other) => other !== kind)];
+    const card = make("div", { class: "note", role: "alertdialog", "aria-label": title });
+    const acts = make("div", { class: "note-acts" });
+    others.forEach((other, index) => {
+      const button = make("button", { type: "button", class: index ? "quiet" : "primary" }, other === kind ? "Try again" : names[other]);
+      button.onclick = () => {
+        this.unexplain();
+        this.begin(other);
+      };
+      acts.append(button);
+    });
+    card.append(make("p", { class: "note-title" }, title), make("p", {}, error.message), acts);
+    this.unexplain();
+    $("welcome").hidden = true;
+    $("result").append(card);
+    acts.firstChild?.focus();
+    announce(`${title}. ${error.message}`);
+    return undefined;
+  }
+
+  unexplain() {
+    document.querySelectorAll(".result > .note").forEach((old) => old.remove());
+    $("welcome").hidden = document.documentElement.dataset.mode !== "welcome";
+  }
+
+  /** Streams that run already, e.g. after a reload: they are there, and the newest is shown. */
+  async resume() {
+    if (watched) {
+      const stream = new Stream(await api.get(watched), { label: "shared" });
+      stream.born = performance.now();
+      this.adopt(stream);
+      this.focus(stream);
+      return;
+    }
+    this.settings.load();
+    const running = (await api.list()).filter((view) => !["stopped", "failed", "stopping"].includes(view.state));
+    for (const view of running.slice(-9)) {
+      const stream = new Stream(view);
+      stream.born = performance.now();
+      this.adopt(stream);
+    }
+    if (this.streams.length) this.focus(this.streams.at(-1));
+  }
+}
+
+const page = new Page();
+page.resume().catch((error) => {
+  if (watched) page.explain(Object.assign(error, { title: "This link shows nothing", others: [] }), "");
+  else page.refused(error);
+});

@@ -1,0 +1,150 @@
+// The timeline: prompts one after the other, each for some seconds. Played, recorded while performing ("arm"), kept as a file.
+
+import { $, icon, make, save, stamp } from "./dom.js";
+
+const MAX_CUES = 64;
+
+/** {cues: [{prompt, seconds}]} from a file's text. Raises Error with what would be accepted. */
+export function cuesOf(text) {
+  let read;
+  try {
+    read = JSON.parse(text);
+  } catch {
+    throw new Error("This is no timeline: a JSON file with “cues” is needed.");
+  }
+  const cues = (Array.isArray(read) ? read : read?.cues) ?? [];
+  const good = cues.filter((cue) => typeof cue.prompt === "string" && cue.prompt.trim() && Number(cue.seconds) > 0);
+  if (!good.length) throw new Error("The file has no cues: each needs a “prompt” and “seconds” above 0.");
+  return good.slice(0, MAX_CUES).map((cue) => ({ prompt: cue.prompt.slice(0, 8000), seconds: Math.min(3600, Number(cue.seconds)) }));
+}
+
+/** The fold ``#timeline``. ``prompt()`` gives the prompt now, ``use(prompt)`` sends one. */
+export class Timeline {
+  constructor({ prompt, use, refused }) {
+    Object.assign(this, { prompt, use, refused });
+    this.cues = [];
+    this.playing = -1;
+    this.armed = false;
+    this.track = make("div", { class: "track", role: "list", "aria-label": "Cues" });
+    this.seconds = make("input", { class: "num", type: "number", min: 1, max: 3600, step: 1, value: 6, "aria-label": "Seconds of a new cue" });
+    const button = (name, text, act) => {
+      const made = make("button", { class: "quiet", type: "button" }, ...(name ? [icon(name)] : []), make("span", {}, text));
+      made.onclick = act;
+      return made;
+    };
+    this.play = button("play", "play", () => (this.playing < 0 ? this.begin(0) : this.stop()));
+    this.arm = button("record", "arm", () => this.setArmed(!this.armed));
+    this.arm.title = "Record what you send, with its timing";
+    this.loop = make("input", { type: "checkbox", checked: true });
+    this.file = make("input", { type: "file", accept: "application/json,.json", class: "unseen", tabIndex: -1, "aria-label": "Timeline file" });
+    this.file.onchange = () => this.read();
+    const add = button("plus", "add this prompt", () => this.add(this.prompt(), Number(this.seconds.value) || 6));
+    const clear = button("", "clear", () => this.set([]));
+    const load = button("", "import", () => this.file.click());
+    const keep = button("", "export", () => this.write());
+    const length = make("label", {}, "for", this.seconds, "s");
+    const around = make("label", { class: "check" }, this.loop, "loop");
+    $("timeline").append(make("div", { class: "strip" }, this.play, around, this.arm, add, length, clear, load, keep, this.file), this.track);
+    this.draw();
+  }
+
+  set(cues) {
+    this.stop();
+    this.cues = cues;
+    this.draw();
+  }
+
+  add(prompt, seconds) {
+    if (!prompt.trim() || this.cues.length >= MAX_CUES) return;
+    this.cues.push({ prompt: prompt.trim(), seconds });
+    this.draw();
+  }
+
+  setArmed(on) {
+    this.armed = on;
+    if (on) {
+      this.set([]);
+      this.last = null;
+      this.heard(this.prompt());
+    } else {
+      this.endLast();
+    }
+    this.arm.setAttribute("aria-pressed", on);
+    this.arm.lastChild.textContent = on ? "stop arming" : "arm";
+    this.draw();
+  }
+
+  /** A prompt was sent: an armed timeline takes it, with how long the one before it lasted. */
+  heard(prompt) {
+    if (!this.armed || this.playing >= 0 || !prompt) return;
+    this.endLast();
+    this.last = { prompt, at: performance.now() };
+  }
+
+  endLast() {
+    if (this.last) this.add(this.last.prompt, Math.max(0.5, Math.round((performance.now() - this.last.at) / 100) / 10));
+    this.last = null;
+  }
+
+  begin(index) {
+    clearTimeout(this.next);
+    if (!this.cues.length) {
+      this.refused(new Error("The timeline is empty: add the prompt, or arm it and perform."));
+      return;
+    }
+    if (index >= this.cues.length && !this.loop.checked) {
+      this.stop();
+      return;
+    }
+    this.playing = index % this.cues.length;
+    const cue = this.cues[this.playing];
+    this.use(cue.prompt);
+    this.next = setTimeout(() => this.begin(this.playing + 1), cue.seconds * 1000);
+    this.draw();
+  }
+
+  stop() {
+    clearTimeout(this.next);
+    this.playing = -1;
+    this.draw();
+  }
+
+  async read() {
+    const [file] = this.file.files;
+    this.file.value = "";
+    if (!file) return;
+    try {
+      this.set(cuesOf(await file.text()));
+    } catch (error) {
+      this.refused(error);
+    }
+  }
+
+  write() {
+    save(new Blob([JSON.stringify({ cues: this.cues }, null, 1)], { type: "application/json" }), `timeline-${stamp()}.json`);
+  }
+
+  draw() {
+    const total = this.cues.reduce((sum, cue) => sum + cue.seconds, 0);
+    this.track.replaceChildren(
+      ...this.cues.map((cue, index) => {
+        const element = make("button", { class: "cue", type: "button", "aria-current": index === this.playing }, make("span", {}, cue.prompt), make("small", {}, `${cue.seconds} s`));
+        element.style.flexGrow = cue.seconds / (total || 1);
+        element.title = "Play from here; delete removes it";
+        element.onclick = () => this.begin(index);
+        element.onkeydown = (event) => {
+          if (event.key !== "Delete" && event.key !== "Backspace") return;
+          this.cues.splice(index, 1);
+          this.stop();
+        };
+        return make("div", { role: "listitem", class: "cue-place" }, element);
+      }),
+    );
+    [...this.track.children].forEach((place, index) => (place.style.flexGrow = this.cues[index].seconds / (total || 1)));
+    const playing = this.playing >= 0;
+    this.play.replaceChildren(icon(playing ? "pause" : "play"), make("span", {}, playing ? "stop" : "play"));
+    $("timeline-note").textContent = this.cues.length
+      ? `${this.cues.length} cue${this.cues.length > 1 ? "s" : ""}, ${Math.round(total)} s${playing ? ", playing" : ""}`
+      : "styles that change by themselves";
+  }
+}
