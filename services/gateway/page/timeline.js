@@ -4,7 +4,16 @@ import { $, icon, make, save, stamp } from "./dom.js";
 
 const MAX_CUES = 64;
 
-/** {cues: [{prompt, seconds}]} from a file's text. Raises Error with what would be accepted. */
+// A cue as we write it, or as Scope exports it: {startTime, endTime, prompts: [{text, weight}]}.
+function cueOf(raw) {
+  const parts = (raw.prompts ?? []).filter((part) => part.text?.trim());
+  const heaviest = parts.sort((a, b) => (b.weight ?? 0) - (a.weight ?? 0))[0];
+  const prompt = raw.prompt ?? raw.text ?? heaviest?.text ?? "";
+  const seconds = Number(raw.seconds ?? (raw.endTime ?? raw.end_time) - (raw.startTime ?? raw.start_time));
+  return { prompt: String(prompt).trim().slice(0, 8000), seconds: Math.min(3600, Math.round(seconds * 10) / 10) };
+}
+
+/** [{prompt, seconds}] from a file's text. Raises Error with what would be accepted. */
 export function cuesOf(text) {
   let read;
   try {
@@ -12,10 +21,11 @@ export function cuesOf(text) {
   } catch {
     throw new Error("This is no timeline: a JSON file with “cues” is needed.");
   }
-  const cues = (Array.isArray(read) ? read : read?.cues) ?? [];
-  const good = cues.filter((cue) => typeof cue.prompt === "string" && cue.prompt.trim() && Number(cue.seconds) > 0);
+  const timeline = read?.timeline?.entries ?? read?.timeline;
+  const found = [read, read?.cues, timeline, read?.prompts].find(Array.isArray) ?? [];
+  const good = found.map(cueOf).filter((cue) => cue.prompt && cue.seconds > 0);
   if (!good.length) throw new Error("The file has no cues: each needs a “prompt” and “seconds” above 0.");
-  return good.slice(0, MAX_CUES).map((cue) => ({ prompt: cue.prompt.slice(0, 8000), seconds: Math.min(3600, Number(cue.seconds)) }));
+  return good.slice(0, MAX_CUES);
 }
 
 /** The fold ``#timeline``. ``prompt()`` gives the prompt now, ``use(prompt)`` sends one. */
