@@ -209,6 +209,11 @@ def demo(out: Path, prompt: str) -> None:
     "--media", type=FOLDER, default=Path("media"), show_default=True, help="Streams read and record files here."
 )
 @click.option("--run-dir", type=FOLDER, help="Where servers keep data and logs; default: a temporary folder.")
+@click.option(
+    "--tokens",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Who may use the API, see `rheocast token`.",
+)
 def up(
     host: str,
     port: int,
@@ -218,6 +223,7 @@ def up(
     models_dir: Path | None,
     media: Path,
     run_dir: Path | None,
+    tokens: Path | None,
 ) -> None:
     """Serve the API: start the servers and every service, restart what dies, stop all on Ctrl-C."""
     from services.cli.up import up as serve
@@ -226,7 +232,49 @@ def up(
     media = media.expanduser().absolute()
     models = models_dir_of(models_dir)
     media.mkdir(parents=True, exist_ok=True)
-    asyncio.run(serve(host, port, stages, model, media, run_dir.absolute() if run_dir else None, models, pipelines))
+    asyncio.run(
+        serve(
+            host,
+            port,
+            stages,
+            model,
+            media,
+            run_dir.absolute() if run_dir else None,
+            models,
+            pipelines,
+            tokens.absolute() if tokens else None,
+        )
+    )
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(["viewer", "operator", "admin"]), default="operator", show_default=True)
+@click.option("--tenant", default="default", show_default=True, help="Whose streams it sees and starts.")
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("tokens.json"),
+    show_default=True,
+    help="What `rheocast up --tokens` or RHEOCAST_TOKENS_FILE names.",
+)
+def token(name: str, role: str, tenant: str, path: Path) -> None:
+    """Make a bearer token for the API and print it, once; only its hash is kept. The same NAME again replaces it."""
+    from pydantic import ValidationError
+
+    from shared.access import Role, TokensFileError, add_token, new_token
+
+    try:
+        secret, entry = new_token(name, Role(role), tenant)
+        add_token(path, entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CommandError(f"{first['loc'][0]}: {first['msg']}") from None
+    except TokensFileError as error:
+        raise CommandError(str(error)) from None
+    click.echo(f"{name} ({role} of tenant {tenant}) is in {path}; its token is shown only now:", err=True)
+    click.echo(secret)
 
 
 @cli.command()
@@ -235,12 +283,21 @@ def up(
 @click.option("--undo", is_flag=True, help="The worker may be used again.")
 @click.option("--no-wait", is_flag=True, help="Say so and go; see GET /v1/workers for how it stands.")
 @click.option("--api", default="http://127.0.0.1:7860", show_default=True, help="Where rheocast up listens.")
+@click.option("--token", default="", envvar="RHEOCAST_TOKEN", help="An admin's, where the API needs one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the worker as one JSON line, last, on stdout.")
-def drain(worker: str, force: bool, undo: bool, no_wait: bool, api: str, as_json: bool) -> None:
+def drain(worker: str, force: bool, undo: bool, no_wait: bool, api: str, token: str, as_json: bool) -> None:
     """Empty a worker, so that it can be stopped: its pipeline takes no stream, those on it are moved to others."""
     from services.cli.drain import drain as empty
 
-    view = empty(api, worker, force=force, undo=undo, wait=not no_wait, say=lambda line: click.echo(line, err=True))
+    view = empty(
+        api,
+        worker,
+        force=force,
+        undo=undo,
+        wait=not no_wait,
+        token=token,
+        say=lambda line: click.echo(line, err=True),
+    )
     said = {"drained": f"{worker} is empty: it may be stopped", "ready": f"{worker} takes streams"}
     click.echo(json.dumps(view) if as_json else said.get(view["state"], f"{worker} is {view['state']}"))
 

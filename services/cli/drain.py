@@ -16,11 +16,12 @@ POLL_S = 1.0
 ANSWER_S = 10.0
 
 
-def call(api: str, method: str, path: str) -> dict[str, Any]:
+def call(api: str, method: str, path: str, token: str = "") -> dict[str, Any]:
     """One request to the gateway. Raises CommandError with what it says is wrong."""
     if not api.startswith(("http://", "https://")):
         raise CommandError(f"{api!r} is no API: give its address, e.g. http://127.0.0.1:7860")
-    request = Request(f"{api.rstrip('/')}{path}", method=method)  # noqa: S310 - http(s) only, checked above
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = Request(f"{api.rstrip('/')}{path}", method=method, headers=headers)  # noqa: S310 - http(s) only, see above
     try:
         with urlopen(request, timeout=ANSWER_S) as response:  # noqa: S310
             found: dict[str, Any] = json.load(response)
@@ -46,21 +47,22 @@ def drain(
     force: bool = False,
     undo: bool = False,
     wait: bool = True,
+    token: str = "",
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
     """Empty a worker and wait until it may be stopped; ``undo`` takes it back. Returns the worker as the API shows it."""
     path = f"/v1/workers/{quote(worker, safe='')}"
     if undo:
-        return call(api, "DELETE", f"{path}/drain")
-    view, told = call(api, "POST", f"{path}/drain?{urlencode({'force': str(force).lower()})}"), ""
+        return call(api, "DELETE", f"{path}/drain", token)
+    view, told = call(api, "POST", f"{path}/drain?{urlencode({'force': str(force).lower()})}", token), ""
     while wait and view["state"] == "draining":
         line = _progress(view)
         if line != told:
             say(line)
             told = line
         sleep(POLL_S)
-        view = call(api, "GET", path)
+        view = call(api, "GET", path, token)
     return view
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
@@ -24,13 +25,16 @@ async def up(
     run_dir: Path | None,
     models_dir: Path | None = None,
     pipelines: int = 1,
+    tokens: Path | None = None,
 ) -> None:
     """Start, watch, restart, stop. Raises CommandError when something cannot be kept running."""
     spec = model_of(model, models_dir)
     if not 1 <= stages <= spec.layers:
         raise CommandError(f"--stages {stages}: {model} can be split into 1 to {spec.layers} stages")
-    if host not in ("127.0.0.1", "::1", "localhost"):
-        raise CommandError(f"--host {host}: the API has no authentication yet, so it listens on 127.0.0.1 only")
+    if host not in ("127.0.0.1", "::1", "localhost") and tokens is None and not os.environ.get("RHEOCAST_TOKENS_FILE"):
+        raise CommandError(
+            f"--host {host}: without tokens anyone could come in; make one with `rheocast token`, and give --tokens"
+        )
     check_port(host, port)
     check_parts(spec, models_dir)
     topology = Topology(
@@ -41,7 +45,11 @@ async def up(
         gateway_port=port,
         models_dir=models_dir,
         pipelines=pipelines,
-        extra_env={"RHEOCAST_GATEWAY_HOST": host, "RHEOCAST_MEDIA_DIR": str(media)},
+        extra_env={
+            "RHEOCAST_GATEWAY_HOST": host,
+            "RHEOCAST_MEDIA_DIR": str(media),
+            **({} if tokens is None else {"RHEOCAST_TOKENS_FILE": str(tokens)}),
+        },
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -59,7 +67,7 @@ async def up(
             await asyncio.wait({ready, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not stopping.is_set():
                 await ready
-                click.echo(f"Rheocast is up: http://{host}:{port}/docs   (files: {media}; Ctrl-C stops it)")
+                click.echo(f"Rheocast is up: http://{host}:{port}/   (files: {media}; Ctrl-C stops it)")
             ready.cancel()
             while not stopping.is_set():
                 refuse_if_given_up(system.supervisor)

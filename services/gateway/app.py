@@ -7,60 +7,130 @@ import logging
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
 
-from services.gateway.api import capacity, fleet, streams
+from services.gateway import auth
+from services.gateway.access import Seen
+from services.gateway.api import capacity, fleet, pages, reference, streams, watching
+from services.gateway.auth import Tokens
 from services.gateway.body_limit import BodyLimit
+from services.gateway.chunks import Chunks
+from services.gateway.guard import Guard
 from services.gateway.handlers import Desk
-from services.gateway.problems import install
+from services.gateway.idempotency import Idempotency
+from services.gateway.problems import Problem, install
 from services.gateway.settings import Settings
-from shared.lifecycle import Context, run_service
+from services.gateway.shares import Shares
+from services.gateway.watching import Watch
+from shared.access import TokensFileError
+from shared.bus.port import Bus
+from shared.contracts.sources import MAX_PUSHED_BYTES
+from shared.lifecycle import Context, UnusableError, run_service
+from shared.session.port import SessionStore
 
 log = logging.getLogger(__name__)
 
 
-def build_api(desk: Desk, settings: Settings) -> FastAPI:
-    """The ASGI application. OpenAPI at ``/openapi.json``, its page at ``/docs``."""
-    app = FastAPI(title="Rheocast", version="1", description="Live video in, generated video out.")
+class Parts:
+    """What the routes are bound to. One set per gateway."""
+
+    def __init__(self, bus: Bus, store: SessionStore, settings: Settings) -> None:
+        self.settings = settings
+        self.desk = Desk(bus, store, settings)
+        self.seen = Seen(self.desk)
+        self.watch = Watch(bus, settings.max_viewers)
+        self.chunks = Chunks(bus)
+        self.shares = Shares(store)
+        self.once = Idempotency(store)
+        self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
+        self.watch.on_progress.append(self.chunks.on_progress)
+
+    async def start(self) -> None:
+        """Listen to the bus. Raises UnusableError when the tokens' file will not do."""
+        if self.tokens is not None:
+            try:
+                self.tokens.load()
+            except TokensFileError as error:
+                raise UnusableError(str(error)) from None
+        await self.desk.start()
+        await self.watch.start()
+
+    async def close(self) -> None:
+        """End what runs beside the requests."""
+
+
+def build_api(parts: Parts) -> FastAPI:
+    """The ASGI application. OpenAPI at ``/openapi.json``, its page at ``/docs``, the page at ``/``."""
+    settings, desk, seen = parts.settings, parts.desk, parts.seen
+    app = FastAPI(
+        title="Rheocast", version="1", description="Live video in, generated video out.", docs_url=None, redoc_url=None
+    )
     install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Guard, settings=settings, tokens=parts.tokens, shares=parts.shares)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Location", "Retry-After"],
+        )
 
     @app.get("/healthz", tags=["health"], operation_id="health")
     async def health() -> dict[str, str]:
         """The gateway answers."""
         return {"status": "ok"}
 
-    @app.get("/", include_in_schema=False)
-    async def home() -> RedirectResponse:
-        """The API's own page."""
-        return RedirectResponse("/docs")
-
-    app.include_router(streams.router(desk, settings))
+    app.include_router(streams.router(desk, settings, seen, parts.once, parts.shares))
+    app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
     app.include_router(fleet.router(desk))
     app.include_router(capacity.router(desk))
+    reference.install_reference(app)
+    pages.install_page(app)
+    _with_problems(app)
     return app
+
+
+def _with_problems(app: FastAPI) -> None:
+    """The problem's schema stands in the OpenAPI once, where every error points to it."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = plain()
+            schema["components"]["schemas"]["Problem"] = Problem.model_json_schema(
+                ref_template="#/components/schemas/{model}"
+            )
+        return plain()
+
+    app.openapi = openapi
 
 
 class Gateway:
     """One gateway process: uvicorn inside the service's own event loop."""
 
     def __init__(self, context: Context, settings: Settings) -> None:
-        self._context = context
         self._settings = settings
-        self._desk = Desk(context.bus, context.store, settings)
+        self._parts = Parts(context.bus, context.store, settings)
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen once receipts are heard."""
-        await self._desk.start()
+        """Listen once receipts are heard. Raises UnusableError when the settings would let anyone in."""
+        auth.check_settings(self._settings)
+        await self._parts.start()
         config = uvicorn.Config(
-            build_api(self._desk, self._settings),
+            build_api(self._parts),
             host=self._settings.gateway_host,
             port=self._settings.gateway_port,
             log_config=None,
-            access_log=False,
+            access_log=False,  # tokens may stand in a query
             lifespan="off",
+            server_header=False,
+            proxy_headers=False,
+            ws_max_size=MAX_PUSHED_BYTES + 4096,
+            timeout_graceful_shutdown=3,  # viewers never end by themselves
         )
         self._server = uvicorn.Server(config)
         self._task = asyncio.create_task(self._serve(self._server), name="http")
@@ -87,6 +157,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Cut what is left."""
+        await self._parts.close()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

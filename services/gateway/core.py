@@ -9,16 +9,24 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
+from services.gateway.problems import GatewayError
 from shared.contracts.commands import FileSource, Mp4Sink, StreamSpec
 from shared.contracts.events import LedgerTotals, StreamStats
 from shared.contracts.refs import Wire
+from shared.contracts.sinks import Sink
 from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Tier
 
 Shown = TypeVar("Shown", bound=Wire)
 
+UPLOADS, RECORDINGS, HLS = "uploads", "recordings", "hls"
+TENANTS_OWN = (UPLOADS, RECORDINGS)
+"""Folders in the media folder that have one folder for each tenant."""
 
-class PathRefusedError(ValueError):
+
+class PathRefusedError(GatewayError):
     """A path that does not stay in the media folder; the message is for the client."""
+
+    status, title = 422, "Path refused"
 
 
 class StreamCreate(StreamSpec):
@@ -90,14 +98,46 @@ def inside(media_dir: Path, name: str) -> Path:
     return path
 
 
-def spec_of_request(request: StreamCreate, media_dir: Path, tenant: str = DEFAULT_TENANT) -> StreamSpec:
-    """The spec to start, with paths made absolute inside the media folder; whose it is says the header, not the body."""
+def readable(media_dir: Path, name: str, tenant: str) -> Path:
+    """As :func:`inside`, for a file that is read: what another tenant has uploaded or recorded is not there."""
+    path = inside(media_dir, name)
+    parts = path.relative_to(media_dir.resolve()).parts
+    if len(parts) > 1 and parts[0] in TENANTS_OWN and parts[1] != tenant:
+        raise PathRefusedError(f"{name!r} is not yours: your files are in {parts[0]}/{tenant}/")
+    return path
+
+
+def writable(media_dir: Path, name: str, tenant: str, anywhere: bool) -> Path:
+    """As :func:`inside`, for a file that is written: in the tenant's recordings, or anywhere that holds nobody's own."""
+    path = inside(media_dir, name)
+    parts = path.relative_to(media_dir.resolve()).parts
+    own = len(parts) > 2 and parts[:2] == (RECORDINGS, tenant)
+    if not own and (not anywhere or (parts and parts[0] in (*TENANTS_OWN, HLS))):
+        raise PathRefusedError(
+            f"{name!r} will not do: recordings go to {RECORDINGS}/{tenant}/, e.g. '{RECORDINGS}/{tenant}/out.mp4'"
+        )
+    return path
+
+
+def sink_of_request(sink: Sink, media_dir: Path, tenant: str, anywhere: bool) -> Sink:
+    """A sink as egress gets it. Raises PathRefusedError."""
+    if not isinstance(sink, Mp4Sink):
+        return sink
+    return sink.model_copy(update={"path": str(writable(media_dir, sink.path, tenant, anywhere))})
+
+
+def spec_of_request(
+    request: StreamCreate, media_dir: Path, tenant: str = DEFAULT_TENANT, *, anywhere: bool = True
+) -> StreamSpec:
+    """The spec to start, with paths made absolute inside the media folder; whose it is says the caller, not the body.
+
+    ``anywhere``: recordings may go anywhere in the media folder. Raises PathRefusedError.
+    """
     changes: dict[str, Any] = {"tenant": tenant}
     if isinstance(request.source, FileSource):
-        changes["source"] = FileSource(path=str(inside(media_dir, request.source.path)))
-    changes["sinks"] = tuple(
-        Mp4Sink(path=str(inside(media_dir, sink.path))) if isinstance(sink, Mp4Sink) else sink for sink in request.sinks
-    )
+        path = readable(media_dir, request.source.path, tenant)
+        changes["source"] = request.source.model_copy(update={"path": str(path)})
+    changes["sinks"] = tuple(sink_of_request(sink, media_dir, tenant, anywhere) for sink in request.sinks)
     fields = {name: getattr(request, name) for name in StreamSpec.model_fields}
     return StreamSpec.model_validate({**fields, **changes})
 

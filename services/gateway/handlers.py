@@ -5,52 +5,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable, Collection
 
 from services.gateway.core import StreamView, TotalLedger, sum_of, view_of
+from services.gateway.errors import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
 from services.gateway.settings import Settings
 from shared.bus.port import Bus, BusError, Received
 from shared.contracts import subjects
 from shared.contracts.commands import StartStream, StopStream, StreamPatch, StreamSpec, UpdateStream
 from shared.contracts.events import EventKind, LedgerTotals, StreamEvent
 from shared.contracts.operating import CutPipeline, DrainWorker, FleetAsked, FleetTold, MigrateStream, Refused
-from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal, Tier
+from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
 from shared.rates import Rates
 from shared.session.port import SessionStore
-
-
-class RefusedError(Exception):
-    """A command was refused; the message is the reason. ``retry_after_s`` above 0: not now, maybe later.
-
-    ``tier`` would be accepted now (None: nothing would, or it is no question of that).
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        retry_after_s: float = 0.0,
-        refusal: Refusal = Refusal.OTHER,
-        tier: Tier | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-        self.refusal = refusal
-        self.tier = tier
-
-
-class NoAnswerError(Exception):
-    """The scheduler did not answer in time."""
-
-
-class UnknownStreamError(LookupError):
-    """No such stream."""
-
-
-class UnknownPartError(LookupError):
-    """No such worker or pipeline."""
-
-
-class InvalidError(ValueError):
-    """What was asked for cannot be; the message says what can."""
+from shared.session.state import StreamState
 
 
 class Desk:
@@ -153,21 +121,40 @@ class Desk:
         totals, _, _ = await self._store.ledger(stream)
         return view_of(stream, session, totals)
 
-    async def ledger(self) -> TotalLedger:
+    async def ledger(self, may_see: Callable[[str, str], bool] = lambda _, __: True) -> TotalLedger:
         """What became of every frame of every stream that is known: those under way, and those that ended lately."""
-        total = LedgerTotals()
-        streams = await self._store.streams()
-        for stream in streams:
-            totals, _, _ = await self._store.ledger(stream)
-            total = sum_of(total, totals)
-        return TotalLedger(streams=len(streams), closed=total.closed, open=total.frames_in - total.closed, ledger=total)
+        total, streams = LedgerTotals(), 0
+        for stream in await self._store.streams():
+            try:
+                view = await self.view(stream)
+            except UnknownStreamError:
+                continue
+            if may_see(stream, view.tenant):
+                streams += 1
+                total = sum_of(total, view.ledger)
+        return TotalLedger(streams=streams, closed=total.closed, open=total.frames_in - total.closed, ledger=total)
 
-    async def views(self) -> list[StreamView]:
-        """All streams, by id."""
+    async def views(
+        self,
+        may_see: Callable[[StreamView], bool] = lambda _: True,
+        states: Collection[StreamState] | None = None,
+        after: str = "",
+        limit: int = 1_000_000,
+    ) -> list[StreamView]:
+        """At most ``limit`` streams, by id, whose id comes after ``after``."""
         found: list[StreamView] = []
         for stream in sorted(await self._store.streams()):
+            if stream <= after:
+                continue
             try:
-                found.append(await self.view(stream))
+                view = await self.view(stream)
             except UnknownStreamError:
                 continue  # deleted meanwhile
+            if may_see(view) and (not states or view.state in states):
+                found.append(view)
+                if len(found) >= limit:
+                    break
         return found
+
+    async def check(self, spec: StreamSpec) -> None:
+        """Addresses that a stream would have us call. Raises InvalidError."""

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import http
+import logging
 import math
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 
-from services.gateway.core import PathRefusedError
-from services.gateway.handlers import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
+from shared.bus.port import BusError
 from shared.contracts.tiers import Refusal, Tier
+from shared.session.port import StoreError
 
+log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
     """The body of every error. A refused start may name in ``tier`` what would be accepted now."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "about:blank",
+                "title": "No such stream",
+                "status": 404,
+                "detail": "there is no stream s-3f9a0c1d2e4b",
+            }
+        }
+    )
 
     type: str = "about:blank"
     title: str
@@ -30,15 +44,36 @@ class Problem(BaseModel):
     tier: Tier | None = None
 
 
+class GatewayError(Exception):
+    """Base of what the gateway answers with an error; the message is the problem's detail, for the client."""
+
+    status = 500
+    title = "Failed"
+
+    def more(self) -> dict[str, Any]:
+        """Further members of the problem; ``retry_after_s`` becomes a header, too."""
+        return {}
+
+
 def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
-    """An error response; what is None is left out."""
+    """An error response; what is None is left out. ``retry_after_s`` is told in whole seconds."""
     body = Problem(title=title, status=status, detail=detail, **more)
-    return JSONResponse(body.model_dump(mode="json", exclude_none=True), status_code=status, media_type=MEDIA_TYPE)
+    answer = JSONResponse(body.model_dump(mode="json", exclude_none=True), status_code=status, media_type=MEDIA_TYPE)
+    if body.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(max(1, math.ceil(body.retry_after_s)))
+    return answer
 
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in (404, 409, 413, 422, 429, 503)
-}
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI: these errors, beside those that any request may get."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": http.HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}}
+        for status in sorted({400, 401, 403, 405, 413, 421, 422, 429, 503, *statuses})
+    }
+
+
+PROBLEM_RESPONSES = responses(404, 409)
 
 
 def _complaints(errors: Any) -> str:
@@ -46,7 +81,7 @@ def _complaints(errors: Any) -> str:
     for error in errors:
         place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
         said.append(f"{place}: {error['msg']}" if place else str(error["msg"]))
-    return "; ".join(said)
+    return "; ".join(said)[:2000]
 
 
 def install(app: FastAPI) -> None:
@@ -60,37 +95,27 @@ def install(app: FastAPI) -> None:
     async def invalid_spec(_: Request, error: ValidationError) -> JSONResponse:
         return problem(422, "Invalid stream", _complaints(error.errors()))
 
-    @app.exception_handler(PathRefusedError)
-    async def path(_: Request, error: PathRefusedError) -> JSONResponse:
-        return problem(422, "Path refused", str(error))
-
-    @app.exception_handler(UnknownStreamError)
-    async def unknown(_: Request, error: UnknownStreamError) -> JSONResponse:
-        return problem(404, "No such stream", str(error.args[0]))
-
-    @app.exception_handler(UnknownPartError)
-    async def unknown_part(_: Request, error: UnknownPartError) -> JSONResponse:
-        return problem(404, "No such worker or pipeline", str(error.args[0]))
-
-    @app.exception_handler(InvalidError)
-    async def cannot_be(_: Request, error: InvalidError) -> JSONResponse:
-        return problem(422, "Invalid request", str(error))
-
-    @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> JSONResponse:
-        if error.retry_after_s <= 0:
-            return problem(409, "Refused", str(error))
-        quota = error.refusal is Refusal.QUOTA
-        wait_s = max(1, math.ceil(error.retry_after_s))
-        more: dict[str, Any] = {"refusal": error.refusal, "retry_after_s": wait_s, "tier": error.tier}
-        later = problem(429 if quota else 503, "Too much" if quota else "Not now", str(error), **more)
-        later.headers["Retry-After"] = str(wait_s)
-        return later
-
-    @app.exception_handler(NoAnswerError)
-    async def silent(_: Request, error: NoAnswerError) -> JSONResponse:
-        return problem(503, "No answer", str(error))
+    @app.exception_handler(GatewayError)
+    async def ours(_: Request, error: GatewayError) -> JSONResponse:
+        return problem(error.status, error.title, str(error), **error.more())
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, "HTTP error", str(error.detail))
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        if error.status_code == 204:
+            return Response(status_code=204)
+        answer = problem(error.status_code, "HTTP error", str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(BusError)
+    @app.exception_handler(StoreError)
+    async def away(_: Request, error: Exception) -> JSONResponse:
+        log.warning("an answer fails: %s", error)
+        return problem(
+            503, "No answer", "the broker or the session store does not answer: try again", retry_after_s=2.0
+        )
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> JSONResponse:
+        """Starlette logs it; the client learns nothing of our insides."""
+        return problem(500, "Failed", "the gateway failed to answer; its log says why")

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from shared.config import ServiceSettings
 
+NamesList = Annotated[tuple[str, ...], NoDecode]
+"""Names joined by commas in the environment."""
+
 
 class Settings(ServiceSettings):
-    """``RHEOCAST_…`` variables of the gateway. ``media_dir`` is the folder that file sources and sinks are named in."""
+    """``RHEOCAST_…`` variables of the gateway. ``media_dir`` is the folder that file sources and sinks are named in.
+
+    ``tokens_file``: bearer tokens, hashed (see ``shared/access.py``). None: whoever reaches the port may do everything, which
+    is allowed on loopback only, unless ``allow_no_auth`` says that something else stands guard. ``cors_origins``: pages of
+    these origins may call the API. ``allowed_hosts``: names it is asked by while nobody needs a token, beside localhost and
+    addresses.
+    """
 
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=7860, ge=0, le=65535)
@@ -21,3 +33,39 @@ class Settings(ServiceSettings):
     tenant_commands_per_s: float = Field(default=20.0, gt=0.0)  # of each tenant, starts and changes together
     tenant_burst: int = Field(default=40, ge=1)  # … and so many at once
     max_body_bytes: int = 1 << 20
+
+    tokens_file: Path | None = None
+    allow_no_auth: bool = False
+    cors_origins: NamesList = ()
+    allowed_hosts: NamesList = ()
+    requests_per_s: float = Field(default=100.0, gt=0.0)  # of each token, or address without one
+    requests_burst: int = Field(default=300, ge=1)
+    share_max_s: float = Field(default=7 * 86_400.0, gt=0)  # the longest life of a share link
+
+    max_viewers: int = Field(default=1024, ge=1)  # of pictures and events, over all streams
+    upload_max_bytes: int = Field(default=512 << 20, ge=1)
+    upload_tenant_bytes: int = Field(default=4 << 30, ge=1)
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            scheme, _, rest = origin.partition("://")
+            if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
+                raise ValueError(f"{origin!r} is no origin: write e.g. https://studio.example.com")
+        return value
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the port."""
+        if self.gateway_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.gateway_host).is_loopback
+        except ValueError:
+            return False

@@ -58,7 +58,7 @@ CHANNELS: tuple[Channel, ...] = (
         (e.FramesDecoded, e.ChunkDropped),
         Delivery.CORE,
         ("worker", "motion", "scheduler"),
-        ("egress",),
+        ("egress", "gateway"),
     ),
     Channel(s.stream("*", "closed"), (e.ChunkClosed,), Delivery.CORE, ("egress",), ("ingest", "scheduler", "gateway")),
     Channel(

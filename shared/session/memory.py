@@ -53,6 +53,7 @@ class MemoryStore:
         self._forget_at: dict[str, float] = {}
         self._embeddings: dict[str, tuple[float, str, tuple[int, ...], bytes]] = {}
         self._costs: dict[str, tuple[float, bytes]] = {}
+        self._notes: dict[str, tuple[float, bytes]] = {}
         self._leases: dict[str, _Lease] = {}
         self._terms: dict[str, int] = {}
 
@@ -129,6 +130,33 @@ class MemoryStore:
     async def get_costs(self, place: str) -> dict[str, Any] | None:
         until, packed = self._costs.get(place, (0.0, b""))
         return unpack(packed) if until > self._clock.monotonic() else None
+
+    async def put_note(self, place: str, value: Any, ttl_s: float, *, if_absent: bool = False) -> bool:
+        if if_absent and self._note(place) is not None:
+            return False
+        self._notes[place] = (self._clock.monotonic() + ttl_s, pack(value))
+        return True
+
+    async def get_note(self, place: str) -> Any:
+        packed = self._note(place)
+        return None if packed is None else unpack(packed)
+
+    async def drop_note(self, place: str) -> bool:
+        held = self._note(place) is not None
+        self._notes.pop(place, None)
+        return held
+
+    async def notes(self, prefix: str) -> list[str]:
+        return sorted(
+            place for place in list(self._notes) if place.startswith(prefix) and self._note(place) is not None
+        )
+
+    def _note(self, place: str) -> bytes | None:
+        until, packed = self._notes.get(place, (0.0, b""))
+        if until > self._clock.monotonic():
+            return packed
+        self._notes.pop(place, None)
+        return None
 
     def _held(self, name: str) -> _Lease | None:
         lease = self._leases.get(name)

@@ -126,6 +126,25 @@ class SessionStore(Protocol):
         """The snapshot kept for this place, or None."""
         ...
 
+    async def put_note(self, place: str, value: Any, ttl_s: float, *, if_absent: bool = False) -> bool:
+        """Keep a value under ``place`` for ``ttl_s``; ``if_absent``: False, and nothing changes, when there is one.
+
+        For what the gateway must not lose and no stream's owner writes: share links, timelines, answers by their key.
+        """
+        ...
+
+    async def get_note(self, place: str) -> Any:
+        """The value kept there, as msgpack gives it back; None when there is none."""
+        ...
+
+    async def drop_note(self, place: str) -> bool:
+        """Forget it; whether there was one."""
+        ...
+
+    async def notes(self, prefix: str) -> list[str]:
+        """The places that begin with ``prefix``, sorted."""
+        ...
+
     async def acquire(self, name: str, holder: str, ttl_s: float) -> int | None:
         """Take a free lease (or one's own again) for ``ttl_s``: a new term, larger than all before; None if it is held."""
         ...

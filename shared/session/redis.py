@@ -3,7 +3,7 @@
 Keys, all under ``prefix``: ``index`` (ids by the time they are forgotten, UNIX ms, +inf while under way), ``stream:<id>``
 (hash), ``ledger:<id>`` (hash: closed, through, frames_in, ``n:<verdict>``, ``s:<ingest's drops>``), ``ledger:<id>:above``
 (set of closed chunks over the watermark),
-``embedding:<digest>`` (hash), ``costs:<place>`` (packed), ``lease:<name>`` (hash), ``term:<name>`` (counter).
+``embedding:<digest>`` (hash), ``costs:<place>``, ``note:<place>`` (packed), ``lease:<name>`` (hash), ``term:<name>`` (counter).
 """
 
 from __future__ import annotations
@@ -308,6 +308,25 @@ class RedisStore:
     async def get_costs(self, place: str) -> dict[str, Any] | None:
         data: Any = await self._redis.get(self._key("costs", place))
         return None if data is None else unpack(data)
+
+    @_reached
+    async def put_note(self, place: str, value: Any, ttl_s: float, *, if_absent: bool = False) -> bool:
+        return bool(await self._redis.set(self._key("note", place), pack(value), px=_ms(ttl_s), nx=if_absent))
+
+    @_reached
+    async def get_note(self, place: str) -> Any:
+        data: Any = await self._redis.get(self._key("note", place))
+        return None if data is None else unpack(data)
+
+    @_reached
+    async def drop_note(self, place: str) -> bool:
+        return bool(await self._redis.delete(self._key("note", place)))
+
+    @_reached
+    async def notes(self, prefix: str) -> list[str]:
+        begin = self._key("note", "")
+        plain = "".join(f"[{char}]" if char in "*?[" else char for char in begin + prefix)
+        return sorted([key.decode().removeprefix(begin) async for key in self._redis.scan_iter(f"{plain}*", count=500)])
 
     @_reached
     async def acquire(self, name: str, holder: str, ttl_s: float) -> int | None:

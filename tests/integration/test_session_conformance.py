@@ -329,3 +329,22 @@ async def test_no_server_is_one_line_with_the_url_and_the_fix_within_three_secon
     assert url in text
     assert "RHEOCAST_REDIS_URL" in text
     assert "\n" not in text
+
+
+async def test_notes_are_kept_for_their_time_and_claimed_once(store: SessionStore) -> None:
+    assert await store.put_note("share:a:1", {"until": 5, "tags": ["x"]}, 60.0)
+    assert await store.get_note("share:a:1") == {"until": 5, "tags": ["x"]}
+    assert not await store.put_note("share:a:1", 2, 60.0, if_absent=True)
+    assert await store.get_note("share:a:1") != 2
+    assert await store.put_note("share:a:2", 2, 60.0, if_absent=True)
+    assert await store.put_note("share:b*:1", 3, 60.0)
+    assert await store.notes("share:a:") == ["share:a:1", "share:a:2"]
+    assert await store.notes("share:b*") == ["share:b*:1"]
+    assert await store.notes("share:*") == []
+    assert await store.drop_note("share:a:1")
+    assert not await store.drop_note("share:a:1")
+    assert await store.get_note("share:a:1") is None
+    assert await store.put_note("brief", 1, 0.05)
+    await asyncio.sleep(0.1)
+    assert await store.get_note("brief") is None
+    assert await store.put_note("brief", 2, 60.0, if_absent=True)

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from services.gateway.app import build_api
-from services.gateway.handlers import Desk
+from services.gateway.app import Parts, build_api
 from services.gateway.settings import Settings
 from shared.bus.memory import MemoryBroker, MemoryBus
 from shared.session.memory import MemoryStore
@@ -21,8 +20,8 @@ LIMIT = 1000
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     settings = Settings(max_body_bytes=LIMIT)
     bus = MemoryBus(MemoryBroker())
-    api = build_api(Desk(bus, MemoryStore(), settings), settings)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://gateway") as made:
+    api = build_api(Parts(bus, MemoryStore(), settings))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as made:
         yield made
     await bus.close()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Query
 
+from services.gateway.access import Tenant, Viewer
 from services.gateway.core import TotalLedger
-from services.gateway.handlers import Desk, RefusedError
+from services.gateway.errors import RefusedError
+from services.gateway.handlers import Desk
 from services.gateway.problems import PROBLEM_RESPONSES
-from services.gateway.tenancy import Tenant
 from shared.contracts.commands import MAX_SIDE
-from shared.contracts.tiers import DEFAULT_TENANT, CapacityAsked, CapacityTold
+from shared.contracts.tiers import CapacityAsked, CapacityTold
 
 
 def router(desk: Desk) -> APIRouter:
@@ -18,6 +19,8 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/capacity", operation_id="getCapacity")
     async def capacity(
+        _: Viewer,
+        tenant: Tenant,
         model: str = Query(default="rheo-tiny", min_length=1, max_length=64),
         width: int | None = Query(default=None, ge=16, le=MAX_SIDE, multiple_of=16),
         height: int | None = Query(default=None, ge=16, le=MAX_SIDE, multiple_of=16),
@@ -25,7 +28,6 @@ def router(desk: Desk) -> APIRouter:
         steps: int | None = Query(default=None, ge=1, le=4),
         frames_per_block: int | None = Query(default=None, ge=1, le=3),
         deadline_ms: int = Query(default=600, ge=50, le=60_000),
-        tenant: Tenant = DEFAULT_TENANT,
     ) -> CapacityTold:
         """How many more such streams of this tenant would be let in now, and of the tiers below. Decided as a start is."""
         asked = CapacityAsked(
@@ -44,8 +46,8 @@ def router(desk: Desk) -> APIRouter:
         return told
 
     @api.get("/ledger", operation_id="getLedger")
-    async def ledger() -> TotalLedger:
+    async def ledger(caller: Viewer) -> TotalLedger:
         """What became of every frame, over all streams that are listed."""
-        return await desk.ledger()
+        return await desk.ledger(caller.may_see)
 
     return api

@@ -1,0 +1,114 @@
+"""Where each millisecond of the last chunks went. Heard only of streams that somebody asks about."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, Field
+
+from shared.bus.port import Bus, Received, Subscription
+from shared.contracts import subjects
+from shared.contracts.events import ChunkDropped, ChunkStamp, FramesDecoded, StageTiming
+
+KEPT = 50
+MAX_STREAMS = 64
+FORGET_S = 60.0  # nobody asked for so long: not heard any more
+
+
+class ChunkTimes(BaseModel):
+    """One chunk's way. ``captured_ns`` is its last frame's; ``closed_ns`` when its verdict came (0: not yet).
+
+    ``hops`` in their order; what is between two moments and in no hop was spent on the bus.
+    """
+
+    chunk: int
+    pts: int
+    frames: int
+    captured_ns: int
+    published_ns: int
+    decoded_ns: int = 0
+    closed_ns: int = 0
+    steps: int = 0
+    prompt_version: int = 0
+    hops: tuple[StageTiming, ...] = ()
+    dropped: str = ""
+
+
+class ChunkList(BaseModel):
+    """The newest chunks of a stream, oldest first. The first question begins the listening: ask again."""
+
+    chunks: list[ChunkTimes] = Field(default_factory=list[ChunkTimes])
+
+
+@dataclass(slots=True)
+class _Heard:
+    asked_s: float
+    subscription: Subscription | None = None
+    chunks: OrderedDict[int, ChunkTimes] = field(default_factory=lambda: OrderedDict[int, ChunkTimes]())
+
+
+class Chunks:
+    """The waterfall's figures, by stream."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._heard: OrderedDict[str, _Heard] = OrderedDict()
+
+    async def of(self, stream: str) -> ChunkList:
+        """The newest chunks; from the first question on they are heard."""
+        now = time.monotonic()
+        heard = self._heard.get(stream)
+        if heard is None:
+            heard = self._heard[stream] = _Heard(now)
+            heard.subscription = await self._bus.subscribe(subjects.stream(stream, "frames"), self._on_frames)
+        heard.asked_s = now
+        self._heard.move_to_end(stream)
+        await self._forget(now)
+        return ChunkList(chunks=list(heard.chunks.values()))
+
+    def on_progress(self, stream: str, through: int) -> None:
+        """Every chunk below ``through`` is closed."""
+        heard = self._heard.get(stream)
+        if heard is None:
+            return
+        now = time.time_ns()
+        for chunk, times in heard.chunks.items():
+            if chunk < through and not times.closed_ns:
+                heard.chunks[chunk] = times.model_copy(update={"closed_ns": now})
+
+    async def _on_frames(self, received: Received) -> None:
+        message: FramesDecoded | ChunkDropped = received.message
+        heard = self._heard.get(message.stamp.stream)
+        if heard is None:
+            return
+        heard.chunks[message.stamp.chunk] = times_of(message.stamp, message, received.received_ns)
+        while len(heard.chunks) > KEPT:
+            heard.chunks.popitem(last=False)
+
+    async def _forget(self, now: float) -> None:
+        """Those nobody asked about lately, and the oldest of too many."""
+        over = len(self._heard) - MAX_STREAMS
+        for index, (stream, heard) in enumerate(list(self._heard.items())):
+            if index >= over and now - heard.asked_s <= FORGET_S:
+                continue
+            if self._heard.pop(stream, None) is not None and heard.subscription is not None:
+                await heard.subscription.unsubscribe()
+
+
+def times_of(stamp: ChunkStamp, message: FramesDecoded | ChunkDropped, received_ns: int) -> ChunkTimes:
+    """A chunk's figures as they are told when its frames are made, or given up."""
+    last = stamp.frames[-1] if stamp.frames else None
+    times = ChunkTimes(
+        chunk=stamp.chunk,
+        pts=stamp.frames[0].pts if stamp.frames else -1,
+        frames=len(stamp.frames),
+        captured_ns=last.captured_ns if last is not None else 0,
+        published_ns=stamp.published_ns,
+        decoded_ns=received_ns,
+    )
+    if isinstance(message, ChunkDropped):
+        return times.model_copy(update={"dropped": f"{message.service}:{message.reason}", "decoded_ns": 0})
+    made = {"steps": message.steps, "prompt_version": message.prompt_version, "hops": message.timings}
+    return times.model_copy(update=made)

@@ -1,0 +1,250 @@
+"""What happens to streams, for whoever looks: a bounded history of events, receipts of commands, live figures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, Field
+
+from services.gateway.errors import BusyError, UnknownPartError
+from shared.bus.port import Bus, Received
+from shared.contracts import subjects
+from shared.contracts.events import ChunkClosed, EventKind, LedgerTotals, StreamEvent
+
+MAX_STREAMS = 1024
+MAX_EVENTS = 256
+FOLLOWER_EVENTS = 64
+WINDOW_S = 5.0
+MAX_SAMPLES = 256
+STATS_EVERY_S = 1.0
+ENDS = (EventKind.STOPPED, EventKind.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event with its id: when it was told and by whom, which another gateway's history names alike."""
+
+    id: str
+    event: StreamEvent
+
+
+class LiveStats(BaseModel):
+    """How a stream runs now, over the last seconds. ``on_time`` is the share of shown frames that were in time.
+
+    ``chunk`` is the newest chunk below which all are closed; ``latency_ms`` from a frame's capture to when it was shown.
+    """
+
+    fps: float = 0.0
+    latency_ms: float = 0.0
+    latency_p95_ms: float = 0.0
+    on_time: float = 1.0
+    chunk: int = -1
+    at_ns: int = 0
+    ledger: LedgerTotals = Field(default_factory=LedgerTotals)
+
+
+class ReceiptView(BaseModel):
+    """What became of a command: ``accepted`` or ``refused`` first; ``applied`` names the chunk and pts it holds from."""
+
+    stream: str
+    command: str
+    state: str = Field(description="accepted, applied, refused or warning: the newest of them")
+    version: int = 0
+    chunk: int = Field(default=-1, description="From this chunk on it is in force; -1: not yet.")
+    pts: int = -1
+    until_chunk: int = Field(default=-1, description="The first chunk of a blend that has nothing of the old prompt.")
+    reason: str = ""
+    events: list[StreamEvent] = Field(default_factory=list[StreamEvent])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at_s: float
+    on_time: int
+    late: int
+    latency_ms: float
+
+
+@dataclass(slots=True)
+class Follower:
+    """One client of a stream's events. ``behind``: it took them too slowly, and is let go."""
+
+    queue: asyncio.Queue[Told] = field(default_factory=lambda: asyncio.Queue[Told](FOLLOWER_EVENTS))
+    behind: bool = False
+
+
+@dataclass(slots=True)
+class _Stream:
+    history: deque[Told] = field(default_factory=lambda: deque[Told](maxlen=MAX_EVENTS))
+    followers: list[Follower] = field(default_factory=lambda: list[Follower]())
+    samples: deque[_Sample] = field(default_factory=lambda: deque[_Sample](maxlen=MAX_SAMPLES))
+    newest: ChunkClosed | None = None
+    newest_ns: int = 0
+
+
+class Watch:
+    """Hears every stream's events and verdicts. ``counters`` has what was dropped."""
+
+    def __init__(self, bus: Bus, max_followers: int = 1024) -> None:
+        self._bus, self._max_followers = bus, max_followers
+        self._streams: OrderedDict[str, _Stream] = OrderedDict()
+        self._following = 0
+        self.on_progress: list[Callable[[str, int], None]] = []
+        self.counters: dict[str, int] = {"followers_dropped": 0, "streams_forgotten": 0}
+
+    async def start(self) -> None:
+        """Listen; events that were kept by the broker come first, so that a restart loses nothing."""
+        await self._bus.subscribe(subjects.stream(subjects.ANY, "event"), self._on_event, replay=True)
+        await self._bus.subscribe(subjects.stream(subjects.ANY, "closed"), self._on_closed)
+
+    def _of(self, stream: str) -> _Stream:
+        found = self._streams.get(stream)
+        if found is None:
+            found = self._streams[stream] = _Stream()
+            while len(self._streams) > MAX_STREAMS:
+                self._forget_one()
+        return found
+
+    def _forget_one(self) -> None:
+        """The stream that has been silent for longest, of those that nobody follows."""
+        idle = next((name for name, held in self._streams.items() if not held.followers), next(iter(self._streams)))
+        del self._streams[idle]
+        self.counters["streams_forgotten"] += 1
+
+    async def _on_event(self, received: Received) -> None:
+        event: StreamEvent = received.message
+        held = self._of(event.stream)
+        self._streams.move_to_end(event.stream)
+        told = Told(f"{event.at_ns}-{event.service}", event)
+        if received.redelivered and any(told.id == other.id for other in held.history):
+            return
+        held.history.append(told)
+        for follower in held.followers:
+            if follower.behind:
+                continue
+            if follower.queue.full():
+                follower.behind = True
+                self.counters["followers_dropped"] += 1
+            else:
+                follower.queue.put_nowait(told)
+
+    async def _on_closed(self, received: Received) -> None:
+        closed: ChunkClosed = received.message
+        held = self._of(closed.stream)
+        if held.newest is not None and closed.epoch < held.newest.epoch:
+            return
+        fresh = held.newest is None or closed.closed_chunks != held.newest.closed_chunks
+        held.newest, held.newest_ns = closed, received.received_ns
+        if fresh:
+            totals = closed.totals
+            held.samples.append(_Sample(time.monotonic(), totals.on_time, totals.late, closed.latency_ms))
+            for tell in self.on_progress:
+                tell(closed.stream, closed.through)
+
+    # --- what is asked -----------------------------------------------------------------------------------------------
+
+    def stats(self, stream: str) -> LiveStats:
+        """The stream's figures now; zeros where nothing was heard of it."""
+        held = self._streams.get(stream)
+        if held is None or held.newest is None:
+            return LiveStats()
+        now = time.monotonic()
+        recent = [sample for sample in held.samples if now - sample.at_s <= WINDOW_S]
+        fps, on_time = 0.0, 1.0
+        if len(recent) >= 2:
+            first, last = recent[0], recent[-1]
+            shown = (last.on_time + last.late) - (first.on_time + first.late)
+            fps = max(0.0, shown / max(last.at_s - first.at_s, 1e-3))
+            on_time = (last.on_time - first.on_time) / shown if shown > 0 else 1.0
+        latencies = sorted(sample.latency_ms for sample in recent) or [held.newest.latency_ms]
+        return LiveStats(
+            fps=round(fps, 2),
+            latency_ms=round(latencies[len(latencies) // 2], 1),
+            latency_p95_ms=round(latencies[min(len(latencies) - 1, int(len(latencies) * 0.95))], 1),
+            on_time=round(max(0.0, min(1.0, on_time)), 4),
+            chunk=held.newest.through - 1,
+            at_ns=held.newest_ns,
+            ledger=held.newest.totals,
+        )
+
+    def chunk(self, stream: str) -> int:
+        """The newest closed chunk, −1 when none is known."""
+        held = self._streams.get(stream)
+        return -1 if held is None or held.newest is None else held.newest.through - 1
+
+    def history(self, stream: str) -> list[Told]:
+        """The events kept of a stream, oldest first."""
+        held = self._streams.get(stream)
+        return [] if held is None else list(held.history)
+
+    def receipt(self, stream: str, command: str) -> ReceiptView:
+        """What became of a command. Raises UnknownPartError when nothing is known of it (any more)."""
+        events = [told.event for told in self.history(stream) if told.event.command == command]
+        if not command or not events:
+            raise UnknownPartError(f"nothing is known of command {command[:64]!r} of stream {stream}")
+        last = events[-1]
+        applied = next((event for event in reversed(events) if event.chunk >= 0), last)
+        return ReceiptView(
+            stream=stream,
+            command=command,
+            state=last.event.value,
+            version=max(event.version for event in events),
+            chunk=applied.chunk,
+            pts=applied.pts,
+            until_chunk=applied.until_chunk,
+            reason=last.reason,
+            events=events,
+        )
+
+    async def follow(self, stream: str, after: str | None) -> AsyncIterator[Told | LiveStats]:
+        """Events after the one of id ``after`` (None: only new ones) as they come, and once a second the figures.
+
+        Ends after the stream's last event, or when the client falls behind: it may come back with the last id it saw.
+        """
+        with self._follower(stream) as follower:
+            missed = [] if after is None else since(self.history(stream), after)
+            for told in missed:
+                yield told
+                if told.event.event in ENDS and told is missed[-1]:
+                    return
+            shown = LiveStats()
+            while not follower.behind:
+                try:
+                    told = await asyncio.wait_for(follower.queue.get(), STATS_EVERY_S)
+                except TimeoutError:
+                    stats = self.stats(stream)
+                    if stats != shown:
+                        shown = stats
+                        yield stats
+                    continue
+                yield told
+                if told.event.event in ENDS:
+                    return
+
+    @contextmanager
+    def _follower(self, stream: str) -> Generator[Follower]:
+        if self._following >= self._max_followers:
+            raise BusyError(f"{self._max_followers} clients follow events already")
+        held, follower = self._of(stream), Follower()
+        held.followers.append(follower)
+        self._following += 1
+        try:
+            yield follower
+        finally:
+            self._following -= 1
+            held.followers.remove(follower)
+
+
+def since(history: list[Told], after: str) -> list[Told]:
+    """What came after the event of this id; if it is not kept any more, what was told later than it says."""
+    for index, told in enumerate(history):
+        if told.id == after:
+            return history[index + 1 :]
+    moment, _, _ = after.partition("-")
+    at_ns = int(moment) if moment.isascii() and moment.isdigit() and len(moment) < 20 else 0
+    return [told for told in history if told.event.at_ns > at_ns]
