@@ -94,17 +94,16 @@ export const api = {
   chunks: (id) => json(of(id, "/chunks")),
   record: (id) => json(of(id, "/record"), "POST"),
   stopRecording: (id) => json(of(id, "/record"), "DELETE"),
-  recordings: (id) => json(of(id, "/recordings")),
+  recording: (name) => api.blob(`/v1/recordings/${encodeURIComponent(name)}`),
   share: (id) => json(of(id, "/shares"), "POST", {}),
   receipt: (id, command) => json(of(id, `/receipts/${encodeURIComponent(command)}`)),
-  capacity: () => json("/v1/capacity"),
+  capacity: (asked = {}) => json(`/v1/capacity?${new URLSearchParams(asked)}`),
   models: () => json("/v1/models"),
   styles: (model) => json(`/v1/models/${encodeURIComponent(model)}/styles`),
   iceServers: () => json("/v1/ice-servers"),
   async blob(path) {
     return (await request(path)).blob();
   },
-  snapshot: (id) => api.blob(of(id, "/snapshot.jpg")),
   path: of,
 };
 
@@ -112,8 +111,9 @@ export const api = {
 export function upload(file, progress) {
   return new Promise((resolve, reject) => {
     const sending = new XMLHttpRequest();
-    sending.open("POST", `/v1/uploads?name=${encodeURIComponent(file.name)}`);
-    for (const [name, value] of Object.entries(headers({ "Content-Type": "application/octet-stream" }))) {
+    sending.open("POST", "/v1/uploads");
+    const named = { "Content-Type": "application/octet-stream", "X-Upload-Name": encodeURIComponent(file.name).slice(-255) };
+    for (const [name, value] of Object.entries(headers(named))) {
       sending.setRequestHeader(name, value);
     }
     sending.responseType = "json";

@@ -4,6 +4,7 @@ import { api, viewOnly, watched } from "./api.js";
 import { Chips } from "./chips.js";
 import { Dials } from "./dials.js";
 import { $, announce, choices, make, toast } from "./dom.js";
+import { fitting } from "./fitting.js";
 import { Grid } from "./grid.js";
 import { listen, movable } from "./keys.js";
 import { Picture } from "./picture.js";
@@ -128,19 +129,22 @@ class Page {
   }
 
   async create(source, { media = null, label = "" }) {
-    const spec = {
+    const wanted = {
       source,
       prompt: $("prompt").value.trim() || "a pencil drawing",
+      deadline_ms: 1000,
+      min_fps: 4,
       ...this.settings.spec(),
       ...this.dials.spec(),
     };
     try {
+      const spec = this.streams.some((each) => !each.ended) ? await fitting(wanted) : wanted;
       const view = await api.create(spec);
       const stream = new Stream(view, { media, label });
       stream.born = performance.now();
       stream.pressed = this.pressed;
       stream.kind = this.kind;
-      stream.asked = spec;
+      stream.asked = wanted;
       this.adopt(stream);
       return stream;
     } catch (error) {

@@ -101,10 +101,9 @@ export class Picture {
     try {
       if (stream.recording) {
         const done = await api.stopRecording(stream.id);
-        const { name } = { ...stream.recording, ...(done ?? {}) };
         stream.recording = null;
         announce("The recording ends");
-        this.offer(stream, name);
+        this.offer(stream, done);
       } else {
         const begun = await api.record(stream.id);
         stream.recording = { ...begun, since: Date.now() };
@@ -118,26 +117,22 @@ export class Picture {
     this.settle();
   }
 
-  // The file is whole once egress has closed it: ask until it is, then offer it.
-  async offer(stream, name) {
+  // The file is whole once egress has closed it, which the receipt tells: then it is offered.
+  async offer(stream, { name, command }) {
     for (let tries = 0; tries < 40; tries++) {
+      const receipt = await api.receipt(stream.id, command).catch(() => null);
+      if (receipt?.state === "applied" || receipt?.state === "warning") break;
       await new Promise((resolve) => setTimeout(resolve, 300));
-      const files = (await api.recordings(stream.id).catch(() => ({ recordings: [] }))).recordings ?? [];
-      const file = files.find((each) => each.name === name) ?? (name ? null : files.at(-1));
-      if (!file || file.open || file.recording || file.active) continue;
-      const get = make("button", { class: "primary", type: "button" }, "download");
-      get.onclick = async () => {
-        try {
-          save(await api.blob(api.recordingPath(stream.id, file)), file.name);
-        } catch (error) {
-          this.refused(error);
-        }
-      };
-      const size = file.bytes ? `, ${(file.bytes / 1e6).toFixed(1)} MB` : "";
-      toast(`Recorded: ${file.name}${size}`, { action: get, stay: 60_000 });
-      return;
     }
-    toast("The recording is not finished yet. It will be among the stream’s recordings.");
+    const get = make("button", { class: "primary", type: "button" }, "download");
+    get.onclick = async () => {
+      try {
+        save(await api.recording(name), name);
+      } catch (error) {
+        this.refused(error);
+      }
+    };
+    toast(`Recorded: ${name}`, { action: get, stay: 60_000 });
   }
 
   tickRecording() {

@@ -68,7 +68,7 @@ export class Player extends EventTarget {
     if (state === "refused" || (state === "cut" && error)) {
       clearTimeout(this.fallback);
       this.receiveJpegs();
-      if (state === "refused" && error.status !== 404) this.dispatchEvent(new CustomEvent("refused", { detail: error }));
+      if (state === "refused" && [401, 403].includes(error.status)) this.dispatchEvent(new CustomEvent("refused", { detail: error }));
     }
     if (state === "cut") this.hold();
   }

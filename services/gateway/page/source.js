@@ -99,7 +99,7 @@ function pickFile() {
 async function file(progress) {
   const chosen = await pickFile();
   const stored = await upload(chosen, (part) => progress(`Uploading ${chosen.name}: ${Math.round(100 * part)} %`));
-  return { source: stored.source ?? { kind: "file", path: stored.path, loop: true }, label: chosen.name };
+  return { source: { kind: "file", path: stored.path, loop: true }, label: chosen.name };
 }
 
 async function url() {

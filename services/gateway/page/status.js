@@ -68,7 +68,7 @@ export function showVitals(stream) {
   const drops = dropsOf(live.ledger ?? stream.view.ledger);
   const recent = recentDrops(stream, live.ledger ?? stream.view.ledger);
   const why = stream.view.tier_reason || "the machine is full";
-  const badge = eased ? `${eased}: ${short(why)}` : recent ? "dropping frames" : "";
+  const badge = eased ? `${eased}: the machine is full` : recent ? "dropping frames" : "";
   $("v-tier").hidden = !badge;
   if (badge && $("v-tier").textContent !== badge) {
     $("v-tier").textContent = badge;
@@ -76,9 +76,6 @@ export function showVitals(stream) {
   }
   $("v-tier").title = [eased && why, drops].filter(Boolean).join(". ");
 }
-
-// The scheduler's reason is a sentence for operators; the badge has room for its first clause.
-const short = (why) => (why.length > 34 ? "the machine is full" : why);
 
 /** Whether more than a tenth of the last seconds' frames were dropped, beyond those a pause or the rate costs. */
 function recentDrops(stream, ledger) {

@@ -155,6 +155,6 @@ export class Timeline {
     this.play.replaceChildren(icon(playing ? "pause" : "play"), make("span", {}, playing ? "stop" : "play"));
     $("timeline-note").textContent = this.cues.length
       ? `${this.cues.length} cue${this.cues.length > 1 ? "s" : ""}, ${Math.round(total)} s${playing ? ", playing" : ""}`
-      : "styles that change by themselves";
+      : "";
   }
 }
