@@ -54,12 +54,12 @@ async function newToken() {
 }
 
 /** fetch with the token; asks for one when the API wants it. Raises ApiError, OfflineError, or AbortError. */
-export async function request(path, { method = "GET", body, type, signal, extra = {} } = {}) {
+export async function request(path, { method = "GET", body, type, signal, keepalive = false, extra = {} } = {}) {
   for (;;) {
     const sent = headers(type ? { ...extra, "Content-Type": type } : extra);
     let answer;
     try {
-      answer = await fetch(path, { method, body, headers: sent, signal, cache: "no-store" });
+      answer = await fetch(path, { method, body, headers: sent, signal, keepalive, cache: "no-store" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new OfflineError();
@@ -87,7 +87,7 @@ export const api = {
   pause: (id) => json(of(id, "/pause"), "POST"),
   resume: (id) => json(of(id, "/resume"), "POST"),
   reset: (id) => json(of(id, "/reset"), "POST"),
-  remove: (id) => json(of(id), "DELETE"),
+  remove: (id, keepalive = false) => request(of(id), { method: "DELETE", keepalive }),
   prompt: (id, body) => json(of(id, "/prompt"), "POST", body),
   timeline: (id, body) => json(of(id, "/timeline"), "PUT", body),
   stats: (id) => json(of(id, "/stats")),

@@ -3,12 +3,14 @@
 import { api, viewOnly, watched } from "./api.js";
 import { Chips } from "./chips.js";
 import { Dials } from "./dials.js";
-import { $, announce, choices, make, toast } from "./dom.js";
+import { $, announce, choices, toast } from "./dom.js";
+import { explain } from "./explain.js";
 import { fitting } from "./fitting.js";
 import { Grid } from "./grid.js";
 import { listen, movable } from "./keys.js";
 import { Picture } from "./picture.js";
 import { Prompt } from "./prompt.js";
+import { supported } from "./rtc.js";
 import { drawScene, sceneCanvas, sketchScene } from "./scene.js";
 import { Settings } from "./settings.js";
 import { Cancelled, SourceTrouble, open } from "./source.js";
@@ -79,7 +81,13 @@ class Page {
     narrow.onchange = () => this.layOut();
     addEventListener("online", () => this.streams.forEach((stream) => stream.reached(true)));
     addEventListener("offline", () => this.streams.forEach((stream) => stream.reached(false)));
-    addEventListener("pagehide", () => this.streams.forEach((stream) => stream.media && stream.close()));
+    // A camera's or a sample's stream is nobody's once its page is gone; files and addresses go on.
+    addEventListener("pagehide", () => {
+      for (const stream of this.streams) {
+        if (["camera", "screen", "sample"].includes(stream.kind) && !stream.ended) api.remove(stream.id, true).catch(() => {});
+        stream.close();
+      }
+    });
   }
 
   // On a phone what chooses the source is in the drawer, and the source floats over the result.
@@ -120,7 +128,7 @@ class Page {
       if (replaced) await this.close(replaced, { keepFocus: true });
       this.focus(stream);
     } catch (error) {
-      if (!(error instanceof Cancelled)) this.explain(error, kind);
+      if (!(error instanceof Cancelled)) this.stuck(error, kind);
     } finally {
       this.opening = false;
       this.say("");
@@ -132,6 +140,7 @@ class Page {
     const wanted = {
       source,
       prompt: $("prompt").value.trim() || "a pencil drawing",
+      sinks: supported ? [{ kind: "whep" }] : [{ kind: "null" }],
       deadline_ms: 1000,
       min_fps: 4,
       ...this.settings.spec(),
@@ -269,39 +278,15 @@ class Page {
     else $("welcome").querySelector(".sub").textContent = line ? `${line}…` : "Live, while you move.";
   }
 
+  // What stood in the way of a start, with ways round it; beside a running picture a line is enough.
+  stuck(error, kind) {
+    if (this.focused && !(error instanceof SourceTrouble)) this.refused(error);
+    else explain(error, { kind, begin: (other) => this.begin(other) });
+  }
+
   refused(error) {
     toast(error.message, { stay: 9000 });
     announce(error.message);
-  }
-
-  // What stood in the way of a start, with ways round it.
-  explain(error, kind) {
-    const names = { camera: "Use my camera", sample: "Try a sample", file: "Open a file", url: "Paste an address", screen: "Share a screen" };
-    if (!(error instanceof SourceTrouble) && this.focused) return this.refused(error);
-    const title = error.title ?? (error.status === 503 || error.status === 429 ? "Not now" : "That did not start");
-    const others = error.others ?? [kind, ...["sample", "file"].filter((other) => other !== kind)];
-    const card = make("div", { class: "note", role: "alertdialog", "aria-label": title });
-    const acts = make("div", { class: "note-acts" });
-    others.forEach((other, index) => {
-      const button = make("button", { type: "button", class: index ? "quiet" : "primary" }, other === kind ? "Try again" : names[other]);
-      button.onclick = () => {
-        this.unexplain();
-        this.begin(other);
-      };
-      acts.append(button);
-    });
-    card.append(make("p", { class: "note-title" }, title), make("p", {}, error.message), acts);
-    this.unexplain();
-    $("welcome").hidden = true;
-    $("result").append(card);
-    acts.firstChild?.focus();
-    announce(`${title}. ${error.message}`);
-    return undefined;
-  }
-
-  unexplain() {
-    document.querySelectorAll(".result > .note").forEach((old) => old.remove());
-    $("welcome").hidden = document.documentElement.dataset.mode !== "welcome";
   }
 
   /** Streams that run already, e.g. after a reload: they are there, and the newest is shown. */
@@ -326,6 +311,6 @@ class Page {
 
 const page = new Page();
 page.resume().catch((error) => {
-  if (watched) page.explain(Object.assign(error, { title: "This link shows nothing", others: [] }), "");
+  if (watched) explain(Object.assign(error, { title: "This link shows nothing", others: [] }), { kind: "", begin: () => {} });
   else page.refused(error);
 });

@@ -8,7 +8,7 @@ export const supported = typeof RTCPeerConnection === "function";
 let servers = null;
 
 async function iceServers() {
-  servers ??= await api.iceServers().then((told) => told.ice_servers ?? told.iceServers ?? told, () => []);
+  servers ??= await api.iceServers().then((told) => told.iceServers, () => []);
   return servers;
 }
 
@@ -54,6 +54,7 @@ class Session {
       type: "application/sdp",
     });
     this.location = answer.headers.get("Location");
+    this.etag = answer.headers.get("ETag") ?? "*";
     if (this.closed) return this.goodbye();
     await this.pc.setRemoteDescription({ type: "answer", sdp: await answer.text() });
     this.trickle();
@@ -67,12 +68,13 @@ class Session {
       const candidates = this.waiting.splice(0);
       if (!candidates.length || this.closed) return;
       const body = fragment(this.pc, candidates);
-      request(this.location, { method: "PATCH", body, type: "application/trickle-ice-sdpfrag" }).catch(() => {});
+      const extra = { "If-Match": this.etag };
+      request(this.location, { method: "PATCH", body, type: "application/trickle-ice-sdpfrag", extra }).catch(() => {});
     }, 30);
   }
 
   goodbye() {
-    if (this.location) request(this.location, { method: "DELETE" }).catch(() => {});
+    if (this.location) request(this.location, { method: "DELETE", keepalive: true }).catch(() => {});
   }
 
   close() {
@@ -158,11 +160,11 @@ export function publish(id, media, onState) {
   return new Kept(async () => {
     const pc = new RTCPeerConnection({ iceServers: await iceServers() });
     for (const track of media.getTracks()) {
-      const sender = pc.addTransceiver(track, { direction: "sendonly", streams: [media] }).sender;
+      pc.addTransceiver(track, { direction: "sendonly", streams: [media] });
       if (track.kind === "video") track.contentHint = "motion";
-      sender.track?.addEventListener("ended", () => {}, { once: true });
     }
-    return new Session(pc, api.path(id, "/whip"));
+    // A cut may leave our own last session behind: this one takes its place.
+    return new Session(pc, api.path(id, "/whip?takeover=true"));
   }, onState);
 }
 
