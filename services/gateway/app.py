@@ -11,16 +11,21 @@ from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import auth
 from services.gateway.access import Seen
-from services.gateway.api import capacity, fleet, pages, reference, streams, watching
+from services.gateway.api import capacity, files, fleet, media, pages, reference, sinks, streams, watching
 from services.gateway.auth import Tokens
 from services.gateway.body_limit import BodyLimit
 from services.gateway.chunks import Chunks
+from services.gateway.core import RECORDINGS, UPLOADS
+from services.gateway.files import Folder, Uploads
 from services.gateway.guard import Guard
 from services.gateway.handlers import Desk
 from services.gateway.idempotency import Idempotency
 from services.gateway.problems import Problem, install
+from services.gateway.recording import Recording
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares
+from services.gateway.sink_book import SinkBook
+from services.gateway.viewing import Viewing
 from services.gateway.watching import Watch
 from shared.access import TokensFileError
 from shared.bus.port import Bus
@@ -42,8 +47,15 @@ class Parts:
         self.chunks = Chunks(bus)
         self.shares = Shares(store)
         self.once = Idempotency(store)
+        self.viewing = Viewing(bus, settings.max_viewers)
+        self.book = SinkBook(self.desk, store, self.watch, settings.media_dir)
+        self.recording = Recording(self.book, store, settings)
+        self.taken = Folder(settings.media_dir, UPLOADS)
+        self.recorded = Folder(settings.media_dir, RECORDINGS)
+        self.uploads = Uploads(self.taken, settings.upload_max_bytes, settings.upload_tenant_bytes)
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         self.watch.on_progress.append(self.chunks.on_progress)
+        self.watch.on_end.append(self.viewing.ended)
 
     async def start(self) -> None:
         """Listen to the bus. Raises UnusableError when the tokens' file will not do."""
@@ -57,6 +69,12 @@ class Parts:
 
     async def close(self) -> None:
         """End what runs beside the requests."""
+        await self.viewing.close()
+
+    async def begin(self, stream: str) -> None:
+        """A new stream of this id: nothing of one before it holds for it."""
+        for part in (self.shares, self.book, self.recording):
+            await part.forget(stream)
 
 
 def build_api(parts: Parts) -> FastAPI:
@@ -66,7 +84,7 @@ def build_api(parts: Parts) -> FastAPI:
         title="Rheocast", version="1", description="Live video in, generated video out.", docs_url=None, redoc_url=None
     )
     install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, streamed=("/v1/uploads",))
     app.add_middleware(Guard, settings=settings, tokens=parts.tokens, shares=parts.shares)
     if settings.cors_origins:
         app.add_middleware(
@@ -82,8 +100,11 @@ def build_api(parts: Parts) -> FastAPI:
         """The gateway answers."""
         return {"status": "ok"}
 
-    app.include_router(streams.router(desk, settings, seen, parts.once, parts.shares))
+    app.include_router(streams.router(desk, settings, seen, parts.once, parts.begin))
     app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
+    app.include_router(media.router(parts.viewing, desk, settings, seen))
+    app.include_router(sinks.router(desk, parts.book, parts.recording, settings, seen))
+    app.include_router(files.router(parts.uploads, parts.taken, parts.recorded))
     app.include_router(fleet.router(desk))
     app.include_router(capacity.router(desk))
     reference.install_reference(app)

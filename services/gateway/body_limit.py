@@ -8,15 +8,19 @@ from services.gateway.problems import problem
 
 
 class BodyLimit:
-    """ASGI middleware: reads a body of at most ``max_bytes`` before the application sees it; more is answered 413."""
+    """ASGI middleware: reads a body of at most ``max_bytes`` before the application sees it; more is answered 413.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Paths in ``streamed`` take their bodies as they come, and count for themselves.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, streamed: tuple[str, ...] = ()) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._streamed:
             await self._app(scope, receive, send)
             return
         read = None if self._announces_more(scope) else await self._read(receive)

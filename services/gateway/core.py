@@ -48,6 +48,8 @@ class StreamView(Wire):
     prompt_version: int
     model: str
     mode: str
+    source_kind: str = ""
+    fps: float | None = None
     width: int | None
     height: int | None
     steps: int
@@ -161,6 +163,8 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
         prompt_version=int(session.get("prompt_version", 0)),
         model=spec.model,
         mode=spec.mode.value,
+        source_kind=spec.source.kind,
+        fps=spec.fps,
         width=assignment.get("width", spec.width),
         height=assignment.get("height", spec.height),
         steps=now.get("steps", spec.steps),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from services.gateway.core import StreamView, TotalLedger, sum_of, view_of
 from services.gateway.errors import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
@@ -15,10 +15,14 @@ from shared.contracts import subjects
 from shared.contracts.commands import StartStream, StopStream, StreamPatch, StreamSpec, UpdateStream
 from shared.contracts.events import EventKind, LedgerTotals, StreamEvent
 from shared.contracts.operating import CutPipeline, DrainWorker, FleetAsked, FleetTold, MigrateStream, Refused
+from shared.contracts.sinks import AddSink, RemoveSink, Sink
+from shared.contracts.sources import PushedFrame
 from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
 from shared.rates import Rates
 from shared.session.port import SessionStore
 from shared.session.state import StreamState
+
+Command = StartStream | UpdateStream | StopStream | MigrateStream | AddSink | RemoveSink
 
 
 class Desk:
@@ -99,7 +103,23 @@ class Desk:
             raise InvalidError(told.error)
         raise RefusedError(told.error, told.retry_after_s)
 
-    async def _ask(self, stream: str, command: StartStream | UpdateStream | StopStream | MigrateStream) -> StreamEvent:
+    async def add_sink(self, stream: str, sink: Sink, tenant: str) -> StreamEvent:
+        """One more sink. Raises RefusedError, NoAnswerError."""
+        self.admit(tenant)
+        return await self._ask(stream, AddSink(command=secrets.token_hex(8), stream=stream, sink=sink, tenant=tenant))
+
+    async def remove_sink(self, stream: str, sink: str, tenant: str) -> StreamEvent:
+        """Finish and close a sink. Raises RefusedError, NoAnswerError."""
+        self.admit(tenant)
+        return await self._ask(
+            stream, RemoveSink(command=secrets.token_hex(8), stream=stream, sink=sink, tenant=tenant)
+        )
+
+    async def push(self, frame: PushedFrame) -> None:
+        """Pass a client's frame on to ingest. Raises BusError."""
+        await self._bus.publish(subjects.stream(frame.stream, "push"), frame)
+
+    async def _ask(self, stream: str, command: Command) -> StreamEvent:
         future: asyncio.Future[StreamEvent] = asyncio.get_running_loop().create_future()
         self._waiting[command.command] = future
         try:
@@ -158,3 +178,7 @@ class Desk:
 
     async def check(self, spec: StreamSpec) -> None:
         """Addresses that a stream would have us call. Raises InvalidError."""
+        await self.check_sinks(spec.sinks)
+
+    async def check_sinks(self, sinks: Sequence[Sink]) -> None:
+        """Addresses that sinks would have us call. Raises InvalidError."""

@@ -68,7 +68,7 @@ class Shares:
         self._checked.pop(share, None)
         return await self._store.drop_note(_place(stream, share))
 
-    async def revoke_all(self, stream: str) -> None:
+    async def forget(self, stream: str) -> None:
         """A new stream of this id begins: links to the one before do not show it."""
         for place in await self._store.notes(_place(stream, "")):
             await self._store.drop_note(place)

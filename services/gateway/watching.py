@@ -95,6 +95,7 @@ class Watch:
         self._streams: OrderedDict[str, _Stream] = OrderedDict()
         self._following = 0
         self.on_progress: list[Callable[[str, int], None]] = []
+        self.on_end: list[Callable[[str], None]] = []
         self.counters: dict[str, int] = {"followers_dropped": 0, "streams_forgotten": 0}
 
     async def start(self) -> None:
@@ -124,6 +125,9 @@ class Watch:
         if received.redelivered and any(told.id == other.id for other in held.history):
             return
         held.history.append(told)
+        if event.event in ENDS:
+            for tell_end in self.on_end:
+                tell_end(event.stream)
         for follower in held.followers:
             if follower.behind:
                 continue

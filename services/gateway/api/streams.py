@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -14,7 +14,6 @@ from services.gateway.handlers import Desk
 from services.gateway.idempotency import Idempotency, IdempotencyKey
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.settings import Settings
-from services.gateway.shares import Shares
 from shared.contracts.commands import StreamPatch
 from shared.contracts.events import StreamEvent
 from shared.session.state import StreamState
@@ -64,8 +63,10 @@ class StreamList(BaseModel):
     next: str | None = None
 
 
-def router(desk: Desk, settings: Settings, seen: Seen, once: Idempotency, shares: Shares) -> APIRouter:
-    """The routes, bound to a desk."""
+def router(
+    desk: Desk, settings: Settings, seen: Seen, once: Idempotency, begin: Callable[[str], Awaitable[None]]
+) -> APIRouter:
+    """The routes, bound to a desk. ``begin`` is told of every stream that was started."""
     api = APIRouter(prefix="/v1/streams", tags=["streams"], responses=PROBLEM_RESPONSES)
     found, changing = Depends(seen), Depends(seen.change)
 
@@ -83,7 +84,7 @@ def router(desk: Desk, settings: Settings, seen: Seen, once: Idempotency, shares
             spec = spec_of_request(body, settings.media_dir, tenant, anywhere=caller.open)
             await desk.check(spec)
             await desk.create(stream, spec)
-            await shares.revoke_all(stream)
+            await begin(stream)
             return (await desk.view(stream)).model_dump(mode="json")
 
         view = StreamView.model_validate(await once.once(tenant, key, body.model_dump(mode="json"), make))

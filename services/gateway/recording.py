@@ -1,0 +1,74 @@
+"""Recordings of running streams: an MP4 sink in the tenant's folder, added and taken away again."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from pydantic import BaseModel
+
+from services.gateway.core import RECORDINGS, StreamView, inside
+from services.gateway.errors import ConflictError, UnknownPartError
+from services.gateway.settings import Settings
+from services.gateway.sink_book import SinkBook
+from shared.contracts.sinks import Mp4Sink
+from shared.session.port import SessionStore
+
+KEPT_S = 30 * 86_400.0
+
+
+class RecordingView(BaseModel):
+    """A recording that began or ended with ``command``; see its receipt. ``name`` is for ``/v1/recordings/{name}``."""
+
+    stream: str
+    sink: str
+    name: str
+    command: str
+    began_ns: int
+
+
+class Recording:
+    """One recording of a stream at a time; which one, knows the session store."""
+
+    def __init__(self, sinks: SinkBook, store: SessionStore, settings: Settings) -> None:
+        self._sinks, self._store, self._settings = sinks, store, settings
+
+    async def forget(self, stream: str) -> None:
+        """A new stream of this id begins."""
+        await self._store.drop_note(_place(stream))
+
+    async def now(self, view: StreamView) -> RecordingView | None:
+        """What is being recorded."""
+        kept = await self._store.get_note(_place(view.id))
+        return None if kept is None else RecordingView.model_validate(kept)
+
+    async def start(self, view: StreamView, tenant: str) -> RecordingView:
+        """Begin. Raises ConflictError when one is under way, RefusedError, NoAnswerError."""
+        mark = secrets.token_hex(3)
+        name = f"{view.id[:60]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{mark}.mp4"
+        path = inside(self._settings.media_dir, f"{RECORDINGS}/{view.tenant}/{name}")
+        sink = Mp4Sink(id=f"rec-{mark}", path=str(path))
+        begun = RecordingView(stream=view.id, sink=sink.id, name=name, command="", began_ns=time.time_ns())
+        if not await self._store.put_note(_place(view.id), begun.model_dump(), KEPT_S, if_absent=True):
+            raise ConflictError(f"stream {view.id} is being recorded already: stop that first")
+        try:
+            event = await self._sinks.add(view.id, sink, tenant)
+        except BaseException:
+            await self._store.drop_note(_place(view.id))
+            raise
+        begun = begun.model_copy(update={"command": event.command})
+        await self._store.put_note(_place(view.id), begun.model_dump(), KEPT_S)
+        return begun
+
+    async def stop(self, view: StreamView, tenant: str) -> RecordingView:
+        """End it; the file is whole once the receipt says applied. Raises UnknownPartError when nothing is recorded."""
+        begun = await self.now(view)
+        if begun is None:
+            raise UnknownPartError(f"stream {view.id} is not being recorded")
+        event = await self._sinks.remove(view.id, begun.sink, tenant)
+        await self._store.drop_note(_place(view.id))
+        return begun.model_copy(update={"command": event.command})
+
+
+def _place(stream: str) -> str:
+    return f"recording:{stream}"
