@@ -148,7 +148,7 @@ class Page {
     };
     try {
       const spec = this.streams.some((each) => !each.ended) ? await fitting(wanted) : wanted;
-      const view = await api.create(spec);
+      const view = await this.start(spec);
       const stream = new Stream(view, { media, label });
       stream.born = performance.now();
       stream.pressed = this.pressed;
@@ -159,6 +159,16 @@ class Page {
     } catch (error) {
       for (const track of media?.getTracks() ?? []) track.stop();
       throw error;
+    }
+  }
+
+  // A server without WebRTC has no sink for it: its pictures come as JPEGs.
+  async start(spec) {
+    try {
+      return await api.create(spec);
+    } catch (error) {
+      if (!/whep|WebRTC/.test(error.message) || error.status !== 409) throw error;
+      return api.create({ ...spec, sinks: [{ kind: "null" }] });
     }
   }
 
