@@ -36,7 +36,10 @@ export class Dials {
     $("dials").append(this.steps.element, this.noise.element, this.blending.element, seedDial, sizeDial);
 
     this.steps.input.onchange = () => this.send({ steps: Number(this.steps.input.value) });
-    this.noise.input.onchange = () => this.send({ noise: Number(this.noise.input.value) });
+    this.noise.input.onchange = () => {
+      this.noise.touched = true;
+      this.send({ noise: Number(this.noise.input.value) });
+    };
     this.seed.onchange = () => this.seed.reportValidity() && this.send({ seed: Number(this.seed.value) });
     dice.onclick = () => {
       this.seed.value = Math.floor(Math.random() * 100_000);
@@ -56,7 +59,7 @@ export class Dials {
     const [width, height] = this.size.value.split("×").map(Number);
     return {
       steps: Number(this.steps.input.value),
-      noise: Number(this.noise.input.value),
+      ...(this.noise.touched ? { noise: Number(this.noise.input.value) } : {}), // else the model's own
       seed: Number(this.seed.value) || 0,
       ...(height ? { width, height } : {}),
     };

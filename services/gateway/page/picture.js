@@ -63,7 +63,8 @@ export class Picture {
   /** Words over the picture: {title, text, acts: [[label, function], …]}, or null. The picture is held and dimmed. */
   note(said, { dim = true } = {}) {
     const key = said ? said.title + said.text : "";
-    $("picture").dataset.held = Boolean(said) && dim;
+    $("picture").dataset.held = Boolean(said) && dim && !said.quiet;
+    $("note").classList.toggle("quiet-note", Boolean(said?.quiet));
     if (key === this.said) return;
     this.said = key;
     $("note").hidden = !said;
