@@ -43,11 +43,10 @@ export class Chips {
     this.model = model;
     this.show(KNOWN.map((name) => ({ name, prompt: PROMPTS[name] })));
     try {
-      const told = await api.styles(model);
-      const styles = (told.styles ?? told).map((style) => (typeof style === "string" ? { name: style } : style));
-      if (styles.length && model === this.model) {
-        this.show(styles.map((style) => ({ name: style.name, prompt: style.prompt || PROMPTS[style.name] || style.name })));
-      }
+      const { styles } = await api.styles(model);
+      if (model !== this.model) return;
+      const known = styles.filter(({ id }) => id !== "none" && id !== "no-style");
+      this.show(known.map(({ name, prompt, thumbnail }) => ({ name, prompt, thumbnail })));
     } catch {
       // The built-in list stands: a style is only a prompt.
     }
@@ -80,15 +79,23 @@ export class Chips {
   // A chip at a time between other work: fifteen small pictures take about 100 ms together.
   draw() {
     const base = (this.base ?? sceneCanvas(WIDTH, HEIGHT)).getContext("2d").getImageData(0, 0, WIDTH, HEIGHT);
-    const queue = this.chips.map((chip, index) => [chip, this.styles[index].name]);
+    const queue = this.chips.map((chip, index) => [chip, this.styles[index]]);
     const mine = (this.drawing = Symbol("drawing"));
     const next = () => {
       const todo = queue.shift();
       if (!todo || mine !== this.drawing) return;
-      todo[0].querySelector("canvas").getContext("2d").putImageData(drawStyle(todo[1], base), 0, 0);
+      const [canvas, { name, thumbnail }] = [todo[0].querySelector("canvas"), todo[1]];
+      if (KNOWN.includes(name) || !thumbnail) canvas.getContext("2d").putImageData(drawStyle(name, base), 0, 0);
+      else this.picture(canvas, thumbnail);
       setTimeout(next);
     };
     next();
+  }
+
+  // A style that we cannot draw ourselves is shown as its model's folder has it.
+  async picture(canvas, path) {
+    const image = await createImageBitmap(await api.blob(path)).catch(() => null);
+    if (image) canvas.getContext("2d").drawImage(image, 0, 0, WIDTH, HEIGHT);
   }
 
   /** Light the chip of ``prompt``; ``waiting`` ms until it is live, null: it is. */

@@ -13,7 +13,8 @@ export function listen(acts) {
       if (key === "Escape" && target.matches?.("textarea")) target.blur();
       return;
     }
-    if (key === " " && target.closest?.("button, summary, a, [type=checkbox]")) return;
+    // A focused button takes the space bar itself, unless it is hidden by now, as one in a closed dialog is.
+    if (key === " " && target.closest?.("button, summary, [type=checkbox]")?.checkVisibility()) return;
     if (key >= "1" && key <= "9") {
       acts.digit(Number(key) - 1);
     } else {

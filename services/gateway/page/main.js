@@ -38,9 +38,13 @@ class Page {
       lit: (prompt, waiting) => this.chips.light(prompt, waiting),
       start: () => this.kind && this.begin(this.kind),
     });
-    this.timeline = new Timeline({ prompt: () => $("prompt").value, use: (text) => this.prompt.use(text), refused });
+    const blend = () => this.dials.blendChunks();
+    this.timeline = new Timeline({ now, prompt: () => $("prompt").value, blend, refused });
     this.waterfall = new Waterfall(now);
-    this.settings = new Settings({ model: (name) => this.chips.load(name) });
+    this.settings = new Settings({
+      model: (name) => this.chips.load(name),
+      fps: (fps) => this.focused && !this.focused.ended && this.focused.patch({ fps }).catch(refused),
+    });
     this.grid = new Grid({
       streams: () => this.streams,
       focused: now,
@@ -176,7 +180,10 @@ class Page {
     this.streams.push(stream);
     stream.addEventListener("view", () => this.settle());
     stream.addEventListener("stats", () => stream === this.focused && this.waterfall.settle());
-    stream.addEventListener("change", ({ detail }) => stream === this.focused && this.prompt.follow(detail));
+    stream.addEventListener("change", ({ detail }) => {
+      if (detail.what === "prompt" && detail.state === "waiting") this.timeline.heard($("prompt").value.trim());
+      if (stream === this.focused) this.prompt.follow(detail);
+    });
     stream.addEventListener("told", ({ detail }) => this.told(stream, detail));
     stream.player.addEventListener("refused", ({ detail }) => stream === this.focused && this.refused(detail));
     stream.player.addEventListener("frame", () => this.first(stream), { once: true });
@@ -259,10 +266,23 @@ class Page {
     if (!stream) return;
     showVitals(stream);
     this.dials.show(stream.view);
+    this.follow(stream);
     this.picture.settle();
     const trouble = troubleOf(stream);
     this.picture.note(trouble && { ...trouble, acts: this.actsFor(trouble.act, stream) });
     this.marks();
+  }
+
+  // A prompt that came from elsewhere, e.g. a timeline or the API, stands in the field unless somebody types there.
+  follow(stream) {
+    const { prompt, prompt_version: version } = stream.view;
+    if (version === stream.seenVersion) return;
+    const first = stream.seenVersion === undefined;
+    stream.seenVersion = version;
+    const ours = [...stream.changes.values()].some((change) => change.receipt.version === version);
+    if (first || ours || !prompt || document.activeElement === $("prompt")) return;
+    $("prompt").value = prompt;
+    this.chips.light(prompt);
   }
 
   actsFor(act, stream) {

@@ -5,10 +5,11 @@ import { $, ask, choices, make } from "./dom.js";
 
 const SIZES = ["", "256×160", "320×192", "384×224", "480×272", "512×512", "832×480"];
 
-/** The dialogs that stand behind the bar's buttons. ``model(name)`` is told the chosen model. */
+/** The dialogs that stand behind the bar's buttons. ``model(name)`` and ``fps(number)`` are told what is chosen. */
 export class Settings {
-  constructor({ model }) {
+  constructor({ model, fps }) {
     this.onModel = model;
+    this.onFps = fps;
     $("open-settings").onclick = () => this.open();
     $("open-help").onclick = () => ask("help-dialog");
     $("toggle-theme").onclick = () => this.flip();
@@ -25,6 +26,7 @@ export class Settings {
   keep(name, value) {
     choices.set(name, value);
     if (name === "model") this.onModel(value);
+    if (name === "fps" && value) this.onFps(Number(value));
   }
 
   /** The parts of a new stream's spec that are chosen here. */
@@ -45,12 +47,12 @@ export class Settings {
     let models = [];
     try {
       const told = await api.models();
-      models = (told.models ?? told).map((model) => (typeof model === "string" ? { name: model } : model));
+      models = told.models;
     } catch {
       // The server's default holds.
     }
-    const served = models.filter((model) => model.served ?? model.available ?? model.pipelines ?? true);
-    $("s-model").replaceChildren(...(served.length ? served.map((model) => new Option(model.name ?? model.id)) : [new Option("rheo-tiny")]));
+    const served = models.filter((model) => model.served ?? true);
+    $("s-model").replaceChildren(...(served.length ? served.map((model) => new Option(model.name)) : [new Option("rheo-tiny")]));
     const wanted = choices.get("model");
     if ([...$("s-model").options].some((option) => option.value === wanted)) $("s-model").value = wanted;
     this.onModel($("s-model").value);

@@ -1,5 +1,6 @@
 // The timeline: prompts one after the other, each for some seconds. Played, recorded while performing ("arm"), kept as a file.
 
+import { api } from "./api.js";
 import { $, icon, make, save, stamp } from "./dom.js";
 
 const MAX_CUES = 64;
@@ -28,10 +29,12 @@ export function cuesOf(text) {
   return good.slice(0, MAX_CUES);
 }
 
-/** The fold ``#timeline``. ``prompt()`` gives the prompt now, ``use(prompt)`` sends one. */
+const LOOK_MS = 700;
+
+/** The fold ``#timeline``. The gateway plays it, so that it goes on without the page; ``now()`` gives the stream or null. */
 export class Timeline {
-  constructor({ prompt, use, refused }) {
-    Object.assign(this, { prompt, use, refused });
+  constructor({ now, prompt, blend, refused }) {
+    Object.assign(this, { now, prompt, blend, refused });
     this.cues = [];
     this.playing = -1;
     this.armed = false;
@@ -46,6 +49,7 @@ export class Timeline {
     this.arm = button("record", "arm", () => this.setArmed(!this.armed));
     this.arm.title = "Record what you send, with its timing";
     this.loop = make("input", { type: "checkbox", checked: true });
+    this.loop.onchange = () => this.playing >= 0 && this.begin(this.playing);
     this.file = make("input", { type: "file", accept: "application/json,.json", class: "unseen", tabIndex: -1, "aria-label": "Timeline file" });
     this.file.onchange = () => this.read();
     const add = button("plus", "add this prompt", () => this.add(this.prompt(), Number(this.seconds.value) || 6));
@@ -96,25 +100,48 @@ export class Timeline {
     this.last = null;
   }
 
-  begin(index) {
+  async begin(index) {
+    const stream = this.now();
+    try {
+      if (!this.cues.length) throw new Error("The timeline is empty: add the prompt, or arm it and perform.");
+      if (!stream || stream.ended) throw new Error("Start a stream first: the timeline plays on it.");
+      let at = 0;
+      const entries = this.cues.map((cue) => {
+        const entry = { at_s: at, prompt: cue.prompt, blend_chunks: this.blend() };
+        at = Math.round((at + cue.seconds) * 1000) / 1000;
+        return entry;
+      });
+      await api.putTimeline(stream.id, this.loop.checked ? { entries, loop_s: at } : { entries });
+      await api.playTimeline(stream.id, index);
+      this.playing = index;
+      this.on = stream;
+      this.draw();
+      this.follow();
+    } catch (error) {
+      this.refused(error);
+    }
+  }
+
+  // Which cue it is at is the gateway's to say.
+  follow() {
     clearTimeout(this.next);
-    if (!this.cues.length) {
-      this.refused(new Error("The timeline is empty: add the prompt, or arm it and perform."));
-      return;
-    }
-    if (index >= this.cues.length && !this.loop.checked) {
-      this.stop();
-      return;
-    }
-    this.playing = index % this.cues.length;
-    const cue = this.cues[this.playing];
-    this.use(cue.prompt);
-    this.next = setTimeout(() => this.begin(this.playing + 1), cue.seconds * 1000);
-    this.draw();
+    this.next = setTimeout(async () => {
+      const told = await api.timeline(this.on.id).catch(() => null);
+      if (this.playing < 0) return;
+      if (told && !told.playing) {
+        this.playing = -1;
+        if (told.error) this.refused(new Error(told.error));
+      } else if (told) {
+        this.playing = (told.next - 1 + this.cues.length) % this.cues.length;
+      }
+      this.draw();
+      if (this.playing >= 0 && !this.on.ended) this.follow();
+    }, LOOK_MS);
   }
 
   stop() {
     clearTimeout(this.next);
+    if (this.playing >= 0 && !this.on.ended) api.stopTimeline(this.on.id).catch(this.refused);
     this.playing = -1;
     this.draw();
   }
@@ -135,6 +162,9 @@ export class Timeline {
   }
 
   draw() {
+    const key = JSON.stringify([this.cues, this.playing]);
+    if (key === this.drawn) return;
+    this.drawn = key;
     const total = this.cues.reduce((sum, cue) => sum + cue.seconds, 0);
     this.track.replaceChildren(
       ...this.cues.map((cue, index) => {
