@@ -167,7 +167,8 @@ def test_a_share_link_shows_and_changes_nothing(open_page: Open) -> None:
     expect(guest.locator("#desk")).to_be_hidden()
     expect(guest.locator("#t-pause")).to_be_hidden()
     assert "token" not in guest.url, "the token leaves the address at once"
-    guest.wait_for_function("document.querySelector('#picture .player').dataset.state === 'live'", timeout=30_000)
+    expect(guest.locator("#picture .player")).to_have_attribute("data-state", "live", timeout=30_000)
+    assert moves(guest)
 
 
 def test_a_token_is_asked_for_and_kept_in_the_tab(open_page: Open, complaints: Complaints) -> None:

@@ -46,7 +46,7 @@ export class Chips {
       const { styles } = await api.styles(model);
       if (model !== this.model) return;
       const known = styles.filter(({ id }) => id !== "none" && id !== "no-style");
-      this.show(known.map(({ name, prompt, thumbnail }) => ({ name, prompt, thumbnail })));
+      if (known.length) this.show(known.map(({ name, prompt, thumbnail }) => ({ name, prompt, thumbnail })));
     } catch {
       // The built-in list stands: a style is only a prompt.
     }

@@ -49,6 +49,7 @@ export function ask(id) {
   const dialog = $(id);
   return new Promise((resolve) => {
     dialog.returnValue = "";
+    for (const button of dialog.querySelectorAll("[data-close]")) button.onclick = () => dialog.close("");
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "ok"), { once: true });
     if (!dialog.open) dialog.showModal();
   });
