@@ -45,7 +45,10 @@ export class Dials {
       this.seed.value = Math.floor(Math.random() * 100_000);
       this.send({ seed: Number(this.seed.value) });
     };
-    this.size.onchange = () => resize(this.size.value);
+    this.size.onchange = () => {
+      this.size.chosen = true; // until then each source has the size that suits it
+      resize();
+    };
   }
 
   /** Chunks over which a new prompt fades in, at the stream's rate. */
@@ -56,7 +59,7 @@ export class Dials {
 
   /** What a new stream starts with. */
   spec() {
-    const [width, height] = this.size.value.split("×").map(Number);
+    const [width, height] = this.size.chosen ? this.size.value.split("×").map(Number) : [];
     return {
       steps: Number(this.steps.input.value),
       ...(this.noise.touched ? { noise: Number(this.noise.input.value) } : {}), // else the model's own

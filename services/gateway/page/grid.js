@@ -63,7 +63,7 @@ export class Grid {
     if (document.hidden) return;
     for (const [stream, { canvas, name, how }] of this.tiles) {
       name.textContent = stream.view.prompt || stream.id;
-      how.textContent = `${stream.label ? `${stream.label} · ` : ""}${lineOf(stream)}`;
+      how.textContent = this.open && stream.label ? `${stream.label} · ${lineOf(stream)}` : lineOf(stream);
       const now = stream.player.picture;
       if (!now || !canvas.isConnected) continue;
       const [width, height] = this.open ? [now.width, now.height] : [152, 96];

@@ -3,7 +3,7 @@
 import { api, onTokenNeeded } from "./api.js";
 import { $, ask, choices, make } from "./dom.js";
 
-const SIZES = ["", "256×160", "320×192", "384×224", "480×272", "512×512", "832×480"];
+const SIZES = ["", "160×96", "256×160", "320×192", "384×224", "480×272", "512×512", "832×480"];
 
 /** The dialogs that stand behind the bar's buttons. ``model(name)`` and ``fps(number)`` are told what is chosen. */
 export class Settings {
