@@ -34,14 +34,13 @@ export class Chips {
     this.base = null;
     this.styles = [];
     this.box.addEventListener("keydown", (event) => this.move(event));
-    this.load("rheo-tiny");
+    this.show(KNOWN.map((name) => ({ name, prompt: PROMPTS[name] })));
   }
 
   /** Show the styles that ``model`` knows. */
   async load(model) {
     if (model === this.model) return;
     this.model = model;
-    this.show(KNOWN.map((name) => ({ name, prompt: PROMPTS[name] })));
     try {
       const { styles } = await api.styles(model);
       if (model !== this.model) return;

@@ -225,7 +225,7 @@ class Page {
     stream.source.start();
     if (stream.view.prompt && document.activeElement !== $("prompt")) $("prompt").value = stream.view.prompt;
     this.chips.light(stream.view.prompt);
-    this.chips.load(stream.view.model);
+    if (!viewOnly) this.chips.load(stream.view.model);
     this.prompt.say("", "");
     if (stream.source.picture) this.chips.from(stream.source.picture);
     this.grid.settle();
@@ -236,7 +236,7 @@ class Page {
 
   async close(stream, { keepFocus = false } = {}) {
     stream.deleted = true;
-    stream.close();
+    stream.close(false);
     this.streams = this.streams.filter((each) => each !== stream);
     if (!stream.ended) api.remove(stream.id).catch((error) => error.status !== 409 && error.status !== 404 && this.refused(error));
     if (keepFocus) return;

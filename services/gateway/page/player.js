@@ -46,13 +46,13 @@ export class Player extends EventTarget {
   }
 
   /** Stop receiving; the last frame stays. */
-  stop() {
+  stop(tell = true) {
     if (!this.running) return;
     this.hold();
     this.running = false;
     clearInterval(this.checking);
     clearTimeout(this.fallback);
-    this.link?.stop();
+    this.link?.stop(tell);
     this.link = null;
     this.jpegs?.abort();
     this.jpegs = null;

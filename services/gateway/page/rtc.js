@@ -77,12 +77,12 @@ class Session {
     if (this.location) request(this.location, { method: "DELETE", keepalive: true }).catch(() => {});
   }
 
-  close() {
+  close(tell = true) {
     if (this.closed) return;
     this.closed = true;
     clearTimeout(this.sending);
     this.pc.close();
-    this.goodbye();
+    if (tell) this.goodbye();
   }
 }
 
@@ -146,11 +146,12 @@ class Kept {
     this.run();
   }
 
-  stop() {
+  /** End it. ``tell`` false: the stream is gone, and its sessions with it. */
+  stop(tell = true) {
     this.stopped = true;
     clearTimeout(this.grace);
     clearTimeout(this.retry);
-    this.session?.close();
+    this.session?.close(tell);
     this.session = null;
   }
 }

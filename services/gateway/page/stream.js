@@ -49,11 +49,11 @@ export class Stream extends EventTarget {
   }
 
   /** Let go of everything of it in this page; the stream itself goes on unless it was deleted. */
-  close() {
+  close(tell = true) {
     this.closing.abort();
     clearTimeout(this.polling);
-    this.link?.stop();
-    this.player.stop();
+    this.link?.stop(tell);
+    this.player.stop(tell);
     this.source.stop();
   }
 
@@ -116,8 +116,8 @@ export class Stream extends EventTarget {
 
   end(reason) {
     this.view = { ...this.view, state: ENDED.has(this.view.state) ? this.view.state : "stopped", reason };
-    this.link?.stop();
-    this.player.stop();
+    this.link?.stop(false);
+    this.player.stop(false);
     this.dispatchEvent(new Event("ended"));
     this.dispatchEvent(new Event("view"));
   }
