@@ -131,6 +131,7 @@ export function upload(file, progress) {
 /** Messages of a text/event-stream, one {event, data, id} after the other, until it ends or ``signal`` aborts. */
 export async function* serverEvents(path, signal, lastId = "") {
   const answer = await request(path, { signal, extra: lastId ? { "Last-Event-ID": lastId } : {} });
+  if (answer.status === 204) return; // everything was told
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {

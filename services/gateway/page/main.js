@@ -1,17 +1,16 @@
 // Wires the page: streams on one side, the parts of the desk on the other. Decisions are in the parts.
 
 import { api, viewOnly, watched } from "./api.js";
+import { bind } from "./binding.js";
 import { Chips } from "./chips.js";
 import { Dials } from "./dials.js";
-import { $, announce, choices, toast } from "./dom.js";
+import { $, announce, toast } from "./dom.js";
 import { explain } from "./explain.js";
 import { fitting } from "./fitting.js";
 import { Grid } from "./grid.js";
-import { listen, movable } from "./keys.js";
 import { Picture } from "./picture.js";
 import { Prompt } from "./prompt.js";
 import { supported } from "./rtc.js";
-import { drawScene, sceneCanvas, sketchScene } from "./scene.js";
 import { Settings } from "./settings.js";
 import { Cancelled, SourceTrouble, open } from "./source.js";
 import { showVitals, troubleOf } from "./status.js";
@@ -20,7 +19,6 @@ import { Timeline } from "./timeline.js";
 import { Waterfall } from "./waterfall.js";
 
 const SIZES = [[256, 160], [320, 192], [384, 224], [480, 272]];
-const narrow = matchMedia("(max-width: 760px)");
 
 class Page {
   constructor() {
@@ -51,64 +49,8 @@ class Page {
       focus: (stream) => this.focus(stream),
       close: (stream) => this.close(stream),
     });
-    this.bind();
-    this.layOut();
-    this.welcomePicture();
+    bind(this);
     setInterval(() => this.settle(), 500);
-  }
-
-  bind() {
-    $("use-camera").onclick = () => this.begin("camera");
-    $("try-sample").onclick = () => this.begin("sample");
-    $("new-stream").onclick = () => this.begin(this.kind ?? "camera", { fresh: true });
-    for (const button of document.querySelectorAll("[data-kind]")) button.onclick = () => this.begin(button.dataset.kind);
-    $("cameras").onchange = () => {
-      choices.set("camera", $("cameras").value);
-      this.begin("camera");
-    };
-    $("drawer-pull").onclick = () => {
-      const open = $("drawer-pull").getAttribute("aria-expanded") !== "true";
-      $("drawer-pull").setAttribute("aria-expanded", open);
-    };
-    listen({
-      space: () => this.picture.pause(),
-      Enter: () => this.prompt.send(),
-      r: () => this.picture.record(),
-      f: () => this.picture.fullScreen(),
-      c: () => this.picture.compare(),
-      g: () => this.grid.toggle(),
-      "?": () => $("open-help").click(),
-      Escape: () => this.grid.toggle(false),
-      digit: (index) => this.chips.press(index),
-    });
-    movable($("source-frame"), () => narrow.matches);
-    narrow.onchange = () => this.layOut();
-    addEventListener("online", () => this.streams.forEach((stream) => stream.reached(true)));
-    addEventListener("offline", () => this.streams.forEach((stream) => stream.reached(false)));
-    // A camera's or a sample's stream is nobody's once its page is gone; files and addresses go on.
-    addEventListener("pagehide", () => {
-      for (const stream of this.streams) {
-        if (["camera", "screen", "sample"].includes(stream.kind) && !stream.ended) api.remove(stream.id, true).catch(() => {});
-        stream.close();
-      }
-    });
-  }
-
-  // On a phone what chooses the source is in the drawer, and the source floats over the result.
-  layOut() {
-    const parts = [document.querySelector(".kinds"), $("camera-pick"), $("tiles")];
-    if (narrow.matches) $("drawer").prepend(...parts);
-    else $("side").append(...parts);
-    $("source-frame").removeAttribute("style");
-  }
-
-  welcomePicture() {
-    for (const [draw, side] of [[drawScene, "scene"], [sketchScene, "scene drawn"]]) {
-      const canvas = sceneCanvas(1440, 900, { draw });
-      canvas.className = side;
-      canvas.setAttribute("aria-hidden", "true");
-      $("picture").append(canvas);
-    }
   }
 
   mode(name) {

@@ -71,6 +71,7 @@ export class Stream extends EventTarget {
         if (error.name === "AbortError" || error.status === 404) return;
         if (!error.status) this.reached(false);
       }
+      if (this.ended) return;
       await new Promise((resolve) => setTimeout(resolve, Math.min(4000, 250 * 2 ** tries)));
     }
   }
