@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 
 import uvicorn
 from fastapi import FastAPI
@@ -11,7 +12,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import auth
 from services.gateway.access import Seen
-from services.gateway.api import capacity, files, fleet, media, pages, reference, sinks, streams, watching
+from services.gateway.api import (
+    capacity,
+    files,
+    fleet,
+    media,
+    models,
+    pages,
+    prompts,
+    reference,
+    sinks,
+    streams,
+    watching,
+)
 from services.gateway.auth import Tokens
 from services.gateway.body_limit import BodyLimit
 from services.gateway.chunks import Chunks
@@ -25,6 +38,7 @@ from services.gateway.recording import Recording
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares
 from services.gateway.sink_book import SinkBook
+from services.gateway.timeline import Timelines
 from services.gateway.viewing import Viewing
 from services.gateway.watching import Watch
 from shared.access import TokensFileError
@@ -50,6 +64,7 @@ class Parts:
         self.viewing = Viewing(bus, settings.max_viewers)
         self.book = SinkBook(self.desk, store, self.watch, settings.media_dir)
         self.recording = Recording(self.book, store, settings)
+        self.timelines = Timelines(self.desk, store, self.watch, settings.instance or secrets.token_hex(4))
         self.taken = Folder(settings.media_dir, UPLOADS)
         self.recorded = Folder(settings.media_dir, RECORDINGS)
         self.uploads = Uploads(self.taken, settings.upload_max_bytes, settings.upload_tenant_bytes)
@@ -66,14 +81,16 @@ class Parts:
                 raise UnusableError(str(error)) from None
         await self.desk.start()
         await self.watch.start()
+        await self.timelines.start()
 
     async def close(self) -> None:
         """End what runs beside the requests."""
+        await self.timelines.close()
         await self.viewing.close()
 
     async def begin(self, stream: str) -> None:
         """A new stream of this id: nothing of one before it holds for it."""
-        for part in (self.shares, self.book, self.recording):
+        for part in (self.shares, self.book, self.recording, self.timelines):
             await part.forget(stream)
 
 
@@ -103,7 +120,9 @@ def build_api(parts: Parts) -> FastAPI:
     app.include_router(streams.router(desk, settings, seen, parts.once, parts.begin))
     app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
     app.include_router(media.router(parts.viewing, desk, settings, seen))
-    app.include_router(sinks.router(desk, parts.book, parts.recording, settings, seen))
+    app.include_router(sinks.router(desk, parts.book, parts.recording, parts.recorded, settings, seen))
+    app.include_router(prompts.router(desk, parts.timelines, seen))
+    app.include_router(models.router(desk, settings))
     app.include_router(files.router(parts.uploads, parts.taken, parts.recorded))
     app.include_router(fleet.router(desk))
     app.include_router(capacity.router(desk))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from services.gateway.problems import GatewayError
-from shared.contracts.commands import FileSource, Mp4Sink, StreamSpec
+from shared.contracts.commands import FileSource, Mp4Sink, PromptPart, StreamSpec
 from shared.contracts.events import LedgerTotals, StreamStats
 from shared.contracts.refs import Wire
 from shared.contracts.sinks import Sink
@@ -46,6 +46,7 @@ class StreamView(Wire):
     state: str
     prompt: str
     prompt_version: int
+    prompts: tuple[PromptPart, ...] = ()  # what the prompt is mixed of
     model: str
     mode: str
     source_kind: str = ""
@@ -161,10 +162,11 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
         state=str(session.get("state", "unknown")),
         prompt=str(session.get("prompt", spec.prompt)),
         prompt_version=int(session.get("prompt_version", 0)),
+        prompts=tuple(PromptPart.model_validate(part) for part in session.get("prompts") or ()),
         model=spec.model,
         mode=spec.mode.value,
         source_kind=spec.source.kind,
-        fps=spec.fps,
+        fps=now.get("fps", spec.fps),
         width=assignment.get("width", spec.width),
         height=assignment.get("height", spec.height),
         steps=now.get("steps", spec.steps),

@@ -124,6 +124,11 @@ def router(
         """Go on; an applied event names the first chunk."""
         return receipt(await desk.patch(stream, StreamPatch(paused=False), tenant))
 
+    @api.post("/{stream}/reset", status_code=202, operation_id="resetStream")
+    async def reset(stream: StreamId, tenant: Tenant, _: StreamView = changing) -> Receipt:
+        """Forget what is cached: the next block is a first block again. An applied event names its first chunk."""
+        return receipt(await desk.patch(stream, StreamPatch(reset=True), tenant))
+
     @api.post("/{stream}/migrate", status_code=202, operation_id="migrateStream")
     async def migrate(stream: StreamId, caller: Admin, body: Move | None = None) -> Receipt:
         """Go on on another pipeline, pixel for pixel. A migrated event names the first chunk made there, a warning says why
