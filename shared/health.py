@@ -1,4 +1,4 @@
-"""A service's health over HTTP: ``/healthz`` (alive) and ``/readyz`` (ready for work), both JSON."""
+"""A service over HTTP: ``/healthz`` (alive) and ``/readyz`` (ready for work), both JSON, and ``/metrics`` (Prometheus)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ READ_S = 2.0
 MAX_REQUEST = 8192
 
 Status = Callable[[], tuple[bool, dict[str, Any]]]
+Exposition = Callable[[str], tuple[bytes, str]]
 
 
 class HealthServer:
-    """``status()`` gives (ready, what to tell). ``/healthz`` is 200 while the event loop turns, ``/readyz`` 200 or 503."""
+    """``status()`` gives (ready, what to tell). ``/healthz`` is 200 while the event loop turns, ``/readyz`` 200 or 503.
 
-    def __init__(self, status: Status) -> None:
+    ``exposition(accept)`` gives the metrics' page and its content type; None: there are none.
+    """
+
+    def __init__(self, status: Status, exposition: Exposition | None = None) -> None:
         self._status = status
+        self._exposition = exposition
         self._server: asyncio.Server | None = None
         self.port = -1
 
@@ -31,30 +36,28 @@ class HealthServer:
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             async with asyncio.timeout(READ_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._answer(head.split(b"\r\n", 1)[0].decode("latin-1")))
+                writer.write(self._answer(head.decode("latin-1")))
                 await writer.drain()
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    def _answer(self, request: str) -> bytes:
-        method, _, rest = request.partition(" ")
+    def _answer(self, head: str) -> bytes:
+        lines = head.split("\r\n")
+        method, _, rest = lines[0].partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
+        status, content_type = "200 OK", "application/json"
+        if method in ("GET", "HEAD") and path == "/metrics" and self._exposition is not None:
+            body, content_type = self._exposition(_header(lines, "accept"))
+            return _response(status, content_type, body, method)
         ready, told = self._status()
         if method not in ("GET", "HEAD"):
             status, told = "405 Method Not Allowed", {"error": "only GET is understood"}
-        elif path == "/healthz":
-            status = "200 OK"
         elif path == "/readyz":
             status = "200 OK" if ready else "503 Service Unavailable"
-        else:
-            status, told = "404 Not Found", {"error": "there are /healthz and /readyz"}
-        body = json.dumps(told, default=str).encode() + b"\n"
-        head = (
-            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
-        )
-        return head.encode() + (b"" if method == "HEAD" else body)
+        elif path != "/healthz":
+            status, told = "404 Not Found", {"error": "there are /healthz, /readyz and /metrics"}
+        return _response(status, content_type, json.dumps(told, default=str).encode() + b"\n", method)
 
     async def close(self) -> None:
         """Stop listening."""
@@ -62,3 +65,20 @@ class HealthServer:
             self._server.close()
             await self._server.wait_closed()
             self._server = None
+
+
+def _header(lines: list[str], name: str) -> str:
+    """The value of a request's header, "" when it has none."""
+    for line in lines[1:]:
+        key, _, value = line.partition(":")
+        if key.strip().lower() == name:
+            return value.strip()
+    return ""
+
+
+def _response(status: str, content_type: str, body: bytes, method: str) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if method == "HEAD" else body)

@@ -27,6 +27,7 @@ from shared.health import HealthServer
 from shared.session.port import SessionStore, StoreUnavailableError
 from shared.session.redis import RedisStore
 from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.setup import Telemetry, setup
 from shared.tensors.store import HostTensorStore
 
@@ -73,6 +74,7 @@ class Context:
     clock: Clock
     instance: str
     incarnation: str
+    metrics: Metrics
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None
 
@@ -85,7 +87,8 @@ class Context:
 
 
 class Service(Protocol):
-    """A service may also have ``beat_fields() -> dict``, which extends its beats (and may hold ``ready``)."""
+    """A service may also have ``beat_fields() -> dict``, which extends its beats (and may hold ``ready``), and
+    ``declare(metrics)``, which adds its own metrics."""
 
     async def start(self) -> None:
         """Subscribe and begin to work."""
@@ -108,7 +111,7 @@ class Runner:
 
     def __init__(self, name: str, context: Context, service: Service) -> None:
         self.phase = Phase.STARTING
-        self.health = HealthServer(self._status)
+        self.health = HealthServer(self._status, self._exposition)
         self._name = name
         self._context = context
         self._service = service
@@ -145,6 +148,30 @@ class Runner:
             "tensors": {"leased": context.tensors.leased, "bytes": context.tensors.shm_bytes},
             "beat": beat.model_dump(mode="json", exclude={"service", "instance", "incarnation"}),
         }
+
+    def _exposition(self, accept: str) -> tuple[bytes, str]:
+        return self._context.metrics.exposition(accept)
+
+    def _declare(self) -> None:
+        """The metrics that every service has; the service declares its own."""
+        context, metrics = self._context, self._context.metrics
+        tensors = context.tensors
+        metrics.value(names.SERVICE_READY, lambda: float(self._status()[0]))
+        metrics.value(names.BUS_CONNECTED, lambda: float(getattr(context.bus, "connected", True)))
+        metrics.read(
+            names.BUS_MESSAGES,
+            lambda: [
+                ({"subject": pattern, "result": result}, count)
+                for pattern, counts in context.bus.stats.as_dict().items()
+                for result, count in counts.items()
+            ],
+        )
+        metrics.value(names.TENSOR_LEASES, lambda: tensors.leased)
+        metrics.value(names.TENSOR_BYTES, lambda: tensors.shm_bytes)
+        metrics.value(names.TENSOR_EXPIRED, lambda: tensors.counters.expired)
+        declare: Callable[[Metrics], None] | None = getattr(self._service, "declare", None)
+        if declare is not None:
+            declare(metrics)
 
     def _parent_is_gone(self) -> bool:
         if not self._parent:
@@ -196,6 +223,7 @@ class Runner:
         for number in handled:
             with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
                 loop.add_signal_handler(number, self._on_signal, number)
+        self._declare()
         beats = asyncio.create_task(self._beats(), name="beats")
         try:
             settings = context.settings
@@ -321,7 +349,15 @@ async def serve_service(name: str, settings: ServiceSettings, build: Build) -> E
         stack.push_async_callback(_linger, tensors)
         await tensors.start()
         context = Context(
-            settings, bus, store, tensors, telemetry, SystemClock(), settings.instance, secrets.token_hex(8)
+            settings,
+            bus,
+            store,
+            tensors,
+            telemetry,
+            SystemClock(),
+            settings.instance,
+            secrets.token_hex(8),
+            Metrics(name, settings.instance),
         )
         _observe(context)
         return await Runner(name, context, build(context)).run()

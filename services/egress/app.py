@@ -8,6 +8,8 @@ from contextlib import suppress
 from services.egress.handlers import Handlers
 from services.egress.settings import Settings
 from shared.lifecycle import Context, run_service
+from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 
 
 class Egress:
@@ -22,11 +24,16 @@ class Egress:
             context.tensors,
             context.telemetry.tracer,
             context.clock,
+            context.metrics.histogram(names.FRAME_LATENCY),
         )
 
     async def start(self) -> None:
         """Take assignments."""
         await self._handlers.start()
+
+    def declare(self, metrics: Metrics) -> None:
+        """What egress counts and times."""
+        self._handlers.declare(metrics)
 
     def beat_fields(self) -> dict[str, object]:
         """The streams whose sinks are open here."""

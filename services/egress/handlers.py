@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from services.egress.ledger import StreamLedger
+from services.egress.ledger import StreamLedger, verdicts_of
 from services.egress.settings import Settings
 from services.egress.sinks.opening import destinations, open_sinks
 from services.egress.sinks.port import SinkError
@@ -18,9 +18,11 @@ from shared.bus.port import Bus, BusError, Received, Subscription
 from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, StreamSpec, TakeStream
-from shared.contracts.events import ChunkCaptured, FramesDecoded, SourceEnded, SourceTotals, StreamTaken
+from shared.contracts.events import ChunkCaptured, FramesDecoded, LedgerTotals, SourceEnded, SourceTotals, StreamTaken
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import TERMINAL_STATES
+from shared.telemetry import names
+from shared.telemetry.metrics import Metrics, Timing
 from shared.tensors.port import TensorReader
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,12 @@ class Handlers:
         tensors: TensorReader,
         tracer: Any,
         clock: Clock,
+        latency: Timing | None = None,
     ) -> None:
         self._instance, self._settings = instance, settings
         self._bus, self._store, self._tensors, self._tracer, self._clock = bus, store, tensors, tracer, clock
+        self._latency = latency
+        self._ended_totals = LedgerTotals()
         self._streams: dict[str, EgressStream] = {}
         self._files: dict[str, list[Path]] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
@@ -79,6 +84,31 @@ class Handlers:
         for stream in list(self._subscriptions):
             await self._unsubscribe(stream)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def declare(self, metrics: Metrics) -> None:
+        """The frames' verdicts, of the streams playing here and of those that ended; and what should be rare."""
+        metrics.read(names.FRAMES_CLOSED, lambda: verdicts_of(self._totals()))
+        metrics.value(
+            names.FRAMES_OPEN, lambda: sum(s.totals.frames_in - s.totals.closed for s in self._streams.values())
+        )
+        metrics.read(
+            names.STREAM_RATE, lambda: [({"stream": s.stream}, s.stats().fps) for s in list(self._streams.values())]
+        )
+        metrics.value(names.STREAMS, lambda: len(self._streams))
+        metrics.counts(names.INCIDENTS, "incident", self._all_counters)
+
+    def _totals(self) -> LedgerTotals:
+        total = self._ended_totals
+        for stream in self._streams.values():
+            total = total.plus(stream.totals)
+        return total
+
+    def _all_counters(self) -> dict[str, int]:
+        counters = dict(self.counters)
+        for stream in self._streams.values():
+            for name, count in stream.counters.items():
+                counters[name] = counters.get(name, 0) + count
+        return counters
 
     # --- assignments -------------------------------------------------------------------------------------------------
 
@@ -183,6 +213,7 @@ class Handlers:
             sinks,
             ledger,
             self._on_done,
+            self._latency,
         )
         self._streams[take.stream] = stream
         self._files[take.stream] = destinations(take.spec, roots)
@@ -241,6 +272,7 @@ class Handlers:
         del self._streams[stream.stream]
         self._files.pop(stream.stream, None)
         self._ended[stream.stream] = (stream.epoch, time.monotonic())
+        self._ended_totals = self._ended_totals.plus(stream.totals)
         for name, count in stream.counters.items():
             self.counters[name] = self.counters.get(name, 0) + count
         task = asyncio.create_task(self._unsubscribe(stream.stream))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from shared.contracts.events import LedgerTotals, SourceTotals
 
 FIRST_CHUNK_FRAMES = 5
 CHUNK_FRAMES = 4
+_SERVICE = re.compile(r"(gateway|ingest|motion|scheduler|worker|egress)[-\w]*\W+(.*)", re.DOTALL)
+_REASON = re.compile(r"[a-z0-9_ ]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,29 @@ class ChunkVerdict:
         """The session store's form."""
         named = {"on_time": self.on_time, "late": self.late, "skipped": self.skipped}
         return {name: frames for name, frames in {**named, **self.dropped}.items() if frames}
+
+
+def drop_key(failure: str) -> str:
+    """ "service:reason" of a failure's one line: "worker-0 was restarted" → "worker:was restarted"."""
+    found = _SERVICE.match(failure)
+    service, reason = found.groups() if found is not None else ("scheduler", failure)
+    if service == "ingest":
+        # "ingest:…" are ingest's own running totals; a chunk that was numbered is not among them.
+        service, reason = "scheduler", failure
+    return f"{service}:{' '.join(reason.split())[:60] or 'failed'}"
+
+
+def verdicts_of(totals: LedgerTotals) -> list[tuple[dict[str, str], int]]:
+    """A ledger as labelled counts: verdict, and of what was dropped the service and the reason.
+
+    The reason of a failure is its own words; those are not for labels, of which there may be few: "failed".
+    """
+    counts = [({"verdict": name}, getattr(totals, name)) for name in ("on_time", "late", "skipped")]
+    for key, frames in totals.dropped.items():
+        service, _, reason = key.partition(":")
+        reason = reason if _REASON.fullmatch(reason) else "failed"
+        counts.append(({"verdict": "dropped", "service": service, "reason": reason}, frames))
+    return counts
 
 
 class StreamLedger:

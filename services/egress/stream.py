@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +15,7 @@ import numpy as np
 from services.egress.accounts import Accounts
 from services.egress.audio import AudioOrder
 from services.egress.core import Arrival, Decisions, Emit, Rules, StreamCore
-from services.egress.ledger import StreamLedger
+from services.egress.ledger import StreamLedger, drop_key
 from services.egress.settings import Settings
 from services.egress.sink_thread import SinkThread
 from services.egress.sinks.port import OutFrame, Sink
@@ -33,12 +32,15 @@ from shared.contracts.events import (
     ChunkStamp,
     EventKind,
     FramesDecoded,
+    LedgerTotals,
     SourceEnded,
     StreamEvent,
+    StreamStats,
 )
 from shared.media.errors import one_line
 from shared.session.port import SessionStore
 from shared.telemetry.hops import record_hop
+from shared.telemetry.metrics import Timing
 from shared.tensors.port import TensorError, TensorReader
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,6 @@ IDLE_S = 1.0
 BOOKS_STOP_S = 15.0
 LAST_EVENT_S = 10.0
 LAST_EVENT_PAUSE_S = 0.5
-_SERVICE = re.compile(r"(gateway|ingest|motion|scheduler|worker|egress)[-\w]*\W+(.*)", re.DOTALL)
 
 
 def rules_of(take: TakeStream, settings: Settings) -> Rules:
@@ -61,16 +62,6 @@ def rules_of(take: TakeStream, settings: Settings) -> Rules:
         loss_timeout_ns=int(settings.loss_timeout_s * 1e9),
         stall_ns=int(settings.stall_s * 1e9),
     )
-
-
-def drop_key(failure: str) -> str:
-    """ "service:reason" of a failure's one line: "worker-0 was restarted" → "worker:was restarted"."""
-    found = _SERVICE.match(failure)
-    service, reason = found.groups() if found is not None else ("scheduler", failure)
-    if service == "ingest":
-        # "ingest:…" are ingest's own running totals; a chunk that was numbered is not among them.
-        service, reason = "scheduler", failure
-    return f"{service}:{' '.join(reason.split())[:60] or 'failed'}"
 
 
 class EgressStream:
@@ -88,11 +79,12 @@ class EgressStream:
         sinks: list[Sink],
         ledger: StreamLedger,
         done: Callable[[EgressStream], None],
+        latency: Timing | None = None,
     ) -> None:
         self.stream, self.spec = take.stream, take.spec
         self.counters: dict[str, int] = {}
         self._settings, self._bus, self._tensors, self._tracer, self._clock = settings, bus, tensors, tracer, clock
-        self._done = done
+        self._done, self._latency = done, latency
         self._wake = asyncio.Event()
         self._core = StreamCore(rules_of(take, settings), take.epoch, ledger)
         self._accounts = Accounts(self.stream, ledger, store)
@@ -115,6 +107,15 @@ class EgressStream:
     def epoch(self) -> int:
         """The newest epoch it was taken in."""
         return self._core.epoch
+
+    @property
+    def totals(self) -> LedgerTotals:
+        """The ledger as it stands."""
+        return self._core.ledger.totals()
+
+    def stats(self) -> StreamStats:
+        """What was measured so far."""
+        return self._meter.stats()
 
     def adopt(self, take: TakeStream) -> None:
         """The same stream in a newer epoch."""
@@ -272,6 +273,8 @@ class EgressStream:
             OutFrame(pixels[emit.position], emit.frame.pts, emit.frame.duration, Fraction(*stamp.time_base))
         )
         self._meter.emitted(emit.frame, now, Fraction(*stamp.time_base))
+        if self._latency is not None:
+            self._latency.record((now - emit.frame.captured_ns) / 1e9, stamp.trace)
         if emit.position == len(stamp.frames) - 1:
             # Waiting for the playout time is the jitter buffer's work; computing is what the sinks take per frame.
             queue_ms = max(0.0, (now - received_ns) / 1e6)

@@ -79,14 +79,7 @@ class TotalLedger(Wire):
 
 def sum_of(one: LedgerTotals, other: LedgerTotals) -> LedgerTotals:
     """Two ledgers in one."""
-    names = sorted({*one.dropped, *other.dropped})
-    return LedgerTotals(
-        frames_in=one.frames_in + other.frames_in,
-        on_time=one.on_time + other.on_time,
-        late=one.late + other.late,
-        skipped=one.skipped + other.skipped,
-        dropped={name: one.dropped.get(name, 0) + other.dropped.get(name, 0) for name in names},
-    )
+    return one.plus(other)
 
 
 def inside(media_dir: Path, name: str) -> Path:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from services.ingest.handlers import Handlers
 from services.ingest.settings import Settings
 from shared.lifecycle import Context, run_service
+from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 
 
 class Ingest:
@@ -21,6 +23,11 @@ class Ingest:
     async def start(self) -> None:
         """Take assignments."""
         await self._handlers.start()
+
+    def declare(self, metrics: Metrics) -> None:
+        """Open sources, and what should be rare."""
+        metrics.value(names.STREAMS, lambda: len(self._handlers.streams))
+        metrics.counts(names.INCIDENTS, "incident", lambda: self._handlers.counters)
 
     def beat_fields(self) -> dict[str, object]:
         """The streams whose sources are open here."""

@@ -13,6 +13,7 @@ from shared.contracts import subjects
 from shared.lifecycle import Context, run_service
 from shared.session.port import StoreUnavailableError
 from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,11 @@ class Motion:
         pattern = subjects.stream(subjects.ANY, "latents")
         self._subscriptions.append(await bus.subscribe(pattern, self._handlers.on_latents, size=LATENTS_MAILBOX))
         self._mirror = asyncio.create_task(self._keep_mirror(), name="mirror")
+
+    def declare(self, metrics: Metrics) -> None:
+        """Streams, and what should be rare."""
+        metrics.value(names.STREAMS, lambda: len(self._core.streams))
+        metrics.counts(names.INCIDENTS, "incident", lambda: self._core.counts)
 
     def beat_fields(self) -> dict[str, object]:
         """What the scheduler places by."""

@@ -38,6 +38,7 @@ class Handlers:
         self._not_ours: dict[str, float] = {}
         self._queue_histogram = context.telemetry.meter.create_histogram(names.HOP_QUEUE, unit="ms")
         self._compute_histogram = context.telemetry.meter.create_histogram(names.HOP_COMPUTE, unit="ms")
+        self._compute = context.metrics.histogram(names.ROLE_COMPUTE)
         self.compute_ms = 0.0
 
     # --- assignments -------------------------------------------------------------------------------------------------
@@ -147,6 +148,7 @@ class Handlers:
         self.compute_ms += 0.1 * (compute_ms - self.compute_ms)
         self._queue_histogram.record(queue_ms, {names.HOP: names.MOTION})
         self._compute_histogram.record(compute_ms, {names.HOP: names.MOTION})
+        self._compute.record(compute_ms / 1e3, stamp.trace, hop=names.MOTION)
 
     # --- the mirror --------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import TextIO
 
 from services.scheduler.core import PipelineCore
@@ -16,6 +19,8 @@ from shared.contracts import subjects
 from shared.lifecycle import Context, run_service
 from shared.session.port import StoreError
 from shared.session.state import TERMINAL_STATES
+from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 LEASE = "scheduler"
@@ -68,6 +73,30 @@ class Scheduler:
     def beat_fields(self) -> dict[str, object]:
         """Ready means leading: a standby must not be counted as the scheduler."""
         return {"ready": self._leading, "streams": tuple(self._desk.records)}
+
+    def declare(self, metrics: Metrics) -> None:
+        """What the leader sees."""
+        metrics.value(names.LEADING, lambda: float(self._leading))
+        metrics.counts(names.STREAMS, "state", self._states)
+        metrics.counts(names.WORKERS, "state", self._handlers.operating.worker_states)
+        metrics.counts(names.INCIDENTS, "incident", lambda: self._handlers.counters)
+        for name, read in (
+            (names.QUEUED, lambda core: core.queued),
+            (names.IN_FLIGHT, lambda core: len(core.in_flight)),
+            (names.BATCHES, lambda core: core.next_seq),
+        ):
+            metrics.read(name, partial(self._by_pipeline, read))
+        metrics.read(names.COST_ERROR, self._cost_errors)
+
+    def _states(self) -> dict[str, int]:
+        return dict(Counter(record.phase.value for record in self._desk.records.values()))
+
+    def _by_pipeline(self, read: Callable[[PipelineCore], float]) -> list[tuple[dict[str, str], float]]:
+        return [({"pipeline": name}, read(core)) for name, core in list(self._desk.cores.items())]
+
+    def _cost_errors(self) -> list[tuple[dict[str, str], float]]:
+        cores = list(self._desk.cores.items())
+        return [({"pipeline": name, "work": key}, e) for name, core in cores for key, e in core.cost.errors().items()]
 
     async def _lead(self) -> None:
         try:

@@ -94,6 +94,11 @@ class PipelineCore:
         self._live = 0
         self._stage_keys = tuple(f"stage.{stage}" for stage in range(stages))
 
+    @property
+    def queued(self) -> int:
+        """Items that could run now."""
+        return len(self._ordered)
+
     # --- streams -----------------------------------------------------------------------------------------------------
 
     def add(self, queue: StreamQueue) -> None:

@@ -248,6 +248,10 @@ class CostModel:
         curve = self._curves.get(key)
         return curve.error() if curve is not None else ASSUMED_ERROR
 
+    def errors(self) -> dict[str, float]:
+        """The error of every kind of work that was measured, by its key."""
+        return {key: curve.error() for key, curve in self._curves.items()}
+
     def seed(self, key: str, points: Iterable[tuple[int, float, float]]) -> None:
         """A calibration: (items, units, ms), each a median. Shapes known from before follow the speed it shows."""
         self._curves.setdefault(key, Curve()).seed(points)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable
 
 from services.scheduler.desk import StreamDesk
@@ -167,6 +168,11 @@ class Operating:
             left = self._streams(member.beat.pipeline)
             return WorkerState.DRAINING if left else WorkerState.DRAINED
         return WorkerState.READY if member.beat.ready else WorkerState.LOADING
+
+    def worker_states(self) -> dict[str, int]:
+        """How many workers are in which state."""
+        members = [member for member in self._fleet.members.values() if member.beat.service == "worker"]
+        return dict(Counter(self._state(member).value for member in members))
 
     def _view(self, member: Member) -> WorkerView:
         beat, state = member.beat, self._state(member)

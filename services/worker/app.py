@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import time
+from typing import Any
 
 import torch
 
@@ -24,6 +25,8 @@ from shared.contracts.beats import MeasuredCost
 from shared.engine.model.checkpoints import WeightsError
 from shared.engine.plan.spec import SpecError
 from shared.lifecycle import Context, UnusableError, run_service
+from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.1
@@ -42,7 +45,8 @@ class Worker:
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
-        self._memory: dict[str, object] = {}
+        self._busy_s = 0.0
+        self._memory: dict[str, Any] = {}
         self._device_name = ""
         self._calibration: tuple[MeasuredCost, ...] = ()
         self._fence = Fence(settings.fence_s)
@@ -77,12 +81,31 @@ class Worker:
         shapes, took = len(self._calibration), time.perf_counter() - begin
         log.info("measured %d shapes on %s in %.1f s", shapes, self._device_name, took)
 
+    def declare(self, metrics: Metrics) -> None:
+        """What the device does, and holds."""
+        metrics.value(names.BUSY, lambda: self._busy_s)
+        metrics.value(names.DEVICE_QUEUE, lambda: self._device.waiting)
+        metrics.value(names.STREAMS, lambda: len(self._handlers.assignments.streams))
+        metrics.read(names.STATE_BYTES, self._state_bytes)
+        metrics.counts(names.INCIDENTS, "incident", lambda: self._handlers.counters)
+
+    def _state_bytes(self) -> list[tuple[dict[str, str], float]]:
+        told = self._memory
+        held, aside, free = told.get("stream_bytes", {}), told.get("suspended", {}), told.get("memory_free", 0)
+        return [
+            ({"use": "streams"}, sum(held.values())),
+            ({"use": "suspended"}, sum(aside.values())),
+            ({"use": "free"}, free),
+        ]
+
     def beat_fields(self) -> dict[str, object]:
         """What the scheduler places by."""
         now = time.monotonic()
         self._check_fence(now)
         elapsed, self._beat_at = now - self._beat_at, now
-        busy = self._device.take_busy_s() / elapsed if elapsed > 0 else 0.0
+        busy_s = self._device.take_busy_s()
+        self._busy_s += busy_s
+        busy = busy_s / elapsed if elapsed > 0 else 0.0
         settings = self._settings
         return {
             "roles": tuple(role.value for role in settings.roles),

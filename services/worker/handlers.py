@@ -36,6 +36,7 @@ from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
 from shared.engine.plan.spec import VAE_STRIDE
 from shared.lifecycle import Context
+from shared.telemetry import names
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorError
 
@@ -65,6 +66,7 @@ class Handlers:
         self.assignments.on_move = self._moving.on_move
         self.counters: dict[str, int] = {}
         self.role_ms: dict[str, float] = {}
+        self._compute = context.metrics.histogram(names.ROLE_COMPUTE)
         self.measured = Measured()
 
     async def start(self) -> None:
@@ -387,6 +389,7 @@ class Handlers:
         end_ns = outcome.started_ns + int(outcome.compute_ms * 1e6)
         for stamp in stamps:
             record_hop(self._tracer, hop, stamp, outcome.started_ns, end_ns, outcome.queue_ms)
+            self._compute.record(outcome.compute_ms / 1e3, stamp.trace, hop=hop)
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1

@@ -295,6 +295,17 @@ class LedgerTotals(Wire):
         """Frames that have their verdict."""
         return self.on_time + self.late + self.skipped + self.dropped_total
 
+    def plus(self, other: LedgerTotals) -> LedgerTotals:
+        """Two ledgers in one."""
+        names = sorted({*self.dropped, *other.dropped})
+        return LedgerTotals(
+            frames_in=self.frames_in + other.frames_in,
+            on_time=self.on_time + other.on_time,
+            late=self.late + other.late,
+            skipped=self.skipped + other.skipped,
+            dropped={name: self.dropped.get(name, 0) + other.dropped.get(name, 0) for name in names},
+        )
+
 
 class ChunkClosed(Wire):
     """egress → ingest, scheduler (``.closed``): verdicts, and credits back.

@@ -21,6 +21,7 @@ from shared.session.memory import MemoryStore
 from shared.session.port import StoreUnavailableError
 from shared.session.state import Owner, StreamState
 from shared.telemetry.hops import start_chunk_trace
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.setup import Telemetry, setup, silent
 from shared.tensors.store import HostTensorStore
 from tests.support.messages import ref, spec, stamp
@@ -65,6 +66,7 @@ class Bench:
             SystemClock(),
             instance,
             f"life-{len(self._running)}",
+            Metrics("motion", instance),
         )
         motion = Motion(context, settings)
         await motion.start()

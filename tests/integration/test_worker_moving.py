@@ -37,6 +37,7 @@ from shared.engine.plan.registry import model_spec
 from shared.engine.plan.stream_plan import StreamPlan
 from shared.lifecycle import Context
 from shared.session.memory import MemoryStore
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.setup import silent
 from shared.tensors.store import HostTensorStore
 from tests.support.messages import spec
@@ -93,7 +94,15 @@ class Bench:
             tensors = self._tensors(name)
             self._stores.append(tensors)
             context = Context(
-                settings, MemoryBus(self.broker), self.store, tensors, silent(), SystemClock(), name, "life"
+                settings,
+                MemoryBus(self.broker),
+                self.store,
+                tensors,
+                silent(),
+                SystemClock(),
+                name,
+                "life",
+                Metrics("worker", name),
             )
             self.workers[name] = Worker(context, settings)
             await self.workers[name].start()

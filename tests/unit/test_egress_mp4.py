@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from services.egress.audio import AudioOrder
+from services.egress.ledger import drop_key
 from services.egress.sinks.mp4 import Mp4Sink
 from services.egress.sinks.opening import open_sinks
 from services.egress.sinks.port import OutFrame, SinkError
-from services.egress.stream import drop_key
 from shared.contracts.commands import FileSource, StreamSpec
 from shared.contracts.commands import Mp4Sink as Mp4Spec
 from shared.contracts.events import AudioCaptured
