@@ -14,6 +14,7 @@ from services.gateway import auth
 from services.gateway.access import Seen
 from services.gateway.api import (
     capacity,
+    compat,
     files,
     fleet,
     media,
@@ -123,6 +124,7 @@ def build_api(parts: Parts) -> FastAPI:
     app.include_router(sinks.router(desk, parts.book, parts.recording, parts.recorded, settings, seen))
     app.include_router(prompts.router(desk, parts.timelines, seen))
     app.include_router(models.router(desk, settings))
+    app.include_router(compat.router(desk, parts.viewing, settings, seen))
     app.include_router(files.router(parts.uploads, parts.taken, parts.recorded))
     app.include_router(fleet.router(desk))
     app.include_router(capacity.router(desk))

@@ -19,6 +19,7 @@ from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Tier
 Shown = TypeVar("Shown", bound=Wire)
 
 UPLOADS, RECORDINGS, HLS = "uploads", "recordings", "hls"
+MAX_NAME_BYTES = 200  # file systems take 255; services add endings
 TENANTS_OWN = (UPLOADS, RECORDINGS)
 """Folders in the media folder that have one folder for each tenant."""
 
@@ -87,6 +88,10 @@ def inside(media_dir: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise PathRefusedError(f"{name!r} will not do: name a file inside the media folder, e.g. 'clips/in.mp4'")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in pure.parts):
+        raise PathRefusedError(
+            f"a name in {name[:40]!r}… is too long: a file's name has at most {MAX_NAME_BYTES} bytes"
+        )
     root = media_dir.resolve()
     path = (root / pure).resolve()
     if not path.is_relative_to(root):

@@ -46,6 +46,10 @@ class Settings(ServiceSettings):
     upload_max_bytes: int = Field(default=512 << 20, ge=1)
     upload_tenant_bytes: int = Field(default=4 << 30, ge=1)
 
+    demo_model: str = ""  # of clients of the public demo's protocol; empty: the embedded one
+    demo_max_clients: int = Field(default=8, ge=0)
+    demo_idle_s: float = Field(default=120.0, gt=0)
+
     @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
