@@ -10,14 +10,15 @@ from typing import Any
 
 from bench.system.arrivals import arrivals
 from bench.system.batching import batching
-from bench.system.capacity import capacity
+from bench.system.capacity import OPEN, PIN, capacity
+from bench.system.cores import cores
 from bench.system.driver import machine
 from bench.system.latency import latency
 from bench.system.ratio import ratio
 from bench.system.stall import stall
 from bench.system.tenants import tenants
 
-SMALL = ((160, 96), 8.0, 2, 600)
+SMALL = ((160, 96), 8.0, 2, 1000)  # capturing a chunk alone takes 375 ms at 8 fps
 USUAL = ((320, 192), 16.0, 2, 600)
 
 
@@ -65,6 +66,13 @@ def arguments() -> argparse.ArgumentParser:
     command = _command(commands, "capacity", "capacity by bisection beside what is promised", SMALL)
     command.add_argument("--seconds", type=float, default=20.0, help="of each try")
     command.add_argument("--hold", type=float, default=120.0, help="how long the admitted streams are held")
+    command.add_argument("--only", choices=("all", "bisect", "promise"), default="all")
+    command.add_argument(
+        "--start", type=int, default=0, help="streams to begin the search with (default: what is let in)"
+    )
+    command = _command(commands, "cores", "where the cores' time goes", SMALL)
+    command.add_argument("--seconds", type=float, default=20.0)
+    command.add_argument("--streams", type=int, default=6)
     command = _command(commands, "batching", "batches across streams against one per stream", SMALL)
     command.add_argument("--seconds", type=float, default=30.0)
     command.add_argument("--streams", type=int, default=4)
@@ -97,7 +105,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             nats=given.nats,
             fields=fields,
         ),
-        "capacity": lambda: capacity(seconds=given.seconds, hold_s=given.hold, fields=fields),
+        "capacity": lambda: capacity(
+            seconds=given.seconds, hold_s=given.hold, only=given.only, start=given.start, fields=fields
+        ),
+        "cores": lambda: cores(
+            seconds=given.seconds, streams=given.streams, fields={**fields, **PIN, "min_fps": given.fps}, env=OPEN
+        ),
         "batching": lambda: batching(seconds=given.seconds, streams=given.streams, fields=fields),
         "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, fields=fields),
     }

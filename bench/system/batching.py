@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 from bench.system.arrivals import summary
+from bench.system.capacity import OPEN
+from bench.system.cores import Company
 from bench.system.driver import Driver, driving
 from shared.contracts.commands import Mode, PatternSource
 
@@ -28,13 +30,15 @@ async def batching(*, seconds: float, streams: int, fields: dict[str, Any]) -> d
     """Live tails, and the most that goes through."""
     found: dict[str, Any] = {}
     for name, most in (("across_streams", 8), ("one_per_stream", 1)):
-        env = {"RHEOCAST_MAX_BATCH": str(most), "RHEOCAST_UNMEASURED_STREAMS": "64", "RHEOCAST_TARGET_LOAD": "1.0"}
-        async with driving(env=env) as driver:
+        async with driving(env={**OPEN, "RHEOCAST_MAX_BATCH": str(most)}) as driver:
             await driver.warm_up(**fields)
+            company = Company(driver)
             watched = [await driver.begin(**fields) for _ in range(streams)]
             watched = [stream for stream in watched if stream.accepted]
             await asyncio.sleep(seconds)
             await driver.stop(*watched)
-            found[name] = {"live": summary(watched), "lossless_fps": await _throughput(driver, streams, fields)}
+            live = summary(watched)
+            found[name] = {"live": live, "lossless_fps": await _throughput(driver, streams, fields)}
+            found[name]["cores_of_others"] = company.in_use()
     gain = found["across_streams"]["lossless_fps"] / max(0.01, found["one_per_stream"]["lossless_fps"])
     return {"streams": streams, **found, "throughput_gain": round(gain, 3)}

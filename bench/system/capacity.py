@@ -9,16 +9,16 @@ import urllib.request
 from typing import Any
 
 from bench.system.arrivals import summary
+from bench.system.cores import Company
 from bench.system.driver import Driver, Watched, driving
 from shared.embedded import free_port
 
 HOLDS_CPR = 0.99
 MOST = 64
-PIN = {
-    "min_steps": 2,
-    "steps": 2,
-    "max_frames_per_block": 1,
-}  # no rung of the ladder may be taken: capacity as asked for
+# No rung of the ladder may be taken: capacity as asked for.
+PIN = {"min_steps": 2, "steps": 2, "max_frames_per_block": 1}
+# Everybody is let in, whatever is predicted.
+OPEN = {"RHEOCAST_ADMISSION": "false", "RHEOCAST_MAX_STREAMS": str(MOST)}
 
 
 async def _told(driver: Driver, fields: dict[str, Any]) -> dict[str, Any]:
@@ -47,21 +47,27 @@ async def _fill(driver: Driver, count: int, fields: dict[str, Any]) -> list[Watc
 
 async def _holds(count: int, seconds: float, fields: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
     """Whether ``count`` streams each play without a stall. A system of its own: nothing is left of the try before."""
-    env = {"RHEOCAST_TARGET_LOAD": "1.0", "RHEOCAST_UNMEASURED_STREAMS": str(MOST), "RHEOCAST_MAX_STREAMS": str(MOST)}
-    async with driving(env=env) as driver:
+    async with driving(env=OPEN) as driver:
         await driver.warm_up(**fields)
         streams = await _fill(driver, count, fields)
         let_in = len(streams)
+        company = Company(driver)
         if let_in == count:
             await asyncio.sleep(seconds)
+        foreign = company.in_use()
         await driver.stop(*streams)
-    figures = {"streams": count, "let_in": let_in, **(summary(streams) if let_in == count else {})}
+    figures = {
+        "streams": count,
+        "let_in": let_in,
+        "cores_of_others": foreign,
+        **(summary(streams) if let_in == count else {}),
+    }
     holds = let_in == count and all(stream.stats.cpr >= HOLDS_CPR for stream in streams)
     return holds, {**figures, "holds": holds}
 
 
-async def bisect(seconds: float, fields: dict[str, Any], low: int = 1) -> tuple[int, list[dict[str, Any]]]:
-    """The largest number of streams that all hold, and every try: doubled until one fails, then halved."""
+async def bisect(seconds: float, fields: dict[str, Any], start: int) -> tuple[int, list[dict[str, Any]]]:
+    """The most streams that all hold, and every try: strides from ``start`` until the answer turns, then halves."""
     tries: list[dict[str, Any]] = []
 
     async def holds(count: int) -> bool:
@@ -69,64 +75,98 @@ async def bisect(seconds: float, fields: dict[str, Any], low: int = 1) -> tuple[
         tries.append(figures)
         return good
 
-    if not await holds(low):
-        return 0, tries
-    high = low * 2
-    while high < MOST and await holds(high):
-        low, high = high, high * 2
+    low, high, stride = 0, MOST + 1, 1
+    count = start
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if await holds(middle) else (low, middle)
+        if await holds(count):
+            low = count
+        else:
+            high = count
+        if low and high <= MOST:
+            count = (low + high) // 2
+        else:
+            count = min(MOST, count + stride) if low else max(1, count - stride)
+            stride *= 2
     return low, tries
 
 
+async def _next_at_its_tier(driver: Driver, fields: dict[str, Any]) -> tuple[dict[str, Any], Watched | None]:
+    """One stream more: why it is refused, and the stream at the tier that the refusal names."""
+    refused = await driver.begin(**fields)
+    answer = refused.refusal
+    if answer is None or answer.tier is None:
+        return {"reason": answer.reason if answer is not None else "it was let in", "tier": None}, None
+    tier = answer.tier
+    fps = tier.fps or fields["fps"]
+    offered = {
+        **fields,
+        "steps": tier.steps,
+        "min_steps": min(tier.steps, fields.get("min_steps", 1)),
+        "fps": fps,
+        "min_fps": min(fps, fields.get("min_fps", fps)),
+        "width": tier.width,
+        "height": tier.height,
+        "frames_per_block": tier.frames_per_block,
+        "max_frames_per_block": max(tier.frames_per_block, fields.get("max_frames_per_block", 1)),
+    }
+    lower = await driver.begin(**offered)
+    told = {"reason": answer.reason, "tier": tier.model_dump(), "then_let_in": lower.accepted}
+    return told, lower if lower.accepted else None
+
+
+def _kept(streams: list[Watched]) -> bool:
+    return bool(streams) and all(stream.stats.cpr >= HOLDS_CPR for stream in streams)
+
+
 async def promise(seconds: float, fields: dict[str, Any]) -> dict[str, Any]:
-    """Fill a system as far as it lets in, hold that, and let one more in at the tier that its refusal names."""
+    """Fill a system as far as it lets in and hold that; the same again with one more at the tier that its refusal names."""
     env = {"RHEOCAST_MAX_STREAMS": str(MOST)}
     async with driving(env=env, port=free_port()) as driver:
         await driver.warm_up(**fields)
-        asked = await _told(driver, fields)
+        before = await _told(driver, fields)
         streams = await _fill(driver, MOST, fields)
-        after = await _told(driver, fields)
-        refused = await driver.begin(**fields)
-        answer = refused.refusal
-        lower: Watched | None = None
-        if answer is not None and answer.tier is not None:
-            tier = answer.tier
-            offered = {
-                **fields,
-                "steps": tier.steps,
-                "min_steps": min(tier.steps, fields.get("min_steps", 1)),
-                "fps": tier.fps or fields["fps"],
-                "min_fps": min(tier.fps or fields["fps"], fields.get("min_fps", fields["fps"])),
-                "width": tier.width,
-                "height": tier.height,
-                "frames_per_block": tier.frames_per_block,
-                "max_frames_per_block": max(tier.frames_per_block, fields.get("max_frames_per_block", 1)),
-            }
-            lower = await driver.begin(**offered)
+        full = await _told(driver, fields)
+        company = Company(driver)
         await asyncio.sleep(seconds)
-        everyone = [*streams, *([lower] if lower is not None and lower.accepted else [])]
+        foreign = company.in_use()
+        after = await _told(driver, fields)
+        await driver.stop(*streams)
+        held = {"kept": _kept(streams), "cores_of_others": foreign, **summary(streams)}
+        await asyncio.sleep(2.0)
+        again = await _fill(driver, MOST, fields)
+        answer, lower = await _next_at_its_tier(driver, fields)
+        await asyncio.sleep(seconds)
+        everyone = [*again, *([lower] if lower is not None else [])]
         await driver.stop(*everyone)
     return {
-        "promised": {"before": asked, "when_full": after},
+        "promised": before["tiers"][0]["more"],
+        "told": {"before": _short(before), "full": _short(full), "at_the_end": _short(after)},
         "let_in": len(streams),
-        "held": summary(streams),
-        "next": None
-        if answer is None
-        else {
-            "reason": answer.reason,
-            "tier": answer.tier.model_dump() if answer.tier is not None else None,
-            "then_let_in": lower is not None and lower.accepted,
-            "then": lower.figures() if lower is not None and lower.accepted else None,
+        "held": held,
+        "next": {
+            **answer,
+            "let_in_before_it": len(again),
+            "kept": _kept(everyone),
+            "its_own": lower.figures() if lower is not None else None,
+            "all": summary(everyone),
         },
     }
 
 
-async def capacity(*, seconds: float, hold_s: float, fields: dict[str, Any]) -> dict[str, Any]:
-    """Both: the number by bisection and the promise."""
+def _short(told: dict[str, Any]) -> dict[str, Any]:
+    tier = told["tiers"][0]
+    return {"more": tier["more"], "latency_ms": tier["latency_ms"], "load": told["load"], "one_more": tier["load"]}
+
+
+async def capacity(*, seconds: float, hold_s: float, only: str, start: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """The promise, the number by bisection beside it, or both. ``start``: where the search begins; 0: at the promise."""
     pinned = {**fields, **PIN, "min_fps": fields["fps"]}
-    most, tries = await bisect(seconds, pinned)
-    promised = await promise(hold_s, pinned)
-    ratio = round(promised["let_in"] / most, 3) if most else None
-    return {"by_bisection": most, "tries": tries, "promised_to_measured": ratio, **promised}
+    found: dict[str, Any] = {}
+    if only != "bisect":
+        found = await promise(hold_s, pinned)
+    if only != "promise":
+        most, tries = await bisect(seconds, pinned, start or found.get("let_in", 0) or 8)
+        found |= {"by_bisection": most, "tries": tries}
+        if "let_in" in found and most:
+            found["promised_to_measured"] = round(found["let_in"] / most, 3)
+    return found

@@ -174,6 +174,12 @@ class Driver:
         watched = await self.begin(**fields)
         await asyncio.sleep(3.0)
         await self.stop(watched)
+        await asyncio.sleep(0.5)  # until everybody has let go of it
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The services that were started here."""
+        return tuple(self.system.supervisor.children) if self.system is not None else ()
 
     def pid(self, name: str) -> int:
         """The process of a service that was started here."""

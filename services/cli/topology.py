@@ -53,6 +53,7 @@ def processes(topology: Topology) -> list[ProcessSpec]:
         "OPENBLAS_NUM_THREADS": "1",
         "RHEOCAST_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier starve the other services of the cores
+        "GOMP_SPINCOUNT": "2000",  # … but for 20 µs: most barriers are shorter than falling asleep and waking up
     }
     if topology.models_dir is not None:
         common["RHEOCAST_MODELS_DIR"] = str(topology.models_dir)

@@ -32,12 +32,14 @@ LEAST_FPS = 4.0
 class Rules:
     """``target`` is the load up to which streams are let in; ``max_streams`` and ``unmeasured`` are per pipeline.
 
-    ``unmeasured`` bounds optimism: so many are let in while nobody has measured what a stream costs.
+    ``unmeasured`` bounds optimism: so many are let in while nobody has measured what a stream costs. ``priced`` False: whoever
+    asks is let in, up to ``max_streams``.
     """
 
     target: float = 0.85
     max_streams: int = 16
     unmeasured: int = 4
+    priced: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,13 @@ class Admission:
         if book is None:
             book = self.books[name] = Book(shape, costs)
         book.shape, book.costs = shape, costs
-        self.loads[name] = book.load()
+        self._price(name)
         return book
 
     def refresh(self) -> None:
         """Costs move while streams run: price every pipeline anew."""
-        for name, book in self.books.items():
-            self.loads[name] = book.load()
+        for name in self.books:
+            self._price(name)
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -113,6 +115,8 @@ class Admission:
             return decided
         if decided.refusal is Refusal.CAPACITY:
             self.tenants.claim(tenant, self._share(demand, candidates), self.whole, now_s)
+        if self.tenants.is_full(tenant):  # nothing is worked out for whoever floods
+            return decided
         return replace(decided, tier=self.fitting(tenant, demand, candidates, now_s))
 
     def leave(self, stream: str, now_s: float) -> None:
@@ -126,7 +130,7 @@ class Admission:
         book = self.books.get(seat.pipeline)
         if book is not None:
             book.remove(seat.demand)
-            self.loads[seat.pipeline] = book.load()
+            self._price(seat.pipeline)
 
     def change(self, stream: str, demand: Demand) -> None:
         """A running stream asks for something else now: its user's wish is not refused, the ladder makes room."""
@@ -174,13 +178,13 @@ class Admission:
     def latency_ms(self, pipeline: str, demand: Demand) -> float:
         """Of a stream like this on the pipeline as it is."""
         book = self.books[pipeline]
-        return book.latency_ms(demand, book.load(demand))
+        return book.latency_ms(demand, book.loads(demand))
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
     def _decide(self, tenant: str, demand: Demand, candidates: Sequence[str], now_s: float) -> Admitted | Refused:
         there = sorted((name for name in candidates if name in self.books), key=lambda name: (self.loads[name], name))
-        share = self._share(demand, there)
+        share = 0.0 if self.tenants.is_full(tenant) else self._share(demand, there)
         if complaint := self.tenants.complaint(tenant, share, self.whole):
             used = self.tenants.usage.get(tenant)
             return Refused(Refusal.QUOTA, complaint, self._retry_s(used.streams if used else 0))
@@ -206,10 +210,12 @@ class Admission:
             return f"all pipelines are full ({rules.max_streams} streams each); stop one, or add a worker"
         if not demand.live:
             return Admitted(name, demand, 0.0, 0.0)
+        if not rules.priced:
+            return Admitted(name, demand, book.latency_ms(demand, book.loads(demand)), 0.0)
         if not book.known():
             if book.streams >= rules.unmeasured:
                 return f"the first {rules.unmeasured} streams are being measured: then more may be let in"
-            return Admitted(name, demand, book.latency_ms(demand, 0.0), 0.0)
+            return Admitted(name, demand, book.latency_ms(demand, book.loads()), 0.0)
         why = ""
         alone = not any(other.live for other in book.demands)
         tiers = [demand, *(own_tiers(demand) if alone else ())]
@@ -219,21 +225,28 @@ class Admission:
                 return decided
             why = why or decided
         if alone and demand.capture_ms < demand.deadline_ms:
-            load = book.load(tiers[-1])
-            return Admitted(name, tiers[-1], book.latency_ms(tiers[-1], load), load)
+            loads = book.loads(tiers[-1])
+            return Admitted(name, tiers[-1], book.latency_ms(tiers[-1], loads), loads.most)
         return why
 
     def _carries(self, name: str, book: Book, demand: Demand) -> Admitted | str:
         """Whether load and latency allow one more like this, or why not."""
         rules = self.rules
-        before, load = book.load(), book.load(demand)
+        before, loads = book.load(), book.loads(demand)
+        load = loads.most
+        what = f"one more stream of {demand.width}×{demand.height} at {demand.fps:g} fps and {demand.steps} steps"
         if load > rules.target:
             return (
-                f"one more stream of {demand.width}×{demand.height} at {demand.fps:g} fps and {demand.steps} steps would "
-                f"use {load:.0%} of what there is, and {rules.target:.0%} are given away: ask for less, "
+                f"{what} would use {load:.0%} of what there is, and {rules.target:.0%} are given away: ask for less, "
                 "stop a stream, or add a worker"
             )
-        latency = book.latency_ms(demand, load)
+        at_worst = book.loads(demand, margin=True).most
+        if at_worst > 1.0:
+            return (
+                f"{what} would use {load:.0%} of what there is, and as predictions are off now it may be {at_worst:.0%}: "
+                "ask for less, stop a stream, or add a worker"
+            )
+        latency = book.latency_ms(demand, loads)
         if latency > demand.deadline_ms:
             return (
                 f"pictures would be {latency:.0f} ms old, and deadline_ms is {demand.deadline_ms:.0f}: "
@@ -260,7 +273,7 @@ class Admission:
     def _sit(self, stream: str, tenant: str, admitted: Admitted, now_s: float) -> None:
         book = self.books[admitted.pipeline]
         book.add(admitted.demand)
-        self.loads[admitted.pipeline] = book.load()
+        self._price(admitted.pipeline)
         self.tenants.enter(tenant, admitted.load)
         self._seats[stream] = _Seat(tenant, admitted.pipeline, admitted.demand, admitted.load, now_s)
 
@@ -268,19 +281,34 @@ class Admission:
         before = self.books.get(seat.pipeline)
         if before is not None:
             before.remove(seat.demand)
-            self.loads[seat.pipeline] = before.load()
+            self._price(seat.pipeline)
         seat.pipeline, seat.demand = pipeline, demand
         after = self.books.get(pipeline)
         if after is not None:
             after.add(demand)
-            self.loads[pipeline] = after.load()
+            self._price(pipeline)
+
+    def _price(self, name: str) -> None:
+        """A book has changed: its load, and that of pipelines that compute on the same cores."""
+        book = self.books[name]
+        hosts = {host.name for host in book.shape.hosts}
+        if hosts:
+            beside = {n: each for n, each in self.books.items() if any(h.name in hosts for h in each.shape.hosts)}
+            cores = {n: each.promised_cores() for n, each in beside.items()}
+            for n, each in beside.items():
+                each.neighbours = {
+                    host: sum(used.get(host, 0.0) for other, used in cores.items() if other != n) for host in hosts
+                }
+                self.loads[n] = each.load()
+        self.loads[name] = book.load()
 
     def _trial(self, candidates: Sequence[str]) -> Admission:
         """A copy whose streams can come and go without a trace. Pipelines that are no candidates stay as they are."""
         books = dict(self.books)
-        for name in candidates:
-            if name in books:
-                books[name] = replace(books[name], demands=copy.copy(books[name].demands))
+        hosts = {host.name for name in candidates if name in books for host in books[name].shape.hosts}
+        for name, book in self.books.items():
+            if name in candidates or any(host.name in hosts for host in book.shape.hosts):
+                books[name] = replace(book, demands=copy.copy(book.demands))
         return Admission(self.rules, copy.deepcopy(self.tenants), books, dict(self.loads), self.life_s)
 
 

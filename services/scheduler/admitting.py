@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from services.scheduler.admission import Admission, Admitted, Rules, tiers_below
+from services.scheduler.costs import key_of
 from services.scheduler.fleet import Fleet, Pipeline
+from services.scheduler.host_meter import HostMeter
 from services.scheduler.messenger import RefusedError
 from services.scheduler.placing import check_settings, fitting_pipelines
-from services.scheduler.pricing import Costs, Demand, Host, Shape
+from services.scheduler.pricing import Costs, Demand, Shape
 from services.scheduler.quotas import Tenants
 from services.scheduler.records import StreamRecord
 from services.scheduler.settings import Settings
@@ -30,7 +32,10 @@ class Admitting:
         self._fleet = fleet
         self._clock = clock
         self.costs_of = costs_of
-        rules = Rules(settings.target_load, settings.max_streams, settings.unmeasured_streams)
+        self.meter = HostMeter()
+        rules = Rules(
+            settings.target_load, settings.max_streams, settings.unmeasured_streams, priced=settings.admission
+        )
         self.admission = Admission(rules, Tenants(settings.tenant_default, dict(settings.tenants)))
 
     def admit(self, record: StreamRecord, model: ModelSpec, fitting: Sequence[Pipeline]) -> Pipeline:
@@ -102,11 +107,22 @@ class Admitting:
         )
 
     def _shape(self, pipeline: Pipeline) -> Shape:
-        """Which worker does what."""
-        roles = [self._fleet.members[worker].beat.roles for worker in pipeline.workers]
-        encode = next((stage for stage, has in enumerate(roles) if "encode" in has), 0)
-        decode = next((stage for stage, has in enumerate(roles) if "decode" in has), pipeline.stages - 1)
-        return Shape(pipeline.stages, encode, decode, self._settings.max_batch, Host())
+        """Which worker does what, with which cores."""
+        beats = [self._fleet.members[worker].beat for worker in pipeline.workers]
+        encode = next((stage for stage, beat in enumerate(beats) if "encode" in beat.roles), 0)
+        decode = next((stage for stage, beat in enumerate(beats) if "decode" in beat.roles), pipeline.stages - 1)
+        wide_from: dict[str, int] = {}
+        for stage, beat in enumerate(beats):
+            wide_from |= {key_of(role, stage): units for role, units in beat.wide_from.items()}
+        return Shape(
+            pipeline.stages,
+            encode,
+            decode,
+            self._settings.max_batch,
+            self.meter.hosts(pipeline.workers),
+            tuple(beat.threads for beat in beats),
+            wide_from,
+        )
 
     def _now(self) -> float:
         return self._clock.monotonic()

@@ -140,8 +140,10 @@ class Handlers:
             self._count("motion_unknown_stream")
             return
         offer, decisions = core.offer(chunk, self._clock.now_ns())
-        if (queue := core.streams.get(chunk.stamp.stream)) is not None:
+        if record is not None and (queue := core.streams.get(chunk.stamp.stream)) is not None:
             self._desk.tiering.on_chunk(chunk.stamp, queue.model)
+            pixels = queue.width * queue.height * chunk.stamp.pixel_frames
+            self._desk.admitting.meter.chunk(record.workers, pixels)
         self._count(f"motion_{offer.value if offer is not None else 'unknown_stream'}")
         await self._act(decisions)
         await self.pump_core(core)
@@ -196,6 +198,7 @@ class Handlers:
         """A heartbeat. An instance that came back empty has lost its streams."""
         beat: Beat = received.message
         self.recutter.on_beat(beat)
+        self._desk.admitting.meter.beat(beat, self._clock.monotonic())
         if self._fleet.beat(beat, self._clock.monotonic()) is Health.RETURNED:
             await self.lost(beat.instance, "was restarted")
         await self._costs.beat(beat)

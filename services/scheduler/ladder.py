@@ -264,9 +264,10 @@ class Ladder:
         share = load - self.book.load(instead_of=state.tier)
         for number in range(state.next_rung, len(state.rungs)):
             tier = state.rungs[number].applied(state.tier)
-            after = self.book.load(tier, instead_of=state.tier)
-            in_time = max(tier.deadline_ms, self.book.latency_ms(state.tier, load))  # late already: no later than that
-            if load - after >= RELIEF * share and self.book.latency_ms(tier, after) <= in_time:
+            after = self.book.loads(tier, instead_of=state.tier)
+            late = self.book.latency_ms(state.tier, self.book.loads())
+            in_time = max(tier.deadline_ms, late)  # late already: no later than that
+            if load - after.most >= RELIEF * share and self.book.latency_ms(tier, after) <= in_time:
                 state.taken.append((number, state.tier))
                 self._take(state, tier)
                 return True

@@ -1,17 +1,17 @@
 """What streams cost a pipeline: the share of its slowest worker's time, and how old their pictures come out. Pure.
 
-Costs come from the cost model that schedules; nothing here is measured or fitted but the host's share. A load of 1 is all
-the time there is. Two resources can be the narrow one: a worker's device, and, where the device *is* the host's cores, the
-cores, which ingest, egress and the rest share. Costs fitted while the host was busy have its share in them already:
+Costs come from the cost model that schedules, what the host does besides from :mod:`services.scheduler.host_meter`; nothing
+here is measured. A load of 1 is all the time there is. Two things can be the narrow one:
 
-    load = device time · (1 − host now / cores) + host then / cores
-
-which is the same as "device time = 1" when nothing is left, and right in between (work is conserved).
+* a *lane*: a stage's forwards, with the autoencoder's jobs among them. Where the device is the host's cores, small jobs of
+  the two have a lane each, and large ones, which take all threads, both. A lane gets slower as the cores fill up;
+* a host's *cores*: CPU seconds of the forwards, and of all that ingest, egress and everything else do there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -26,6 +26,8 @@ class Costs(Protocol):
     def predict(self, key: str, units: float, items: int = 1) -> float: ...
 
     def known(self, key: str) -> bool: ...
+
+    def error(self, key: str) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,38 +73,77 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The cores that the pipeline's workers share with other services. ``cores`` 0: they share none (a GPU).
+    """The cores that some of a pipeline's workers share with other processes, as measured. ``cores`` 0: nobody knows.
 
-    ``busy`` cores are in use by others now. ``fixed`` are, without any stream, ``per_mpix`` more for each million pixels a
-    second. ``threads`` is what one worker's forward occupies.
+    ``used`` cores were in use when the costs were measured, by whomever. A forward takes ``1 + crowding · used / cores`` times
+    what it would alone, and as many CPU seconds as alone. Besides forwards ``fixed`` cores are in use, ``per_chunk`` and
+    ``per_mpix`` CPU seconds for each chunk, for each million pixels.
     """
 
+    name: str = ""
     cores: float = 0.0
-    threads: float = 1.0
-    busy: float = 0.0
+    stages: tuple[int, ...] = (0,)
+    used: float = 0.0
+    crowding: float = 0.0
     fixed: float = 0.0
+    per_chunk: float = 0.0
     per_mpix: float = 0.0
+
+    def stretch(self, cores: float) -> float:
+        """How much longer than alone forwards take when so many ``cores`` are in use."""
+        return 1.0 + self.crowding * min(1.0, cores / self.cores) if self.cores > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A pipeline as far as its capacity depends on it. ``encode_at`` and ``decode_at`` are stages whose worker does those."""
+    """A pipeline as far as its capacity depends on it. ``encode_at`` and ``decode_at`` are stages whose worker does those.
+
+    ``threads``: by stage, the host's threads that a wide forward has; 0 is a GPU's. ``wide_from``: by the cost model's key,
+    the latent tokens of an item from which on a forward is wide.
+    """
 
     stages: int = 1
     encode_at: int = 0
     decode_at: int = 0
     max_batch: int = 8
-    host: Host = field(default_factory=Host)
+    hosts: tuple[Host, ...] = ()
+    threads: tuple[int, ...] = ()
+    wide_from: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def threads_of(self, stage: int, key: str, units: int) -> int:
+        """The threads that one forward with items of so many latent tokens has."""
+        most = self.threads[stage] if stage < len(self.threads) else 0
+        return most if units >= self.wide_from.get(key, 0) else min(1, most)
+
+    def two_lanes(self, stage: int) -> bool:
+        """Whether its worker may do two things at once."""
+        return stage < len(self.threads) and self.threads[stage] > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """Shares of a second: of each stage's lanes (blocks, autoencoder; the same one twice, or two), of each host's cores."""
+
+    lanes: tuple[tuple[float, float], ...]
+    cores: tuple[float, ...]
+
+    @property
+    def most(self) -> float:
+        """Of what is the narrowest."""
+        return max(*(load for lanes in self.lanes for load in lanes), *self.cores)
 
 
 @dataclass(slots=True)
 class Book:
-    """The streams that a pipeline has promised to carry, or carries: equal demands are counted, not listed."""
+    """The streams that a pipeline has promised to carry, or carries: equal demands are counted, not listed.
+
+    ``neighbours``: cores by host that other pipelines have promised away there.
+    """
 
     shape: Shape
     costs: Costs
-    slow: float = 1.0  # how much longer the workers are busy than predicted, as measured; never below 1
     demands: Counter[Demand] = field(default_factory=lambda: Counter[Demand]())
+    neighbours: dict[str, float] = field(default_factory=dict[str, float])
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
@@ -132,6 +173,12 @@ class Book:
 
     def load(self, extra: Demand | None = None, count: int = 1, instead_of: Demand | None = None) -> float:
         """The load with ``count`` more streams like ``extra``, without one like ``instead_of``."""
+        return self.loads(extra, count, instead_of).most
+
+    def loads(
+        self, extra: Demand | None = None, count: int = 1, instead_of: Demand | None = None, margin: bool = False
+    ) -> Loads:
+        """The same in its parts. ``margin``: if everything took as much longer as the cost model may be wrong."""
         demands = self.demands
         if extra is not None or instead_of is not None:
             demands = Counter(self.demands)
@@ -139,47 +186,89 @@ class Book:
                 demands[extra] += count
             if instead_of is not None:
                 demands[instead_of] -= 1
-        return self._load(demands)
+        return self._loads(demands, margin)
 
-    def latency_ms(self, demand: Demand, load: float) -> float:
-        """From a frame's capture to its output, for the first frame of a block, at this load of the pipeline.
+    def latency_ms(self, demand: Demand, loads: Loads) -> float:
+        """From a frame's capture to its output, for the first frame of a block, at these loads.
 
-        Each visit to a worker finds it busy in ``load`` of all cases, and then waits for at most one service: what else
-        waits there shares the next forward, or has more time.
+        Each visit to a lane finds it busy in as many cases as its load says, and then waits for at most one job: what
+        else waits there shares the next forward, or has more time. The fuller the lane the larger its batches. Each part
+        is taken as long as nine in ten of them are at most, by the cost model's error.
         """
+        shape = self.shape
         batch = self._batch(demand.bucket, self.demands[demand] + 1, [demand])
-        visits = [self._forward_ms(stage, demand, batch) for stage in range(self.shape.stages)] * demand.steps
-        chunks = demand.frames_per_block
-        visits += [self._encode_ms(demand), self._decode_ms(demand) * chunks]
-        wait = min(1.0, load) * max(visits)
-        return demand.capture_ms + sum(visits) + wait * len(visits) + HOPS_MS + PACING_MS
+        cores = [load * host.cores for load, host in zip(loads.cores, shape.hosts, strict=True)]
+        encode, decode = self._encode_ms(demand), self._decode_ms(demand)
+        took, longest = 0.0, [0.0] * shape.stages
+        for stage in range(shape.stages):
+            busy, alone = min(1.0, loads.lanes[stage][0]), self._forward_ms(stage, demand, 1)
+            together = alone + busy * (self._forward_ms(stage, demand, batch) - alone)
+            longest[stage] = together * self._slowed(stage, cores) * self._margin(f"stage.{stage}")
+            took += demand.steps * (1.0 + busy) * longest[stage]
+        for at, key, ms in ((shape.encode_at, "encode", encode), (shape.decode_at, "decode", decode)):
+            slower = self._slowed(at, cores) * self._margin(key)
+            in_the_way = max(encode, decode) * slower
+            if not shape.two_lanes(at):
+                in_the_way = max(in_the_way, longest[at])
+            chunks = demand.frames_per_block if key == "decode" else 1
+            took += chunks * ms * slower + min(1.0, loads.lanes[at][1]) * in_the_way
+        return demand.capture_ms + took + HOPS_MS + PACING_MS
 
-    def _load(self, demands: Counter[Demand]) -> float:
-        """Of the slowest worker, and of the host where the workers compute on its cores."""
-        shape, host = self.shape, self.shape.host
-        busy_ms = [0.0] * shape.stages  # a second's work by worker
-        mpix = 0.0
+    def _loads(self, demands: Counter[Demand], margin: bool = False) -> Loads:
+        shape = self.shape
+        lanes = [[0.0, 0.0] for _ in range(shape.stages)]  # a second's work by worker, in seconds
+        thread_s = [0.0] * shape.stages
+        chunks_per_s = mpix_per_s = 0.0
+
+        def work(stage: int, lane: int, key: str, units: int, ms: float) -> None:
+            seconds = ms / 1000.0 * (self._margin(key) if margin else 1.0)
+            threads = shape.threads_of(stage, key, units)
+            thread_s[stage] += seconds * threads
+            both = threads > 1 or not shape.two_lanes(stage)
+            for each in (0, 1) if both else (lane,):
+                lanes[stage][each] += seconds
+
         groups: dict[tuple[int, int, int], list[tuple[Demand, int]]] = {}
         for demand, count in demands.items():
             if count > 0 and demand.live:
                 groups.setdefault(demand.bucket, []).append((demand, count))
-                mpix += count * demand.pixels_per_s
+                mpix_per_s += count * demand.pixels_per_s
         for bucket, members in groups.items():
             batch = self._batch(bucket, sum(count for _, count in members), [demand for demand, _ in members])
-            first = members[0][0]
+            first, units = members[0][0], members[0][0].tokens
             items = sum(count * demand.items_per_s for demand, count in members)
             chunks = sum(count * demand.chunks_per_s for demand, count in members)
             for stage in range(shape.stages):
-                busy_ms[stage] += items * self._forward_ms(stage, first, batch) / batch
-            busy_ms[shape.encode_at] += chunks * self._encode_ms(first)
-            busy_ms[shape.decode_at] += chunks * self._decode_ms(first)
-        busy_ms = [ms * self.slow for ms in busy_ms]
-        if host.cores <= 0:
-            return max(busy_ms) / 1000.0
-        alone = max(0.0, 1.0 - host.busy / host.cores)  # the part of the measured time that was the worker's own
-        own = sum(busy_ms) / 1000.0 * alone * host.threads
-        then = host.fixed + host.per_mpix * mpix
-        return max(max(busy_ms) / 1000.0 * alone, (own + then) / host.cores)
+                forwards_ms = items * self._forward_ms(stage, first, batch) / batch
+                work(stage, 0, f"stage.{stage}", units * first.frames_per_block, forwards_ms)
+            work(shape.encode_at, 1, "encode", units, chunks * self._encode_ms(first))
+            work(shape.decode_at, 1, "decode", units, chunks * self._decode_ms(first))
+            chunks_per_s += chunks
+        cores: list[float] = []
+        for host in shape.hosts:
+            own = sum(thread_s[stage] for stage in host.stages) / host.stretch(host.used)
+            rest = host.fixed + host.per_chunk * chunks_per_s + host.per_mpix * mpix_per_s
+            cores.append(own + rest + self.neighbours.get(host.name, 0.0))
+        slower = [self._slowed(stage, cores) for stage in range(shape.stages)]
+        return Loads(
+            tuple((blocks * slow, codec * slow) for (blocks, codec), slow in zip(lanes, slower, strict=True)),
+            tuple(used / host.cores if host.cores > 0 else 0.0 for used, host in zip(cores, shape.hosts, strict=True)),
+        )
+
+    def promised_cores(self) -> dict[str, float]:
+        """By host, what this pipeline's streams alone will use of its cores."""
+        loads = zip(self.shape.hosts, self._loads(self.demands).cores, strict=True)
+        return {h.name: load * h.cores - h.fixed - self.neighbours.get(h.name, 0.0) for h, load in loads}
+
+    def _slowed(self, stage: int, cores: list[float]) -> float:
+        """How much slower than measured a stage's worker is when so many cores of each host are in use."""
+        for host, used in zip(self.shape.hosts, cores, strict=True):
+            if stage in host.stages and stage < len(self.shape.threads) and self.shape.threads[stage]:
+                return host.stretch(used) / host.stretch(host.used)
+        return 1.0
+
+    def _margin(self, key: str) -> float:
+        return 1.0 + self.costs.error(key)
 
     def _batch(self, bucket: tuple[int, int, int], streams: int, members: list[Demand]) -> int:
         """How many items of a bucket will share a forward when it is busy: what is cheapest per item and keeps deadlines."""

@@ -67,10 +67,15 @@ class Tenants:
         if used.streams <= 0:
             del self.usage[tenant]
 
+    def is_full(self, tenant: str) -> bool:
+        """Whether it has all the streams that it may have, so that no tier would do."""
+        most = self.limits(tenant).max_streams
+        return bool(most) and self.usage.get(tenant, Usage()).streams >= most
+
     def complaint(self, tenant: str, load: float, whole: float) -> str:
         """Why the tenant may not have a stream of this load more, or "". ``whole`` is what all pipelines carry."""
         limits, used = self.limits(tenant), self.usage.get(tenant, Usage())
-        if limits.max_streams and used.streams >= limits.max_streams:
+        if self.is_full(tenant):
             return f"tenant {tenant} has {used.streams} of {limits.max_streams} streams: stop one first"
         if limits.max_share < 1.0 and used.load + load > limits.max_share * whole + 1e-9:
             return (

@@ -23,6 +23,7 @@ class Settings(ServiceSettings):
     rebalance: bool = False  # move DiT blocks between the workers of a pipeline when the measured times ask for it
     migrate_timeout_s: float = 15.0  # what a stream has under way must be done by then, or it stays where it is
     max_streams: int = 16  # per pipeline
+    admission: bool = True  # False: whoever asks is let in, up to max_streams, to measure what holds
     target_load: float = Field(default=0.85, gt=0.0, le=1.0)  # streams are let in up to this predicted load
     unmeasured_streams: int = Field(default=4, ge=1)  # … and so many per pipeline while nobody knows what they cost
     tenant_default: TenantLimits = TenantLimits()  # {"max_streams": 0, "max_share": 1.0}; 0: any number

@@ -286,7 +286,7 @@ class Tiering:
         """The ladder prices what runs as admission prices what was promised."""
         book = self._admitting.admission.books.get(pipeline)
         if book is not None:
-            ladder.book.shape, ladder.book.costs, ladder.book.slow = book.shape, book.costs, book.slow
+            ladder.book.shape, ladder.book.costs, ladder.book.neighbours = book.shape, book.costs, book.neighbours
 
 
 def wish_of(record: StreamRecord, asked: Demand) -> Wish:

@@ -19,9 +19,11 @@ from services.worker.fencing import Fence
 from services.worker.handlers import Handlers
 from services.worker.runtime import Runtime
 from services.worker.settings import Settings
+from services.worker.threads import Threads
 from services.worker.timeline import Timeline, timeline_for
 from shared.bus.port import BusError
 from shared.contracts.beats import MeasuredCost
+from shared.cores import Cores
 from shared.engine.model.checkpoints import WeightsError
 from shared.engine.plan.spec import SpecError
 from shared.lifecycle import Context, UnusableError, run_service
@@ -31,6 +33,7 @@ from shared.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 WATCH_S = 0.1
 WEIGH_EVERY = 10
+CROWD_S = 0.9  # over so long others' use of the cores is judged
 
 
 class Worker:
@@ -40,24 +43,31 @@ class Worker:
         self._context = context
         self._settings = settings
         self._runtime = Runtime(settings)
-        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare, lost=give_up)
-        self._handlers = Handlers(context, self._runtime, self._device)
+        # A device that is the host's cores, and has two of them for itself, does two small things at once.
+        self._on_cores = self._runtime.device.type == "cpu"
+        self._threads = Threads(self._thread_count() if self._on_cores else 1)
+        hands = min(2, self._threads.most)
+        self._device = DeviceThread(asyncio.get_running_loop(), self._prepare, lost=give_up, hands=hands)
+        self._handlers = Handlers(context, self._runtime, self._device, self._threads)
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
         self._beat_at = time.monotonic()
-        self._busy_s = 0.0
         self._memory: dict[str, Any] = {}
         self._device_name = ""
         self._calibration: tuple[MeasuredCost, ...] = ()
+        self._cores = Cores()
+        self._cores_at = (self._beat_at, self._cores.busy_s(), 0.0)
         self._fence = Fence(settings.fence_s)
         self._emptying: asyncio.Task[None] | None = None
 
     def _prepare(self) -> Timeline:
-        """In the device thread: thread counts come from the launcher (rule 12)."""
-        threads = self._settings.threads or len(os.sched_getaffinity(0))
-        torch.set_num_threads(threads)
+        """In each device thread: thread counts come from the launcher (rule 12)."""
+        torch.set_num_threads(self._thread_count())
         torch.set_grad_enabled(False)
         return timeline_for(self._runtime.device)
+
+    def _thread_count(self) -> int:
+        return self._settings.threads or len(os.sched_getaffinity(0))
 
     async def start(self) -> None:
         """Load and warm up in the device thread, then take work."""
@@ -77,13 +87,13 @@ class Worker:
         runtime = self._runtime
         begin = time.perf_counter()
         self._device_name = device_name(runtime.device, runtime.dtype, self._settings.speed)
-        self._calibration = Calibration(runtime, self._settings.calibrate_s).run()
+        self._calibration = Calibration(runtime, self._settings.calibrate_s, self._threads).run()
         shapes, took = len(self._calibration), time.perf_counter() - begin
         log.info("measured %d shapes on %s in %.1f s", shapes, self._device_name, took)
 
     def declare(self, metrics: Metrics) -> None:
         """What the device does, and holds."""
-        metrics.value(names.BUSY, lambda: self._busy_s)
+        metrics.value(names.BUSY, lambda: self._device.busy_s)
         metrics.value(names.DEVICE_QUEUE, lambda: self._device.waiting)
         metrics.value(names.STREAMS, lambda: len(self._handlers.assignments.streams))
         metrics.read(names.STATE_BYTES, self._state_bytes)
@@ -103,9 +113,7 @@ class Worker:
         now = time.monotonic()
         self._check_fence(now)
         elapsed, self._beat_at = now - self._beat_at, now
-        busy_s = self._device.take_busy_s()
-        self._busy_s += busy_s
-        busy = busy_s / elapsed if elapsed > 0 else 0.0
+        busy = self._device.take_busy_s() / elapsed if elapsed > 0 else 0.0
         settings = self._settings
         return {
             "roles": tuple(role.value for role in settings.roles),
@@ -123,6 +131,26 @@ class Worker:
             "calibration": self._calibration,
             "measured": self._handlers.measured.take(),
             **self._runtime.block_fields(),
+            **self._core_fields(now),
+        }
+
+    def _core_fields(self, now: float) -> dict[str, object]:
+        """To be called in the event loop's thread: what this process does elsewhere is its device's."""
+        busy_s = self._cores.busy_s()
+        compute_s = time.process_time() - time.thread_time() if self._on_cores else 0.0
+        at, busy_before, compute_before = self._cores_at
+        if now - at > CROWD_S:
+            self._threads.is_crowded((busy_s - busy_before - compute_s + compute_before) / (now - at))
+            self._cores_at = (now, busy_s, compute_s)
+        many = self._threads.most > 1
+        return {
+            "host": self._cores.host,
+            "cores": self._cores.count,
+            "host_busy_s": busy_s,
+            "compute_s": compute_s,
+            "thread_s": (self._threads.used_s if many else self._device.busy_s) if self._on_cores else 0.0,
+            "threads": self._threads.most if self._on_cores else 0,
+            "wide_from": self._threads.wide_from,
         }
 
     def _check_fence(self, now: float) -> None:

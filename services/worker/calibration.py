@@ -18,7 +18,9 @@ import torch
 
 from services.worker.roles.stage import StageRole
 from services.worker.runtime import Runtime
+from services.worker.threads import CROWDED, Threads
 from shared.contracts.beats import MeasuredCost
+from shared.cores import Cores
 from shared.engine.compile import Speed
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.noise_controller import step_timesteps
@@ -81,14 +83,21 @@ class Measured:
 
 
 class Calibration:
-    """One run of the grid at the model's default size. ``budget_s`` is kept but for the shape that is being measured."""
+    """One run of the grid at the model's default size. ``budget_s`` is kept but for the shape that is being measured.
 
-    def __init__(self, runtime: Runtime, budget_s: float) -> None:
+    ``threads`` learns what a forward with one item takes with one thread, and with all; then half the size is measured as
+    well, since small forwards run in another way.
+    """
+
+    def __init__(self, runtime: Runtime, budget_s: float, threads: Threads | None = None) -> None:
         self._runtime = runtime
+        self._threads = threads if threads is not None and threads.most > 1 else None
         self._spec = runtime.spec
-        self._until = time.perf_counter() + budget_s
-        self._budget_s = budget_s
+        self._until = 0.0
         self._size = (self._spec.default_width, self._spec.default_height)
+        half = tuple(max(16, side // 32 * 16) for side in self._size)
+        self._sizes = (self._size, (half[0], half[1])) if self._threads is not None else (self._size,)
+        self._budget_s = budget_s / len(self._sizes)
         self._at: dict[str, int] = {}  # latent frames that a stream's slots have seen
         self._blocks: dict[str, int] = {}
         self._found: list[MeasuredCost] = []
@@ -97,6 +106,18 @@ class Calibration:
         """Measure every role the worker has. What the device has no memory for is left out."""
         if self._budget_s <= 0:
             return ()
+        begin, cores = time.perf_counter(), Cores()
+        busy_s = cores.busy_s() - time.process_time()
+        for size in self._sizes:
+            self._until = time.perf_counter() + self._budget_s
+            self._size, self._at, self._blocks = size, {}, {}
+            self._run_size()
+        others = (cores.busy_s() - time.process_time() - busy_s) / (time.perf_counter() - begin)
+        if self._threads is not None and others > CROWDED:
+            self._threads.assume(self._spec.tokens(*self._sizes[0]))
+        return tuple(self._found)
+
+    def _run_size(self) -> None:
         runtime = self._runtime
         try:
             runtime.open(STREAM + "0", self._size[1], self._size[0])
@@ -109,7 +130,11 @@ class Calibration:
         finally:
             for stream in (STREAM + "0", STREAM + "1"):
                 runtime.close(stream)
-        return tuple(self._found)
+
+    @property
+    def _is_default(self) -> bool:
+        """Whether it is the first size: smaller forwards are never wide, two of them at once carry more streams."""
+        return self._size == self._sizes[0]
 
     def _left_s(self) -> float:
         return self._until - time.perf_counter()
@@ -126,13 +151,27 @@ class Calibration:
         return time.perf_counter() - begin
 
     def _measure(self, role: str, items: int, units: int, job: Callable[[], object]) -> float:
-        """The median of up to RUNS runs, noted. A job that takes a large part of the budget runs once."""
-        times = [self._time(job)]
-        while len(times) < RUNS and self._left_s() > self._budget_s / 2 + times[0]:
-            times.append(self._time(job))
+        """The median of up to RUNS runs, noted, with the threads it would have. One that takes long runs once."""
+        threads = self._threads
+        if threads is not None and items == 1 and self._is_default and units == self._spec.tokens(*self._size):
+            one, most = (self._times(job, count) for count in (1, threads.most))
+            threads.learn(role, units, statistics.median(one), statistics.median(most))
+            times = most if threads.count(role, units) > 1 else one
+        else:
+            times = self._times(job, threads.count(role, units // items) if threads is not None else 0)
         median = statistics.median(times)
         self._found.append(MeasuredCost(role=role, items=items, units=units, ms=median * 1e3, runs=len(times)))
         return median
+
+    def _times(self, job: Callable[[], object], threads: int) -> list[float]:
+        if threads:
+            torch.set_num_threads(threads)
+        times = [self._time(job)]
+        while len(times) < RUNS and self._left_s() > self._budget_s / 2 + times[0]:
+            times.append(self._time(job))
+        if threads and self._threads is not None:
+            torch.set_num_threads(self._threads.most)
+        return times
 
     def _autoencoder(self) -> None:
         """A stream's first chunk, which has a latent frame more, only warms its caches."""

@@ -39,12 +39,19 @@ class Rank(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[T]):
-    """A unit of device work. ``deadline_ns`` 0: none. ``queued_ns`` is when it came."""
+    """A unit of device work. ``deadline_ns`` 0: none. ``queued_ns`` is when it came.
+
+    ``shares``: it may run beside a sharing job of another hand; else it runs alone.
+    """
 
     rank: Rank
     deadline_ns: int
     queued_ns: int
     work: T
+    shares: bool = False
+
+
+ALL_RANKS = tuple(Rank)
 
 
 @dataclass(slots=True)
@@ -64,13 +71,15 @@ class JobQueue(Generic[T]):
         queue.append(job)
         return True
 
-    def pick(self) -> Job[T] | None:
-        """Take the next job, or None when all queues are empty."""
-        heads = [queue[0] for queue in self._queues.values() if queue]
-        if not heads:
-            return None
-        best = min(heads, key=_urgency)
-        return self._queues[best.rank].popleft()
+    def peek(self, ranks: tuple[Rank, ...] = ALL_RANKS) -> Job[T] | None:
+        """The next job of these ranks, or None when their queues are empty."""
+        heads = [queue[0] for rank in ranks if (queue := self._queues[rank])]
+        return min(heads, key=_urgency, default=None)
+
+    def pick(self, ranks: tuple[Rank, ...] = ALL_RANKS) -> Job[T] | None:
+        """Take the next job of these ranks, or None when their queues are empty."""
+        best = self.peek(ranks)
+        return None if best is None else self._queues[best.rank].popleft()
 
     def forget(self, *ranks: Rank) -> int:
         """Give up the jobs of these ranks; how many they were."""

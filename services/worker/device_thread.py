@@ -1,7 +1,8 @@
 """The one thread that drives the device. The event loop hands it jobs and gets results back; it never touches messages.
 
-On a GPU it runs ahead of the device, by at most :data:`MAX_AHEAD` jobs per lane; one more thread per lane waits for the ends of
-jobs and hands their results on in the lane's order (:mod:`services.worker.timeline`).
+On a GPU it runs ahead of the device, by at most :data:`MAX_AHEAD` jobs per lane; one more thread per lane waits for the ends
+of jobs and hands their results on in the lane's order (:mod:`services.worker.timeline`). Where the device is the host's cores
+there may be two such threads, or "hands" (:mod:`services.worker.hands`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.worker.core import Job, JobQueue, Rank
+from services.worker.hands import Hands
 from services.worker.timeline import HostTimeline, Mark, Timeline, lane_of
 
 MAX_AHEAD = 4
@@ -52,9 +54,9 @@ class _Enqueued:
 
 
 class DeviceThread:
-    """Runs jobs one at a time, in the order :class:`JobQueue` picks them.
+    """Runs jobs one at a time, or with more ``hands`` as :class:`Hands` lets them, in the order :class:`JobQueue` picks them.
 
-    ``prepare`` runs first in the thread and returns the device's timeline, or None for a CPU's. ``lost`` is told, after its
+    ``prepare`` runs first in each thread and returns the device's timeline, or None for a CPU's. ``lost`` is told, after its
     job, of an error that came from the device itself: nothing that it has done since can be relied upon.
     """
 
@@ -64,21 +66,27 @@ class DeviceThread:
         prepare: Callable[[], Timeline | None],
         size: int = 256,
         lost: Callable[[Exception], None] | None = None,
+        hands: int = 1,
     ) -> None:
         self._loop = loop
         self._prepare = prepare
         self._lost = lost
         self._lock = threading.Lock()
         self._jobs: JobQueue[_DeviceWork] = JobQueue(size)
+        self._hands = Hands(self._jobs, hands)
         self._wake = threading.Condition()
         self._stopping = False
-        self._busy_s = 0.0
+        self._busy_s = self._taken_s = 0.0
         self._ahead: dict[str, queue.Queue[_Enqueued | None]] = {}
-        self._thread = threading.Thread(target=self._main, name="device", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._main, args=(hand,), name=f"device-{hand}", daemon=True)
+            for hand in range(self._hands.count)
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     @property
     def refused(self) -> int:
@@ -90,13 +98,23 @@ class DeviceThread:
         """Jobs not started yet."""
         return len(self._jobs)
 
-    def submit(self, rank: Rank, run: Callable[[], Any], done: Callable[[Outcome], None], deadline_ns: int = 0) -> None:
-        """Queue ``run``; ``done`` is called on the event loop with its outcome. Raises QueueFullError."""
-        job = Job(rank, deadline_ns, time.time_ns(), _DeviceWork(run, done))
+    def submit(
+        self,
+        rank: Rank,
+        run: Callable[[], Any],
+        done: Callable[[Outcome], None],
+        deadline_ns: int = 0,
+        shares: bool = False,
+    ) -> None:
+        """Queue ``run``; ``done`` is called on the event loop with its outcome. ``shares``: beside other hands' sharing jobs.
+
+        Raises QueueFullError.
+        """
+        job = Job(rank, deadline_ns, time.time_ns(), _DeviceWork(run, done), shares)
         with self._wake:
             if not self._jobs.put(job):
                 raise QueueFullError(f"{rank.name.lower()} queue is full")
-            self._wake.notify()
+            self._wake.notify_all()
 
     async def call(self, rank: Rank, run: Callable[[], Any]) -> Any:
         """Queue ``run`` and await its value; what it raises is raised here."""
@@ -116,23 +134,30 @@ class DeviceThread:
     def forget(self, *ranks: Rank) -> int:
         """Give up what waits of these ranks; how many jobs that were. Nobody is told: only for jobs that none awaits."""
         with self._wake:
+            self._wake.notify_all()  # what was given up may have kept other hands waiting
             return self._jobs.forget(*ranks)
 
     def take_busy_s(self) -> float:
         """Seconds spent computing since the last call."""
+        before, self._taken_s = self._taken_s, self.busy_s
+        return self._taken_s - before
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent computing so far."""
         with self._lock:
-            busy, self._busy_s = self._busy_s, 0.0
-        return busy
+            return self._busy_s
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Finish the job under way, drop the rest, end the thread. Idempotent."""
         with self._wake:
             self._stopping = True
-            self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+            self._wake.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout_s)
 
-    def _main(self) -> None:
+    def _main(self, hand: int) -> None:
         timeline: Timeline = self._prepare() or HostTimeline()
         finishers: list[threading.Thread] = []
         for lane in timeline.lanes:
@@ -142,8 +167,11 @@ class DeviceThread:
             )
             finisher.start()
             finishers.append(finisher)
-        while (job := self._next()) is not None:
+        while (job := self._next(hand)) is not None:
             self._run(job, timeline)
+            with self._wake:
+                self._hands.end(hand)
+                self._wake.notify_all()
         for ends in self._ahead.values():
             ends.put(None)
         for finisher in finishers:
@@ -185,12 +213,13 @@ class DeviceThread:
         except RuntimeError:  # the loop has closed: nobody is left to tell
             self._stopping = True
 
-    def _next(self) -> Job[_DeviceWork] | None:
+    def _next(self, hand: int) -> Job[_DeviceWork] | None:
         with self._wake:
             while True:
                 if self._stopping:
                     return None
-                job = self._jobs.pick()
+                job = self._hands.begin(hand)
                 if job is not None:
+                    self._wake.notify_all()  # others may help, now that this one is at work
                     return job
                 self._wake.wait()

@@ -18,6 +18,7 @@ from services.worker.moving import Moving
 from services.worker.outbox import Outbox
 from services.worker.roles.stage import StageOutput
 from services.worker.runtime import Runtime
+from services.worker.threads import Threads
 from services.worker.transfer import publish_local, publish_shared, receive
 from shared.bus.port import Received, Subscription
 from shared.contracts import subjects
@@ -48,13 +49,16 @@ FAULT_REPEAT_S = 0.5
 class Handlers:
     """One worker's messages."""
 
-    def __init__(self, context: Context, runtime: Runtime, device: DeviceThread) -> None:
+    def __init__(
+        self, context: Context, runtime: Runtime, device: DeviceThread, threads: Threads | None = None
+    ) -> None:
         self._context = context
         self._bus = context.bus
         self._tensors = context.tensors
         self._tracer = context.telemetry.tracer
         self._runtime = runtime
         self._device = device
+        self._threads = threads or Threads(1)
         self._settings = runtime.settings
         self._outbox = Outbox()
         self._lives = Lives()
@@ -150,7 +154,9 @@ class Handlers:
                 raise StaleError
             return encode.run(stamp.stream, pixels)
 
-        await self._submit_or_drop(Rank.ENCODE, run, done, stamp)
+        _, height, width, _ = pixels.shape
+        work, shares = self._threads.within("encode", self._runtime.spec.tokens(width, height), run)
+        await self._submit_or_drop(Rank.ENCODE, work, shares, done, stamp)
 
     # --- stage -------------------------------------------------------------------------------------------------------
 
@@ -210,9 +216,11 @@ class Handlers:
             size = (batch.height // VAE_STRIDE, batch.width // VAE_STRIDE)
             return role.run(items, [role.input_of(item, p, size) for item, p in zip(items, parts, strict=True)])
 
+        units = items[0].frames * self._runtime.spec.tokens(batch.width, batch.height)
+        work, shares = self._threads.within("stage", units, run)
         deadlines = [entry.stamps[0].frames[0].deadline_ns for entry in batch.entries if entry.stamps[0].live]
         try:
-            self._device.submit(Rank.STAGE, run, self._lives.of_this(done), min(deadlines, default=0))
+            self._device.submit(Rank.STAGE, work, self._lives.of_this(done), min(deadlines, default=0), shares)
         except QueueFullError as error:
             await self._fault(batch, str(error))
 
@@ -268,14 +276,9 @@ class Handlers:
 
     async def _tell_fault(self, generation: int, seq: int, reason: str) -> None:
         self._count("faults")
-        fault = PipelineFault(
-            pipeline=self._runtime.place.pipeline,
-            stage=self._runtime.place.stage,
-            generation=generation,
-            seq=seq,
-            reason=reason,
-        )
-        await self._bus.publish(subjects.pipeline_done(self._runtime.place.pipeline), fault)
+        place = self._runtime.place
+        fault = PipelineFault(pipeline=place.pipeline, stage=place.stage, generation=generation, seq=seq, reason=reason)
+        await self._bus.publish(subjects.pipeline_done(place.pipeline), fault)
 
     # --- decode ------------------------------------------------------------------------------------------------------
 
@@ -307,10 +310,9 @@ class Handlers:
             self._outbox.put(lambda: self._publish_frames(message, placed, outcome))
 
         deadline = message.stamps[0].frames[0].deadline_ns if message.stamps[0].live else 0
-        frames = sum(stamp.pixel_frames for stamp in message.stamps)
-        await self._submit_or_drop(
-            Rank.DECODE, lambda: decode.run(stream, latents, frames), done, *message.stamps, deadline_ns=deadline
-        )
+        frames, units = sum(stamp.pixel_frames for stamp in message.stamps), units_of(message.latents.shape)
+        work, shares = self._threads.within("decode", units, lambda: decode.run(stream, latents, frames))
+        await self._submit_or_drop(Rank.DECODE, work, shares, done, *message.stamps, deadline_ns=deadline)
 
     async def _publish_frames(self, message: LatentsDenoised, placed: Placed, outcome: Outcome) -> None:
         start = 0
@@ -358,6 +360,7 @@ class Handlers:
         self,
         rank: Rank,
         run: Callable[[], object],
+        shares: bool,
         done: Callable[[Outcome], None],
         *stamps: ChunkStamp,
         deadline_ns: int | None = None,
@@ -365,7 +368,7 @@ class Handlers:
         if deadline_ns is None:
             deadline_ns = stamps[0].frames[0].deadline_ns if stamps[0].live else 0
         try:
-            self._device.submit(rank, run, self._lives.of_this(done), deadline_ns)
+            self._device.submit(rank, run, self._lives.of_this(done), deadline_ns, shares)
         except QueueFullError:
             for stamp in stamps:
                 await self._drop(stamp, "queue_full")

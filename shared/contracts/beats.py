@@ -32,6 +32,13 @@ class Beat(Wire):
     ``device`` names what a worker computes with, settings that change its speed included; ``calibration`` is what its roles
     took at the start, ``measured`` what decode took since the last beat (of
     stages and encode the messages themselves tell).
+
+    What a worker computes, and what else is done on its machine, in seconds since whenever, of which differences count:
+    ``host`` names the ``cores`` that it shares with other processes, ``host_busy_s`` are the CPU seconds that were used of
+    them, ``compute_s`` those of the worker's own forwards, ``thread_s`` the time that these had threads of the cores, added
+    up over threads. ``threads`` is how many a *wide* forward has; others have one, and two of those (one of the blocks, one of
+    the autoencoder) may run at once. ``wide_from``: by role, the latent tokens of an item from which on it is wide. A GPU has
+    0 threads.
     """
 
     kind: Literal["beat"] = "beat"
@@ -56,3 +63,10 @@ class Beat(Wire):
     first_block: int = -1
     last_block: int = -1
     generation: int = 0
+    host: str = ""
+    cores: float = 0.0
+    host_busy_s: float = 0.0
+    compute_s: float = 0.0
+    thread_s: float = 0.0
+    threads: int = 0
+    wide_from: dict[str, int] = Field(default_factory=dict[str, int])

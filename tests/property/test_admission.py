@@ -37,7 +37,7 @@ def admissions(draw: st.DrawFn) -> Admission:
         Tenants(draw(limits), draw(st.dictionaries(st.sampled_from("abc"), limits, max_size=2))),
     )
     for name in PIPELINES:
-        host = draw(st.sampled_from((Host(), Host(2.0, 2.0, 0.3, 0.1, 0.2))))
+        host = draw(st.sampled_from((None, Host("h", 2.0, (0,), 0.3, 0.2, 0.1, 0.01, 0.2))))
         costs = KnownCosts(
             draw(st.floats(0, 20)), draw(st.floats(0.01, 1)), draw(st.floats(0.01, 0.5)), draw(st.booleans())
         )
@@ -81,7 +81,7 @@ def test_no_room_is_promised_twice_and_all_of_it_comes_back(
         mine = [demand for pipeline, demand in seats.values() if pipeline == name]
         assert sorted(map(repr, mine)) == sorted(map(repr, book.demands.elements())), "the books are the streams let in"
         if book.known() and sum(demand.live for demand in mine) > 1:  # one alone is let in whatever it costs
-            assert Book(book.shape, book.costs, 1.0, book.demands).load() <= adm.rules.target + 1e-9
+            assert Book(book.shape, book.costs, book.demands, book.neighbours).load() <= adm.rules.target + 1e-9
         assert book.streams <= adm.rules.max_streams
     for stream in seats:
         adm.leave(stream, 1e6)

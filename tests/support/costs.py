@@ -9,13 +9,14 @@ from services.scheduler.pricing import Demand, Host, Shape
 
 @dataclass
 class KnownCosts:
-    """Milliseconds = fixed + per_token · units by role; ``unknown``: nothing has been measured."""
+    """Milliseconds = fixed + per_token · units by role; ``unknown``: nothing has been measured; ``off``: the error."""
 
     stage_fixed: float = 1.0
     stage_per_token: float = 0.1
     codec_per_token: float = 0.05
     unknown: bool = False
     slower: dict[str, float] = field(default_factory=dict)
+    off: float = 0.0
 
     def predict(self, key: str, units: float, items: int = 1) -> float:
         if self.unknown:
@@ -27,6 +28,9 @@ class KnownCosts:
     def known(self, key: str) -> bool:
         return not self.unknown
 
+    def error(self, key: str) -> float:
+        return self.off
+
 
 def demand(**changes: object) -> Demand:
     """160×96 at 8 fps, 2 steps."""
@@ -36,4 +40,4 @@ def demand(**changes: object) -> Demand:
 
 def shape(stages: int = 1, max_batch: int = 8, host: Host | None = None) -> Shape:
     """Encode on the first stage's worker, decode on the last's."""
-    return Shape(stages, 0, stages - 1, max_batch, host or Host())
+    return Shape(stages, 0, stages - 1, max_batch, (host,) if host else (), (1,) * stages)

@@ -50,16 +50,71 @@ def test_a_batch_that_would_miss_a_deadline_is_not_counted_on() -> None:
     assert book._batch(tight.bucket, 8, [tight]) == 2  # 18 ms; four would take 30
 
 
-def test_host_and_device_share_the_cores_and_the_measured_time_is_not_charged_twice() -> None:
+def test_the_hosts_cores_are_a_limit_beside_the_workers_time() -> None:
     costs = KnownCosts(stage_fixed=0.0)
     alone = Book(shape(max_batch=1), costs).load(demand())
-    idle = Host(cores=2.0, threads=2.0)
-    assert Book(shape(max_batch=1, host=idle), costs).load(demand()) == pytest.approx(alone)
-    hosts = replace(idle, fixed=0.2, per_mpix=1.0)
-    mpix = 160 * 96 * 8 / 1e6
-    assert Book(shape(max_batch=1, host=hosts), costs).load(demand()) == pytest.approx(alone + (0.2 + mpix) / 2)
-    busy = replace(hosts, busy=0.5)  # the costs were fitted with a quarter of the cores gone
-    assert Book(shape(max_batch=1, host=busy), costs).load(demand()) == pytest.approx(alone * 0.75 + (0.2 + mpix) / 2)
+    busy = Host("h", cores=0.5, fixed=0.1, per_chunk=0.01, per_mpix=1.0)
+    loads = Book(shape(max_batch=1, host=busy), costs).loads(demand())
+    assert loads.lanes[0][0] == pytest.approx(alone)
+    assert loads.cores[0] == pytest.approx((alone + 0.1 + 2 * 0.01 + 160 * 96 * 8 / 1e6) / 0.5)
+    assert loads.most == loads.cores[0] > alone
+    gpu = replace(shape(max_batch=1, host=busy), threads=(0,))
+    assert Book(gpu, costs).loads(demand()).cores[0] == pytest.approx(loads.cores[0] - alone / 0.5), "its own cores"
+
+
+def test_small_jobs_of_blocks_and_autoencoder_run_beside_each_other_and_large_ones_take_all_threads() -> None:
+    costs = KnownCosts(stage_fixed=0.0)
+    host = Host("h", cores=2.0)
+    both = replace(shape(max_batch=1, host=host), threads=(2,), wide_from={"stage.0": 61, "encode": 61, "decode": 61})
+    loads = Book(both, costs).loads(demand())
+    assert loads.lanes[0] == pytest.approx((2 * 2 * 6.0 / 1000.0, 2 * 6.0 / 1000.0))
+    assert loads.cores[0] == pytest.approx(sum(loads.lanes[0]) / 2)
+    wide = Book(replace(both, wide_from={"stage.0": 60, "encode": 61, "decode": 61}), costs).loads(demand())
+    assert wide.lanes[0] == pytest.approx((24.0 / 1000.0, 36.0 / 1000.0)), "a wide forward keeps both lanes"
+    assert wide.cores[0] == pytest.approx((2 * 24.0 + 12.0) / 2000.0)
+
+
+def test_forwards_are_slower_on_full_cores_but_cost_no_more_of_them() -> None:
+    costs = KnownCosts(stage_fixed=0.0)
+    free, full = (Host("h", cores=1.0, used=used, crowding=0.5) for used in (0.0, 1.0))
+    measured_alone, measured_full = (
+        Book(shape(max_batch=1, host=host), costs).loads(demand()) for host in (free, full)
+    )
+    cores = measured_alone.cores[0]
+    assert measured_alone.lanes[0][0] == pytest.approx(cores * (1 + 0.5 * cores))
+    assert measured_full.cores[0] == pytest.approx(cores / 1.5), "they were measured 1.5 times as long as alone"
+
+
+def test_pipelines_on_one_host_share_its_cores_and_others_do_not() -> None:
+    adm = Admission(Rules(max_streams=64))
+    here, there = (Host(name, cores=1.0, fixed=0.1) for name in ("here", "there"))
+    costs = KnownCosts()
+    for name, host in (("p0", here), ("p1", here), ("p2", there)):
+        adm.pipeline(name, shape(host=host), costs)
+    before = adm.capacity("a", demand(), ["p1"], 0.0)
+    assert isinstance(adm.admit("x", "a", demand(), ["p0"], 0.0), Admitted)
+    assert adm.capacity("a", demand(), ["p1"], 0.0) < before, "the first took of the same cores"
+    assert adm.capacity("a", demand(), ["p2"], 0.0) == before
+    both = adm.capacity("a", demand(), ["p0", "p1"], 0.0)
+    admitted = 0
+    while isinstance(adm.admit(f"n{admitted}", "a", demand(), ["p0", "p1"], 0.0), Admitted):
+        admitted += 1
+    assert admitted == both
+    for name in [*(f"n{number}" for number in range(admitted)), "x"]:
+        adm.leave(name, 1.0)
+    assert adm.capacity("a", demand(), ["p1"], 0.0) == before
+
+
+def test_a_model_that_is_often_wrong_keeps_more_free() -> None:
+    sure, unsure = (fill(admission(costs=KnownCosts(off=off))) for off in (0.05, 0.6))
+    assert sure == fill(admission()), "its error is within what the target leaves"
+    assert unsure < 0.8 * sure
+    adm = admission(costs=KnownCosts(off=0.6))
+    fill(adm)
+    refused = adm.admit("next", "a", demand(), ["p0"], 0.0)
+    assert isinstance(refused, Refused)
+    assert "as predictions are off now" in refused.reason
+    assert adm.latency_ms("p0", demand()) > admission().latency_ms("p0", demand())
 
 
 def test_streams_are_let_in_up_to_the_target_and_the_next_hears_what_would_fit() -> None:

@@ -16,7 +16,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (ROOT / "deploy/docker/Dockerfile").read_text()
-NOT_OURS = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
+NOT_OURS = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 
 
 def settings_of(service: str) -> set[str]:
