@@ -47,6 +47,8 @@ from shared.bus.port import Bus
 from shared.contracts.sources import MAX_PUSHED_BYTES
 from shared.lifecycle import Context, UnusableError, run_service
 from shared.session.port import SessionStore
+from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Parts:
         self.recorded = Folder(settings.media_dir, RECORDINGS)
         self.uploads = Uploads(self.taken, settings.upload_max_bytes, settings.upload_tenant_bytes)
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
+        self.denied: dict[str, int] = {}
         self.watch.on_progress.append(self.chunks.on_progress)
         self.watch.on_end.append(self.viewing.ended)
 
@@ -89,6 +92,10 @@ class Parts:
         await self.timelines.close()
         await self.viewing.close()
 
+    def incidents(self) -> dict[str, int]:
+        """What was denied, dropped or turned away, since the start."""
+        return {**self.denied, **self.watch.counters, **{f"view_{k}": n for k, n in self.viewing.counters.items()}}
+
     async def begin(self, stream: str) -> None:
         """A new stream of this id: nothing of one before it holds for it."""
         for part in (self.shares, self.book, self.recording, self.timelines):
@@ -103,7 +110,7 @@ def build_api(parts: Parts) -> FastAPI:
     )
     install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, streamed=("/v1/uploads",))
-    app.add_middleware(Guard, settings=settings, tokens=parts.tokens, shares=parts.shares)
+    app.add_middleware(Guard, settings=settings, tokens=parts.tokens, shares=parts.shares, denied=parts.denied)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -189,6 +196,10 @@ class Gateway:
             raise RuntimeError(
                 f"cannot listen on {self._settings.gateway_host}:{self._settings.gateway_port}: is the port taken?"
             ) from error
+
+    def declare(self, metrics: Metrics) -> None:
+        """What the gateway counts."""
+        metrics.counts(names.INCIDENTS, "incident", self._parts.incidents)
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new connections, let requests finish."""
