@@ -128,7 +128,7 @@ def build_api(parts: Parts) -> FastAPI:
     app.include_router(streams.router(desk, settings, seen, parts.once, parts.begin))
     app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
     app.include_router(media.router(parts.viewing, desk, settings, seen))
-    app.include_router(sinks.router(desk, parts.book, parts.recording, parts.recorded, settings, seen))
+    app.include_router(sinks.router(parts.book, parts.recording, parts.recorded, settings, seen))
     app.include_router(prompts.router(desk, parts.timelines, seen))
     app.include_router(models.router(desk, settings))
     app.include_router(compat.router(desk, parts.viewing, settings, seen))

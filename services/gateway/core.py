@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
@@ -13,11 +14,14 @@ from services.gateway.problems import GatewayError
 from shared.contracts.commands import FileSource, Mp4Sink, PromptPart, StreamSpec
 from shared.contracts.events import LedgerTotals, StreamStats
 from shared.contracts.refs import Wire
-from shared.contracts.sinks import Sink
+from shared.contracts.sinks import RtmpSink, Sink
+from shared.contracts.sources import UrlSource
 from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Tier
 
 Shown = TypeVar("Shown", bound=Wire)
 
+PULL_SCHEMES = ("rtmp", "rtmps", "rtsp", "rtsps", "http", "https")
+PUSH_SCHEMES = ("rtmp", "rtmps")
 UPLOADS, RECORDINGS, HLS = "uploads", "recordings", "hls"
 MAX_NAME_BYTES = 200  # file systems take 255; services add endings
 TENANTS_OWN = (UPLOADS, RECORDINGS)
@@ -99,6 +103,20 @@ def inside(media_dir: Path, name: str) -> Path:
     return path
 
 
+def check_scheme(url: str, schemes: Collection[str]) -> None:
+    """Raises PathRefusedError unless ``url`` has one of ``schemes`` and a host. Where it leads, ingest and egress check
+    before every opening: a name may point elsewhere by then."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme.lower() in schemes and bool(parts.hostname)
+    except ValueError:
+        fine = False
+    if not fine or any(ord(char) <= 0x20 or ord(char) == 0x7F for char in url):
+        raise PathRefusedError(
+            f"url: an address here begins with {', '.join(f'{each}://' for each in schemes)} and a host"
+        )
+
+
 def readable(media_dir: Path, name: str, tenant: str) -> Path:
     """As :func:`inside`, for a file that is read: what another tenant has uploaded or recorded is not there."""
     path = inside(media_dir, name)
@@ -122,6 +140,8 @@ def writable(media_dir: Path, name: str, tenant: str, anywhere: bool) -> Path:
 
 def sink_of_request(sink: Sink, media_dir: Path, tenant: str, anywhere: bool) -> Sink:
     """A sink as egress gets it. Raises PathRefusedError."""
+    if isinstance(sink, RtmpSink):
+        check_scheme(sink.url, PUSH_SCHEMES)
     if not isinstance(sink, Mp4Sink):
         return sink
     return sink.model_copy(update={"path": str(writable(media_dir, sink.path, tenant, anywhere))})
@@ -138,6 +158,8 @@ def spec_of_request(
     if isinstance(request.source, FileSource):
         path = readable(media_dir, request.source.path, tenant)
         changes["source"] = request.source.model_copy(update={"path": str(path)})
+    if isinstance(request.source, UrlSource):
+        check_scheme(request.source.url, PULL_SCHEMES)
     changes["sinks"] = tuple(sink_of_request(sink, media_dir, tenant, anywhere) for sink in request.sinks)
     fields = {name: getattr(request, name) for name in StreamSpec.model_fields}
     return StreamSpec.model_validate({**fields, **changes})

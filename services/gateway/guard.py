@@ -80,12 +80,12 @@ class Guard:
 
     async def _admit(self, scope: Scope) -> Caller | None:
         headers = Headers(scope=scope)
-        if self._tokens is None and not host_is_safe(headers.get("host", ""), self._settings.allowed_hosts):
+        if self._tokens is None and not host_is_safe(headers.get("host", ""), self._settings.server_names):
             raise Denied(
                 421,
                 "Unknown host",
                 f"{headers.get('host', '')[:80]!r} is no name of this server: ask by localhost or its address, or add the "
-                "name to RHEOCAST_ALLOWED_HOSTS",
+                "name to RHEOCAST_SERVER_NAMES",
             )
         unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE
         origin = headers.get("origin")

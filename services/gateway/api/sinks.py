@@ -13,7 +13,6 @@ from services.gateway.api.streams import Receipt, receipt
 from services.gateway.core import StreamView, sink_of_request
 from services.gateway.errors import UnknownPartError
 from services.gateway.files import FileView, Folder
-from services.gateway.handlers import Desk
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.recording import Recording, RecordingView, is_of
 from services.gateway.settings import Settings
@@ -46,9 +45,7 @@ class SinkList(BaseModel):
     recording: RecordingView | None = None
 
 
-def router(
-    desk: Desk, book: SinkBook, recording: Recording, recorded: Folder, settings: Settings, seen: Seen
-) -> APIRouter:
+def router(book: SinkBook, recording: Recording, recorded: Folder, settings: Settings, seen: Seen) -> APIRouter:
     """The routes, bound to a desk."""
     api = APIRouter(prefix="/v1/streams/{stream}", tags=["sinks"], responses=PROBLEM_RESPONSES)
     found, changing = Depends(seen), Depends(seen.change)
@@ -68,7 +65,6 @@ def router(
     ) -> Receipt:
         """One more sink; an applied event names the first chunk that it gets, a warning says why it could not be opened."""
         sink = sink_of_request(body, settings.media_dir, tenant, caller.open)
-        await desk.check_sinks((sink,))
         return receipt(await book.add(stream, sink, tenant))
 
     @api.delete("/sinks/{sink}", status_code=202, operation_id="removeSink")

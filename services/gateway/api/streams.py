@@ -82,7 +82,6 @@ def router(
         async def make() -> dict[str, object]:
             stream = body.id or new_stream_id()
             spec = spec_of_request(body, settings.media_dir, tenant, anywhere=caller.open)
-            await desk.check(spec)
             await desk.create(stream, spec)
             await begin(stream)
             return (await desk.view(stream)).model_dump(mode="json")
