@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.egress.ledger import StreamLedger, verdicts_of
+from services.egress.rtc.viewers import WhepDesk
 from services.egress.settings import Settings
 from services.egress.sinks.opening import destinations, open_sinks
 from services.egress.sinks.port import SinkError
@@ -52,6 +53,7 @@ class Handlers:
         self._streams: dict[str, EgressStream] = {}
         self._files: dict[str, list[Path]] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
+        self._viewers: dict[str, WhepDesk] = {}
         self._ended: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._assign: Subscription | None = None
@@ -202,6 +204,7 @@ class Handlers:
                 with suppress(BusError):
                     await subscription.unsubscribe()
             raise
+        viewers = WhepDesk(take.stream, take.width, take.height, self._settings.whep_viewers, self._settings)
         stream = EgressStream(
             take,
             self._settings,
@@ -210,7 +213,7 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            sinks,
+            [*sinks, viewers.sink],
             ledger,
             self._on_done,
             self._latency,
@@ -218,7 +221,9 @@ class Handlers:
         self._streams[take.stream] = stream
         self._files[take.stream] = destinations(take.spec, roots)
         self._subscriptions[take.stream] = subscriptions
+        self._viewers[take.stream] = viewers
         stream.start()
+        await viewers.start(self._bus)
         return stream
 
     async def _ledger(self, stream: str) -> StreamLedger:
@@ -281,6 +286,9 @@ class Handlers:
         self._note_idle()
 
     async def _unsubscribe(self, stream: str) -> None:
+        viewers = self._viewers.pop(stream, None)
+        if viewers is not None:
+            await viewers.close()
         for subscription in self._subscriptions.pop(stream, []):
             await subscription.unsubscribe()
 

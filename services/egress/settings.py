@@ -8,15 +8,16 @@ from pydantic import Field
 
 from shared.config import ServiceSettings
 from shared.media.paths import parse_roots
+from shared.rtc.places import RtcSettings
 
 
-class Settings(ServiceSettings):
+class Settings(RtcSettings, ServiceSettings):
     """``file_roots``: folders in which files may be recorded, joined by ":"; none: no file sink.
 
     ``loss_timeout_s`` (lossless): how long a gap may stay open once a newer chunk has come. ``stall_s`` (lossless): how
     long nothing may come after the source has ended. ``lost_after_s`` (live): how long after its deadline a chunk is
     waited for. ``reorder_ms`` (live): how long a newer chunk waits for one it has overtaken. ``sink_frames`` bounds the
-    frames that wait for a sink.
+    frames that wait for a sink. ``whep_viewers`` bounds the viewers of one stream by WebRTC.
     """
 
     file_roots: str = ""
@@ -28,6 +29,7 @@ class Settings(ServiceSettings):
     sink_frames: int = Field(default=32, ge=5, le=1024)
     repeat_s: float = Field(default=1.0, gt=0)
     audio_grace_s: float = Field(default=2.0, ge=0)
+    whep_viewers: int = Field(default=100, ge=1)
 
     @property
     def roots(self) -> tuple[Path, ...]:

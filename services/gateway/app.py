@@ -25,6 +25,7 @@ from services.gateway.api import (
     sinks,
     streams,
     watching,
+    webrtc,
 )
 from services.gateway.auth import Tokens
 from services.gateway.body_limit import BodyLimit
@@ -36,6 +37,7 @@ from services.gateway.handlers import Desk
 from services.gateway.idempotency import Idempotency
 from services.gateway.problems import Problem, install
 from services.gateway.recording import Recording
+from services.gateway.rtc import RtcDesk
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares
 from services.gateway.sink_book import SinkBook
@@ -64,6 +66,7 @@ class Parts:
         self.chunks = Chunks(bus)
         self.shares = Shares(store)
         self.once = Idempotency(store)
+        self.rtc = RtcDesk(bus)
         self.viewing = Viewing(bus, settings.max_viewers)
         self.book = SinkBook(self.desk, store, self.watch, settings.media_dir)
         self.recording = Recording(self.book, store, settings)
@@ -117,7 +120,7 @@ def build_api(parts: Parts) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Location", "Retry-After"],
+            expose_headers=["ETag", "Link", "Location", "Retry-After"],
         )
 
     @app.get("/healthz", tags=["health"], operation_id="health")
@@ -127,6 +130,7 @@ def build_api(parts: Parts) -> FastAPI:
 
     app.include_router(streams.router(desk, settings, seen, parts.once, parts.begin))
     app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
+    app.include_router(webrtc.router(desk, parts.rtc, settings, seen))
     app.include_router(media.router(parts.viewing, desk, settings, seen))
     app.include_router(sinks.router(parts.book, parts.recording, parts.recorded, settings, seen))
     app.include_router(prompts.router(desk, parts.timelines, seen))

@@ -9,13 +9,14 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
+from services.gateway.ice import IceSettings, urls_of
 from shared.config import ServiceSettings
 
 NamesList = Annotated[tuple[str, ...], NoDecode]
 """Names joined by commas in the environment."""
 
 
-class Settings(ServiceSettings):
+class Settings(IceSettings, ServiceSettings):
     """``RHEOCAST_…`` variables of the gateway. ``media_dir`` is the folder that file sources and sinks are named in.
 
     ``tokens_file``: bearer tokens, hashed (see ``shared/access.py``). None: whoever reaches the port may do everything, which
@@ -49,6 +50,12 @@ class Settings(ServiceSettings):
     demo_model: str = ""  # of clients of the public demo's protocol; empty: the embedded one
     demo_max_clients: int = Field(default=8, ge=0)
     demo_idle_s: float = Field(default=120.0, gt=0)
+
+    @field_validator("ice_stun", "ice_turn")
+    @classmethod
+    def _ice_urls(cls, value: str) -> str:
+        urls_of(value)
+        return value
 
     @field_validator("cors_origins", "server_names", mode="before")
     @classmethod

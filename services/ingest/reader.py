@@ -112,6 +112,9 @@ class Reader:
 
     def _deliver(self, picture: Picture, pacer: LivePacer | None) -> bool:
         now = time.time_ns()
+        if picture.captured_ns and self._behind_ns is not None:  # it comes as it is captured
+            late = now - picture.captured_ns > self._behind_ns
+            return self._feed.put(Behind() if late else Shot(picture, picture.captured_ns))
         if pacer is None:
             return self._feed.put(Shot(picture, now))
         pace, due = pacer.due(picture.pts, now)

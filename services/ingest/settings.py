@@ -8,9 +8,10 @@ from pydantic import Field
 
 from shared.config import ServiceSettings
 from shared.media.paths import parse_roots
+from shared.rtc.places import RtcSettings
 
 
-class Settings(ServiceSettings):
+class Settings(RtcSettings, ServiceSettings):
     """``file_roots``: folders whose files may be streamed, joined by ":"; none: no file source.
 
     ``max_streams`` bounds the open sources. ``read_ahead`` is the number of decoded frames that may wait for a chunk.

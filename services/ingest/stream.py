@@ -18,8 +18,11 @@ from services.ingest.epochs import Epochs
 from services.ingest.feed import Feed
 from services.ingest.mirror import Mirror
 from services.ingest.pausing import Answer, Pauses
+from services.ingest.pixels import no_pixels, put_pixels
 from services.ingest.reader import Behind, End, Item, Reader, Shot
 from services.ingest.rmse import chunk_rmse
+from services.ingest.rtc.inbox import Inbox
+from services.ingest.rtc.whip import WhipDesk
 from services.ingest.settings import Settings
 from services.ingest.similar import SimilarityFilter
 from services.ingest.sources.opening import open_source
@@ -38,11 +41,11 @@ from shared.contracts.events import (
     SourceEnded,
     StreamEvent,
 )
-from shared.contracts.refs import TensorPlace, TensorRef
+from shared.contracts.sources import WhipSource
 from shared.media.errors import one_line
 from shared.session.port import SessionStore
 from shared.telemetry.hops import record_hop, start_chunk_trace
-from shared.tensors.port import TensorStore, TensorStoreFullError
+from shared.tensors.port import TensorStore
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,6 @@ log = logging.getLogger(__name__)
 # LeaveStream comes first; and at most so often when verdicts stay away.
 CLOSED_TELLS = 12
 LEFT_TELLS = 24
-FULL_RETRY_S = 0.02
 FAIL_TELLS = 10
 
 
@@ -78,7 +80,12 @@ class IngestStream:
         self._feed: Feed[Item] = Feed(asyncio.get_running_loop(), self._wake, settings.read_ahead)
         self._intake: Intake[np.ndarray] = Intake(live=self._live, credits=take.credits)
         self._reader: Reader | None = None
+        self._source: Source | None = None
+        self._inbox, self._whip = Inbox(), None
+        if isinstance(source := take.spec.source, WhipSource):
+            self._whip = WhipDesk(self.stream, lambda: self.epoch, source.reconnect_s, settings, bus, self._inbox)
         self._audio: AudioBatcher | None = None
+        self._sound_from: tuple[int, int | None] = (0, None)
         self._time_base = Fraction(1, 90_000)
         self._previous: np.ndarray | None = None
         self._error: str | None = None
@@ -103,10 +110,10 @@ class IngestStream:
         take, roots = self._take, self._settings.roots
         reader = self._reader = Reader(
             self.stream,
-            lambda: open_source(take.spec, take.width, take.height, roots),
+            lambda: open_source(take.spec, take.width, take.height, roots, self._inbox),
             self._feed,
             behind_ns=self._deadline_ns // 2 if self._live else None,
-            skip=totals.captured if totals is not None else 0,
+            skip=totals.captured if totals is not None and self._whip is None else 0,
         )
         reader.start()
         try:
@@ -115,9 +122,10 @@ class IngestStream:
         except TimeoutError:
             self._feed.stop()
             raise SourceError(f"the source did not open in {self._settings.open_timeout_s:.0f} s") from None
-        self._time_base = source.time_base
-        if source.audio is not None:
-            self._audio = AudioBatcher(self.stream, source.audio, seq=audio_parts, after_dts=audio_dts)
+        self._time_base, self._source = source.time_base, source
+        self._sound_from = (audio_parts, audio_dts)
+        if self._whip is not None:
+            await self._whip.start()
 
     def start(self) -> None:
         """Begin to publish."""
@@ -178,6 +186,8 @@ class IngestStream:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        if self._whip is not None:
+            await self._whip.close()
         if self._reader is not None:
             await self._reader.stop()
 
@@ -185,8 +195,7 @@ class IngestStream:
 
     async def _run(self) -> None:
         try:
-            if self._audio is not None:
-                await self._bus.publish(subjects.stream(self.stream, "audio"), self._audio.announce(self.epoch))
+            await self._find_audio()
             told_at = 0.0
             while not self._finished():
                 self._wake.clear()
@@ -223,6 +232,8 @@ class IngestStream:
         item = self._feed.pop()
         if item is None:
             return False
+        if self._audio is None:
+            await self._find_audio()
         if isinstance(item, Shot | Behind) and self._intake.held:
             self._intake.drop(DropReason.RECOVERING)
         elif isinstance(item, Shot | Behind) and self._is_from_the_pause(item):
@@ -253,12 +264,13 @@ class IngestStream:
         frames, last = [frame.pixels for frame in chunk.frames], chunk.frames[-1]
         resumed = self._pauses.numbered(chunk.number, chunk.frames[0].pts, last.pts)
         skipped = not self._from_text and self._similar.skips(frames, last.captured_ns)
-        rmse, ref = (0.0,) * (len(frames) + chunk.padding), self._no_pixels()
+        rmse, ref = (0.0,) * (len(frames) + chunk.padding), no_pixels(self._take.width, self._take.height)
         if not self._from_text:
             rmse = chunk_rmse(frames, self._previous, chunk.padding)
             self._previous = frames[-1]
         if not self._from_text and not skipped:
-            ref = await self._put(np.stack(frames + [frames[-1]] * chunk.padding))
+            whole = np.stack(frames + [frames[-1]] * chunk.padding)
+            ref = await put_pixels(self._tensors, whole, self._settings.stall_s)
         await self._send_audio((last.pts + last.duration) * self._time_base)
         stamp = self._chunk_stamp(chunk)
         # The mirror is written first: a successor must not number this chunk again.
@@ -296,21 +308,12 @@ class IngestStream:
             duration=frame.duration,
         )
 
-    def _no_pixels(self) -> TensorRef:
-        """What a chunk without a source carries: an empty tensor of the stream's size."""
-        shape = (0, self._take.height, self._take.width, 3)
-        return TensorRef(owner="ingest", host="", place=TensorPlace.INLINE, shape=shape, dtype="uint8", data=b"")
-
-    async def _put(self, pixels: np.ndarray) -> Any:
-        """A shared-memory slot for the chunk; waits while the readers hold them all."""
-        until = time.monotonic() + self._settings.stall_s
-        while True:
-            try:
-                return self._tensors.put(pixels, ttl_s=2 * self._settings.stall_s)
-            except TensorStoreFullError:
-                if time.monotonic() > until:
-                    raise
-                await asyncio.sleep(FULL_RETRY_S)
+    async def _find_audio(self) -> None:
+        """A publisher's sound is known when they come, any other from the beginning."""
+        track = self._source.audio if self._source is not None else None
+        if track is not None:
+            self._audio = AudioBatcher(self.stream, track, seq=self._sound_from[0], after_dts=self._sound_from[1])
+            await self._bus.publish(subjects.stream(self.stream, "audio"), self._audio.announce(self.epoch))
 
     async def _send_audio(self, until_s: Fraction | None) -> None:
         if self._audio is not None:

@@ -12,6 +12,7 @@ from services.egress.sinks.null import NullSink
 from services.egress.sinks.port import Sink, SinkError
 from shared.contracts import commands
 from shared.contracts.commands import StreamSpec
+from shared.contracts.sinks import WhepSink
 from shared.media.errors import MediaError
 from shared.media.paths import inside
 from shared.media.salvage import earlier_pieces, part_path
@@ -32,7 +33,7 @@ def open_sinks(
 ) -> list[Sink]:
     """Open what ``spec.sinks`` names. ``taken`` are files that other streams write. Raises SinkError with one line."""
     for sink in spec.sinks:
-        if not isinstance(sink, commands.Mp4Sink | commands.NullSink):
+        if not isinstance(sink, commands.Mp4Sink | commands.NullSink | WhepSink):
             raise SinkError(f"this egress cannot open a sink of kind {sink.kind!r}")
     files = destinations(spec, roots)
     for file in files:

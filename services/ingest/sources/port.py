@@ -28,11 +28,15 @@ class AudioTrack:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A fitted frame: uint8 [height, width, 3] RGB, timestamp and duration (0: unknown) in the source's ticks."""
+    """A fitted frame: uint8 [height, width, 3] RGB, timestamp and duration (0: unknown) in the source's ticks.
+
+    ``captured_ns`` (UNIX): when it was captured, from a source that gives it as it comes; 0: it plays by its timestamps.
+    """
 
     pts: int
     duration: int
     pixels: np.ndarray
+    captured_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

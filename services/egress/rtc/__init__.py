@@ -1,0 +1,2 @@
+"""WHEP: viewers by WebRTC. ``fanout.py`` hands every encoded packet to all of them, ``live_h264.py`` makes the packets once,
+``viewers.py`` has the sessions, ``sending.py`` is the tap on the library's senders."""
