@@ -1,4 +1,4 @@
-"""One running system for a file, one Chromium, and a page that must not complain."""
+"""One running system for all of it, one Chromium, and a page that must not complain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``rheocast up`` on a free port: its address. Afterwards nothing of it may be left."""
     if CHROMIUM is None:
@@ -50,7 +50,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert processes_of(rheocast.run_id) == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium with a camera that shows a moving test picture, and grants it."""
     if CHROMIUM is None:
