@@ -34,7 +34,7 @@ tools:
 	echo "not installed:$$missing; tests that need them are skipped"
 
 test: install tools
-	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e
+	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e tests/browser
 
 check: install
 	$(BIN)/ruff check .
