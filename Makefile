@@ -8,7 +8,7 @@ OUT ?= out
 # Threads that spin at a barrier starve everything else on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check up bench gpu install clean
+.PHONY: demo test check up bench gpu install tools clean
 
 install: $(STAMP)
 
@@ -25,8 +25,16 @@ demo: install
 up: install
 	$(BIN)/rheocast up
 
-test: install
-	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e
+# What the tests drive from outside: Chromium, FFmpeg, Prometheus' promtool. Only what is missing, where root and apt are at hand.
+TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus
+tools:
+	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; } || \
+	echo "not installed:$$missing; tests that need them are skipped"
+
+test: install tools
+	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e tests/browser
 
 check: install
 	$(BIN)/ruff check .

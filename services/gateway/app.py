@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 
 import uvicorn
 from fastapi import FastAPI
@@ -11,7 +12,21 @@ from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import auth
 from services.gateway.access import Seen
-from services.gateway.api import capacity, files, fleet, media, pages, reference, sinks, streams, watching, webrtc
+from services.gateway.api import (
+    capacity,
+    compat,
+    files,
+    fleet,
+    media,
+    models,
+    pages,
+    prompts,
+    reference,
+    sinks,
+    streams,
+    watching,
+    webrtc,
+)
 from services.gateway.auth import Tokens
 from services.gateway.body_limit import BodyLimit
 from services.gateway.chunks import Chunks
@@ -26,6 +41,7 @@ from services.gateway.rtc import RtcDesk
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares
 from services.gateway.sink_book import SinkBook
+from services.gateway.timeline import Timelines
 from services.gateway.viewing import Viewing
 from services.gateway.watching import Watch
 from shared.access import TokensFileError
@@ -33,6 +49,8 @@ from shared.bus.port import Bus
 from shared.contracts.sources import MAX_PUSHED_BYTES
 from shared.lifecycle import Context, UnusableError, run_service
 from shared.session.port import SessionStore
+from shared.telemetry import names
+from shared.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +70,12 @@ class Parts:
         self.viewing = Viewing(bus, settings.max_viewers)
         self.book = SinkBook(self.desk, store, self.watch, settings.media_dir)
         self.recording = Recording(self.book, store, settings)
+        self.timelines = Timelines(self.desk, store, self.watch, settings.instance or secrets.token_hex(4))
         self.taken = Folder(settings.media_dir, UPLOADS)
         self.recorded = Folder(settings.media_dir, RECORDINGS)
         self.uploads = Uploads(self.taken, settings.upload_max_bytes, settings.upload_tenant_bytes)
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
+        self.denied: dict[str, int] = {}
         self.watch.on_progress.append(self.chunks.on_progress)
         self.watch.on_end.append(self.viewing.ended)
 
@@ -68,14 +88,20 @@ class Parts:
                 raise UnusableError(str(error)) from None
         await self.desk.start()
         await self.watch.start()
+        await self.timelines.start()
 
     async def close(self) -> None:
         """End what runs beside the requests."""
+        await self.timelines.close()
         await self.viewing.close()
+
+    def incidents(self) -> dict[str, int]:
+        """What was denied, dropped or turned away, since the start."""
+        return {**self.denied, **self.watch.counters, **{f"view_{k}": n for k, n in self.viewing.counters.items()}}
 
     async def begin(self, stream: str) -> None:
         """A new stream of this id: nothing of one before it holds for it."""
-        for part in (self.shares, self.book, self.recording):
+        for part in (self.shares, self.book, self.recording, self.timelines):
             await part.forget(stream)
 
 
@@ -87,7 +113,7 @@ def build_api(parts: Parts) -> FastAPI:
     )
     install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, streamed=("/v1/uploads",))
-    app.add_middleware(Guard, settings=settings, tokens=parts.tokens, shares=parts.shares)
+    app.add_middleware(Guard, settings=settings, tokens=parts.tokens, shares=parts.shares, denied=parts.denied)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -106,7 +132,10 @@ def build_api(parts: Parts) -> FastAPI:
     app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
     app.include_router(webrtc.router(desk, parts.rtc, settings, seen))
     app.include_router(media.router(parts.viewing, desk, settings, seen))
-    app.include_router(sinks.router(desk, parts.book, parts.recording, settings, seen))
+    app.include_router(sinks.router(parts.book, parts.recording, parts.recorded, settings, seen))
+    app.include_router(prompts.router(desk, parts.timelines, seen))
+    app.include_router(models.router(desk, settings))
+    app.include_router(compat.router(desk, parts.viewing, settings, seen))
     app.include_router(files.router(parts.uploads, parts.taken, parts.recorded))
     app.include_router(fleet.router(desk))
     app.include_router(capacity.router(desk))
@@ -171,6 +200,10 @@ class Gateway:
             raise RuntimeError(
                 f"cannot listen on {self._settings.gateway_host}:{self._settings.gateway_port}: is the port taken?"
             ) from error
+
+    def declare(self, metrics: Metrics) -> None:
+        """What the gateway counts."""
+        metrics.counts(names.INCIDENTS, "incident", self._parts.incidents)
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new connections, let requests finish."""

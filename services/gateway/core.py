@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
 from services.gateway.problems import GatewayError
-from shared.contracts.commands import FileSource, Mp4Sink, StreamSpec
+from shared.contracts.commands import FileSource, Mp4Sink, PromptPart, StreamSpec
 from shared.contracts.events import LedgerTotals, StreamStats
 from shared.contracts.refs import Wire
-from shared.contracts.sinks import Sink
+from shared.contracts.sinks import RtmpSink, Sink
+from shared.contracts.sources import UrlSource
 from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Tier
 
 Shown = TypeVar("Shown", bound=Wire)
 
+PULL_SCHEMES = ("rtmp", "rtmps", "rtsp", "rtsps", "http", "https")
+PUSH_SCHEMES = ("rtmp", "rtmps")
 UPLOADS, RECORDINGS, HLS = "uploads", "recordings", "hls"
+MAX_NAME_BYTES = 200  # file systems take 255; services add endings
 TENANTS_OWN = (UPLOADS, RECORDINGS)
 """Folders in the media folder that have one folder for each tenant."""
 
@@ -46,6 +51,7 @@ class StreamView(Wire):
     state: str
     prompt: str
     prompt_version: int
+    prompts: tuple[PromptPart, ...] = ()  # what the prompt is mixed of
     model: str
     mode: str
     source_kind: str = ""
@@ -86,11 +92,29 @@ def inside(media_dir: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise PathRefusedError(f"{name!r} will not do: name a file inside the media folder, e.g. 'clips/in.mp4'")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in pure.parts):
+        raise PathRefusedError(
+            f"a name in {name[:40]!r}… is too long: a file's name has at most {MAX_NAME_BYTES} bytes"
+        )
     root = media_dir.resolve()
     path = (root / pure).resolve()
     if not path.is_relative_to(root):
         raise PathRefusedError(f"{name!r} leads out of the media folder")
     return path
+
+
+def check_scheme(url: str, schemes: Collection[str]) -> None:
+    """Raises PathRefusedError unless ``url`` has one of ``schemes`` and a host. Where it leads, ingest and egress check
+    before every opening: a name may point elsewhere by then."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme.lower() in schemes and bool(parts.hostname)
+    except ValueError:
+        fine = False
+    if not fine or any(ord(char) <= 0x20 or ord(char) == 0x7F for char in url):
+        raise PathRefusedError(
+            f"url: an address here begins with {', '.join(f'{each}://' for each in schemes)} and a host"
+        )
 
 
 def readable(media_dir: Path, name: str, tenant: str) -> Path:
@@ -116,6 +140,8 @@ def writable(media_dir: Path, name: str, tenant: str, anywhere: bool) -> Path:
 
 def sink_of_request(sink: Sink, media_dir: Path, tenant: str, anywhere: bool) -> Sink:
     """A sink as egress gets it. Raises PathRefusedError."""
+    if isinstance(sink, RtmpSink):
+        check_scheme(sink.url, PUSH_SCHEMES)
     if not isinstance(sink, Mp4Sink):
         return sink
     return sink.model_copy(update={"path": str(writable(media_dir, sink.path, tenant, anywhere))})
@@ -132,6 +158,8 @@ def spec_of_request(
     if isinstance(request.source, FileSource):
         path = readable(media_dir, request.source.path, tenant)
         changes["source"] = request.source.model_copy(update={"path": str(path)})
+    if isinstance(request.source, UrlSource):
+        check_scheme(request.source.url, PULL_SCHEMES)
     changes["sinks"] = tuple(sink_of_request(sink, media_dir, tenant, anywhere) for sink in request.sinks)
     fields = {name: getattr(request, name) for name in StreamSpec.model_fields}
     return StreamSpec.model_validate({**fields, **changes})
@@ -154,10 +182,11 @@ def view_of(stream: str, session: Mapping[str, Any], ledger: LedgerTotals) -> St
         state=str(session.get("state", "unknown")),
         prompt=str(session.get("prompt", spec.prompt)),
         prompt_version=int(session.get("prompt_version", 0)),
+        prompts=tuple(PromptPart.model_validate(part) for part in session.get("prompts") or ()),
         model=spec.model,
         mode=spec.mode.value,
         source_kind=spec.source.kind,
-        fps=spec.fps,
+        fps=now.get("fps", spec.fps),
         width=assignment.get("width", spec.width),
         height=assignment.get("height", spec.height),
         steps=now.get("steps", spec.steps),

@@ -53,13 +53,15 @@ class Denied(Exception):
 
 
 class Guard:
-    """ASGI middleware, the outermost. Leaves the caller in ``scope["state"]["caller"]``. ``counters`` by what was denied."""
+    """ASGI middleware, the outermost. Leaves the caller in ``scope["state"]["caller"]``; counts denials in ``denied``."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens | None, shares: Shares) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, tokens: Tokens | None, shares: Shares, denied: dict[str, int]
+    ) -> None:
         self._app, self._settings, self._tokens, self._shares = app, settings, tokens, shares
         self._rates = Rates(settings.requests_per_s, settings.requests_burst)
         self._bad_tokens = Rates(BAD_TOKENS_PER_S, BAD_TOKENS_BURST)
-        self.counters: dict[str, int] = {}
+        self._denied = denied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -69,7 +71,8 @@ class Guard:
         try:
             caller = await self._admit(scope)
         except Denied as denied:
-            self.counters[denied.title] = self.counters.get(denied.title, 0) + 1
+            kind = f"denied_{denied.title.lower().replace(' ', '_')}"
+            self._denied[kind] = self._denied.get(kind, 0) + 1
             await _deny(denied, scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
@@ -77,12 +80,12 @@ class Guard:
 
     async def _admit(self, scope: Scope) -> Caller | None:
         headers = Headers(scope=scope)
-        if self._tokens is None and not host_is_safe(headers.get("host", ""), self._settings.allowed_hosts):
+        if self._tokens is None and not host_is_safe(headers.get("host", ""), self._settings.server_names):
             raise Denied(
                 421,
                 "Unknown host",
                 f"{headers.get('host', '')[:80]!r} is no name of this server: ask by localhost or its address, or add the "
-                "name to RHEOCAST_ALLOWED_HOSTS",
+                "name to RHEOCAST_SERVER_NAMES",
             )
         unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE
         origin = headers.get("origin")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from services.gateway.core import StreamView, TotalLedger, sum_of, view_of
 from services.gateway.errors import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
@@ -175,10 +175,3 @@ class Desk:
                 if len(found) >= limit:
                     break
         return found
-
-    async def check(self, spec: StreamSpec) -> None:
-        """Addresses that a stream would have us call. Raises InvalidError."""
-        await self.check_sinks(spec.sinks)
-
-    async def check_sinks(self, sinks: Sequence[Sink]) -> None:
-        """Addresses that sinks would have us call. Raises InvalidError."""

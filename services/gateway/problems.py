@@ -5,6 +5,8 @@ from __future__ import annotations
 import http
 import logging
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -76,6 +78,21 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 PROBLEM_RESPONSES = responses(404, 409)
 
 
+def methods_of(schema: Mapping[str, Any], path: str) -> list[str]:
+    """The methods that the OpenAPI has for a path."""
+    found: set[str] = set()
+    for template, verbs in schema["paths"].items():
+        pattern = "".join(part if n % 2 == 0 else "[^/]+" for n, part in enumerate(_split(template)))
+        if re.fullmatch(pattern, path):
+            found |= {verb.upper() for verb in verbs}
+    return sorted(found)
+
+
+def _split(template: str) -> list[str]:
+    """A path template's plain parts, escaped, and its parameters in turn."""
+    return [re.escape(part) if n % 2 == 0 else part for n, part in enumerate(re.split(r"\{(\w+)\}", template))]
+
+
 def _complaints(errors: Any) -> str:
     said: list[str] = []
     for error in errors:
@@ -100,11 +117,13 @@ def install(app: FastAPI) -> None:
         return problem(error.status, error.title, str(error), **error.more())
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 204:
             return Response(status_code=204)
         answer = problem(error.status_code, "HTTP error", str(error.detail))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405 and (allowed := methods_of(request.app.openapi(), request.url.path)):
+            answer.headers["Allow"] = ", ".join(allowed)  # the framework names those of one route only
         return answer
 
     @app.exception_handler(BusError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 
@@ -45,7 +46,7 @@ class Recording:
     async def start(self, view: StreamView, tenant: str) -> RecordingView:
         """Begin. Raises ConflictError when one is under way, RefusedError, NoAnswerError."""
         mark = secrets.token_hex(3)
-        name = f"{view.id[:60]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{mark}.mp4"
+        name = f"{view.id}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{mark}.mp4"
         path = inside(self._settings.media_dir, f"{RECORDINGS}/{view.tenant}/{name}")
         sink = Mp4Sink(id=f"rec-{mark}", path=str(path))
         begun = RecordingView(stream=view.id, sink=sink.id, name=name, command="", began_ns=time.time_ns())
@@ -68,6 +69,11 @@ class Recording:
         event = await self._sinks.remove(view.id, begun.sink, tenant)
         await self._store.drop_note(_place(view.id))
         return begun.model_copy(update={"command": event.command})
+
+
+def is_of(name: str, stream: str) -> bool:
+    """Whether a recording is of this stream, by its name."""
+    return re.fullmatch(re.escape(stream) + r"-\d{8}-\d{6}-[0-9a-f]{6}\.mp4", name) is not None
 
 
 def _place(stream: str) -> str:

@@ -21,7 +21,7 @@ class Settings(IceSettings, ServiceSettings):
 
     ``tokens_file``: bearer tokens, hashed (see ``shared/access.py``). None: whoever reaches the port may do everything, which
     is allowed on loopback only, unless ``allow_no_auth`` says that something else stands guard. ``cors_origins``: pages of
-    these origins may call the API. ``allowed_hosts``: names it is asked by while nobody needs a token, beside localhost and
+    these origins may call the API. ``server_names``: names it is asked by while nobody needs a token, beside localhost and
     addresses.
     """
 
@@ -38,7 +38,7 @@ class Settings(IceSettings, ServiceSettings):
     tokens_file: Path | None = None
     allow_no_auth: bool = False
     cors_origins: NamesList = ()
-    allowed_hosts: NamesList = ()
+    server_names: NamesList = ()
     requests_per_s: float = Field(default=100.0, gt=0.0)  # of each token, or address without one
     requests_burst: int = Field(default=300, ge=1)
     share_max_s: float = Field(default=7 * 86_400.0, gt=0)  # the longest life of a share link
@@ -47,13 +47,17 @@ class Settings(IceSettings, ServiceSettings):
     upload_max_bytes: int = Field(default=512 << 20, ge=1)
     upload_tenant_bytes: int = Field(default=4 << 30, ge=1)
 
+    demo_model: str = ""  # of clients of the public demo's protocol; empty: the embedded one
+    demo_max_clients: int = Field(default=8, ge=0)
+    demo_idle_s: float = Field(default=120.0, gt=0)
+
     @field_validator("ice_stun", "ice_turn")
     @classmethod
     def _ice_urls(cls, value: str) -> str:
         urls_of(value)
         return value
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("cors_origins", "server_names", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -62,7 +62,8 @@ class Changing:
             longest = max(patch.frames_per_block or 1, patch.max_frames_per_block or 1)
             check_settings(queue.model, patch.steps, longest, patch.noise, queue.from_text)
             await self._make_room(record, longest)
-            version = await self._prompting.prepare(record, patch.prompt) if patch.prompt is not None else None
+            self._tiering.check_rate(record, patch.fps, queue.from_text)
+            version = await self._prepare(record, patch)
             await self._refresh(record, patch.skip_similar)
             queue = self.queue_of(record)  # preparing took a while
         except RefusedError as error:
@@ -85,13 +86,21 @@ class Changing:
         )
         settings = self._tiering.as_now(record, settings)  # telling took a while: the ladder may have moved on
         noise_version = 0 if patch.noise is None else record.noise_version
-        queue.change(command.command, Change(settings, noise_version, patch.blend_chunks, patch.recache))
+        queue.change(
+            command.command, Change(settings, noise_version, patch.blend_chunks, patch.recache, reset=patch.reset)
+        )
         if patch.noise is not None:
             # Last of all: the first chunk that is estimated with it must find the change waiting here.
             await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
             await self._messenger.take("motion", record, record.motion, wait=False)
         self._pump()
         await self._tiering.settle(record, patch)
+
+    async def _prepare(self, record: StreamRecord, patch: StreamPatch) -> int | None:
+        """The new prompt's version, None when it stays as it is. Raises RefusedError."""
+        if patch.prompt is None and not patch.prompts:
+            return None
+        return await self._prompting.prepare(record, patch.prompt or "", patch.prompts)
 
     async def _pause(self, record: StreamRecord, queue: StreamQueue, command: str, paused: bool) -> None:
         """Ingest tells applied, with the chunk. Raises RefusedError when a suspended stream's state does not come back."""
@@ -131,6 +140,7 @@ class Changing:
             "frames_per_block": settings.frames_per_block,
             "noise": record.noise,
             "skip_similar": record.skip_similar,
+            "fps": record.fps_cap or record.spec.fps,
             "paused": record.paused,
         }
         await self._store.put(record.stream, Owner.SCHEDULER, {"settings": kept})

@@ -10,8 +10,8 @@ from services.scheduler.records import StreamRecord
 from services.scheduler.settings import Settings
 from shared.bus.port import Bus, BusError
 from shared.contracts import subjects
-from shared.contracts.commands import PreparePrompt, TextEncode
-from shared.engine.plan.prompts import digest
+from shared.contracts.commands import PreparePrompt, PromptPart, TextEncode
+from shared.engine.plan.prompts import digest, mix_digest, mix_text
 from shared.session.port import SessionStore
 from shared.session.state import Owner
 
@@ -30,25 +30,33 @@ class Prompting:
         self._settings, self._bus, self._store = settings, bus, store
         self._messenger, self._cores = messenger, cores
 
-    async def prepare(self, record: StreamRecord, prompt: str) -> int:
-        """Make ``prompt`` usable by every stage. Returns its version. Raises RefusedError; the stream's prompt stays then."""
+    async def prepare(self, record: StreamRecord, prompt: str, parts: tuple[PromptPart, ...] = ()) -> int:
+        """Make ``prompt``, or a mix of ``parts``, usable by every stage. Returns its version.
+
+        Raises RefusedError; the stream's prompt stays then.
+        """
+        pairs = [(part.text, part.weight) for part in parts]
+        wanted = mix_digest(record.spec.model, pairs) if pairs else digest(record.spec.model, prompt)
         try:
             encoded = await self._bus.request(
                 subjects.TEXT_ENCODE,
-                TextEncode(model=record.spec.model, prompt=prompt),
+                TextEncode(model=record.spec.model, prompt=prompt, parts=parts),
                 self._settings.answer_timeout_s,
             )
         except BusError as error:
             raise RefusedError(f"no worker encoded the prompt: {error}") from None
         if encoded.error is not None:
             raise RefusedError(f"the prompt could not be encoded: {encoded.error}")
-        if encoded.digest != digest(record.spec.model, prompt):
+        if encoded.digest != wanted:
             raise RefusedError("the text worker answered for another prompt")
         version = record.prompts.prepare(encoded.digest, len(record.workers))
         await all_of(*(self._prepare_stage(record, stage, version) for stage in range(len(record.workers))))
         record.prompts.require(version)
         # Only now: a prompt that was refused is not what the stream shows.
-        await self._store.put(record.stream, Owner.SCHEDULER, {"prompt": prompt, "prompt_version": version})
+        shown = mix_text(pairs) if pairs else prompt
+        record.parts = parts
+        kept = {"prompt": shown, "prompt_version": version, "prompts": [part.model_dump() for part in parts]}
+        await self._store.put(record.stream, Owner.SCHEDULER, kept)
         return version
 
     async def _prepare_stage(self, record: StreamRecord, stage: int, version: int) -> None:

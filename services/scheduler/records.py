@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from services.scheduler.ladder import Wish
 from services.scheduler.pricing import Demand
-from shared.contracts.commands import StreamSpec
+from shared.contracts.commands import PromptPart, StreamSpec
 from shared.contracts.tiers import Promise, Tier
 from shared.engine.plan.prompts import PromptLedger
 
@@ -64,6 +64,8 @@ class StreamRecord:
     tier: Tier | None = None  # what it has now
     pace_fps: float = 0.0  # what ingest takes of its source; 0: everything
     pace_version: int = 0
+    fps_cap: float = 0.0  # its user's own limit on the source's rate; 0: none
+    parts: tuple[PromptPart, ...] = ()  # what its prompt is mixed of; empty: it is one prompt
     fps_seen: float = 0.0  # of the source, as its chunks come; 0: not known yet
     prompts: PromptLedger = field(default_factory=PromptLedger)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)

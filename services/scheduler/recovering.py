@@ -168,7 +168,7 @@ class Recovering:
             self._messenger.take("motion", record, record.motion, wait=False),
             self._messenger.take("egress", record, record.egress, given_up=GIVEN_UP),
         )
-        version = await self._prompting.prepare(record, await self._prompt(record))
+        version = await self._prompting.prepare(record, await self._prompt(record), record.parts)
         if record.phase is not Phase.RECOVERING or self._core_for is None:
             return  # it was stopped meanwhile
         queue = renewed(recovery.queue, record.epoch, version)

@@ -39,6 +39,7 @@ class Change:
     """A command that is not applied yet: a block must carry ``settings`` and an estimate made with ``noise_version``.
 
     ``blend_chunks`` and ``recache`` go with a new prompt. ``until`` is known once its blend has begun: see :class:`Fade`.
+    ``reset``: the block is a first block again.
     """
 
     settings: StreamSettings
@@ -46,6 +47,7 @@ class Change:
     blend_chunks: int = 0
     recache: bool = False
     until: int = -1
+    reset: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ class StreamQueue:
     shown: int = 0  # the prompt version that most of the newest bound block is made of; 0: none is bound yet
     fade: Fade | None = None
     recache: bool = False
+    restarts: bool = False  # once what is under way is done, the next block is a first block again
     waiting: deque[MotionEstimated] = field(default_factory=lambda: deque[MotionEstimated]())
     later: dict[int, Work] = field(default_factory=lambda: dict[int, Work]())
     gate: OrderGate = field(default_factory=OrderGate)
@@ -219,6 +222,8 @@ class StreamQueue:
             blends = change.blend_chunks > 0 and self.shown > 0
             self.fade = Fade(self.shown, change.blend_chunks, command=command) if blends else None
             self.recache = change.recache
+        if change.reset:
+            self.restarts, self.recache, self.fade = True, False, None
         self.pending[command] = change
         self.settings = change.settings
 
@@ -247,7 +252,7 @@ class StreamQueue:
         A pause is an end for a live stream, whose chunks would be too old after it. A lossless one waits, so that its
         pixels do not depend on when it was paused.
         """
-        if not self.waiting or not self.plan.can_enter(self.settings.steps):
+        if not self.waiting or not self._may_enter():
             return None
         wanted = frames_per_block or self.settings.frames_per_block
         going = self.ended or self.hurried or (self.live and (self.paused or self.flush))
@@ -270,6 +275,10 @@ class StreamQueue:
             first_timestep=max(chunk.first_timestep for chunk in chunks),
             timings=chunks[-1].timings,
         )
+
+    def _may_enter(self) -> bool:
+        """Whether the plan lets a block in; before a new beginning, what is under way goes through to its end."""
+        return not self.plan.under_way if self.restarts else self.plan.can_enter(self.settings.steps)
 
     def hurry(self, now_ns: int) -> bool:
         """Whether a longer block is to go on short from now on: its next chunk should have come, so it was skipped."""
@@ -301,6 +310,9 @@ class StreamQueue:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
         self.entered = work.stamps[-1].chunk
+        if self.restarts:
+            self.plan.reset()
+            self.restarts, self.recache, self.fade = False, False, None
         recache = self._recaches(work.stamps[-1].chunk)
         share = self._fade_on(work)
         fade = self.fade
@@ -322,7 +334,11 @@ class StreamQueue:
 
     def _recaches(self, last_chunk: int) -> bool:
         """Whether a block that ends with this chunk takes its window along: once, when no old prompt is left in it."""
-        return self.recache and (self.fade is None or (self.fade.first >= 0 and last_chunk >= self.fade.until))
+        return (
+            self.recache
+            and not self.restarts
+            and (self.fade is None or (self.fade.first >= 0 and last_chunk >= self.fade.until))
+        )
 
     def _fade_on(self, work: Work) -> float:
         """The old prompt's share of the block that enters; the fade begins with it, or is over and forgotten."""

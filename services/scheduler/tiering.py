@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from services.scheduler.admitting import Admitting, demand_of, tier_of
 from services.scheduler.core import PipelineCore
 from services.scheduler.ladder import Ladder, TierChange, Wish
-from services.scheduler.messenger import Messenger
+from services.scheduler.messenger import Messenger, RefusedError
 from services.scheduler.pricing import Demand
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.stream_queue import Applied, Change, StreamQueue, StreamSettings
@@ -137,6 +137,15 @@ class Tiering:
         tier = ladder.ask(record.stream, wanted)
         return tier.steps, tier.frames_per_block
 
+    def check_rate(self, record: StreamRecord, fps: float | None, from_text: bool) -> None:
+        """Take a user's new rate down, as a limit on what the source gives. Raises RefusedError where there can be none."""
+        if fps is None:
+            return
+        if record.spec.mode is not Mode.LIVE or from_text:
+            raise RefusedError("fps: only a live source can leave frames out; start a new stream at the other rate")
+        source = record.spec.fps or record.fps_seen
+        record.fps_cap = fps if not source or fps < source else 0.0
+
     def as_now(self, record: StreamRecord, settings: StreamSettings) -> StreamSettings:
         """The settings with the steps and T that the ladder has left the stream."""
         ladder = self.ladders.get(record.pipeline)
@@ -256,9 +265,9 @@ class Tiering:
             return  # degraded already, or ending
 
     async def _pace(self, record: StreamRecord, tier: Demand) -> None:
-        """Ingest takes as many frames as the tier has: all of them when that is what was asked for."""
+        """Ingest takes as many frames as the tier has; all of them, or what its user allows, when that was asked for."""
         asked = record.wish.asked.fps if record.wish is not None else tier.fps
-        fps = tier.fps if tier.fps < asked - 1e-9 else 0.0
+        fps = tier.fps if tier.fps < asked - 1e-9 else record.fps_cap
         if fps != record.pace_fps:
             record.pace_fps = fps
             record.pace_version += 1
@@ -292,12 +301,14 @@ def patched(wish: Wish, patch: StreamPatch) -> Wish:
     before = wish.asked
     steps = patch.steps or before.steps
     frames = patch.frames_per_block or before.frames_per_block
+    fps = patch.fps or before.fps
     asked = replace(
         before,
         steps=steps,
         frames_per_block=frames,
+        fps=fps,
         min_steps=min(steps, patch.min_steps or before.min_steps),
-        min_fps=min(before.fps, patch.min_fps or before.min_fps),
+        min_fps=min(fps, patch.min_fps or before.min_fps),
     )
     longest = patch.max_frames_per_block or wish.max_frames_per_block
     quality: Quality = patch.quality or wish.quality

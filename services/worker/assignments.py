@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ from shared.contracts.commands import LeaveStream, Mode, PreparePrompt, ScaleLor
 from shared.contracts.events import ChunkStamp, PromptReady, StreamTaken
 from shared.contracts.moving import Move
 from shared.contracts.order import OrderGate
-from shared.engine.plan.prompts import digest
+from shared.engine.plan.prompts import digest, mix_digest
 from shared.lifecycle import Context
 
 log = logging.getLogger(__name__)
@@ -218,13 +219,12 @@ class Assignments:
         text = self._runtime.text
         if text is None or message.model != self._settings.model:
             return TextEncoded(error=f"this worker serves {self._settings.model}, not {message.model}")
-        key = digest(message.model, message.prompt)
+        parts = [(part.text, part.weight) for part in message.parts]
+        key = mix_digest(message.model, parts) if parts else digest(message.model, message.prompt)
         if await self._context.store.get_embedding(key) is None:
+            run = partial(text.mix, parts) if parts else partial(text.run, message.prompt)
             try:
-                if text.beside:
-                    embedding = await asyncio.to_thread(text.run, message.prompt)
-                else:
-                    embedding = await self._device.call(Rank.TEXT, lambda: text.run(message.prompt))
+                embedding = await asyncio.to_thread(run) if text.beside else await self._device.call(Rank.TEXT, run)
             except Exception as caught:
                 log.exception("cannot encode a prompt")
                 return TextEncoded(error=one_line(caught))

@@ -18,6 +18,7 @@ from shared.contracts.sources import Source
 from shared.contracts.tiers import DEFAULT_TENANT, TENANT_PATTERN, Quality
 
 MAX_PROMPT_CHARS = 8000
+MAX_PROMPT_PARTS = 8
 MAX_SIDE = 2048
 
 
@@ -96,12 +97,20 @@ class StreamSpec(Wire):
         return self
 
 
+class PromptPart(Wire):
+    """One of several prompts that are mixed; only the weights' proportions count."""
+
+    text: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    weight: float = Field(default=1.0, gt=0.0, le=100.0, allow_inf_nan=False)
+
+
 class StreamPatch(Wire):
     """Changes to a running stream; each takes effect at a chunk boundary and is told with that chunk. None: unchanged.
 
     ``blend_chunks``: over so many chunks the old prompt fades into the new one. ``recache``: what is cached is made anew
     under the new prompt (once a blend is over), so that the old one does not pull the picture back. ``paused`` comes alone.
-    ``skip_similar`` 0: nothing is skipped.
+    ``skip_similar`` 0: nothing is skipped. ``prompts``: several at once, by weight, in place of ``prompt``. ``fps``: a live
+    source gives at most so many frames a second. ``reset``: the next block is a first block again, nothing cached counts.
     ``steps`` and ``frames_per_block`` are what it has when there is room; bounds that they pass move along with them.
     """
 
@@ -118,6 +127,9 @@ class StreamPatch(Wire):
     min_steps: int | None = Field(default=None, ge=1, le=4)
     min_fps: float | None = Field(default=None, gt=0, le=240)
     max_frames_per_block: int | None = Field(default=None, ge=1, le=3)
+    prompts: tuple[PromptPart, ...] = Field(default=(), max_length=MAX_PROMPT_PARTS)
+    fps: float | None = Field(default=None, gt=0, le=240)
+    reset: bool = False
 
     @field_validator("prompt")
     @classmethod
@@ -128,11 +140,16 @@ class StreamPatch(Wire):
 
     @model_validator(mode="after")
     def _fits_together(self) -> StreamPatch:
-        if self.prompt is None and (self.blend_chunks or self.recache):
+        if self.prompt is not None and self.prompts:
+            raise ValueError("give prompt or prompts, not both")
+        if any(not part.text.strip() for part in self.prompts):
+            raise ValueError("prompts: a text is empty")
+        if self.prompt is None and not self.prompts and (self.blend_chunks or self.recache):
             raise ValueError("blend_chunks and recache go with a new prompt: give one, or leave them out")
-        bounds = (self.quality, self.min_steps, self.min_fps, self.max_frames_per_block, self.skip_similar)
+        bounds = (self.quality, self.min_steps, self.min_fps, self.max_frames_per_block, self.skip_similar, self.fps)
         others = (self.prompt, self.steps, self.noise, self.seed, self.frames_per_block, *bounds)
-        if self.paused is not None and any(value is not None for value in others):
+        changes = self.prompts or self.reset or any(value is not None for value in others)
+        if self.paused is not None and changes:
             raise ValueError("paused comes alone: change the rest before or after it")
         return self
 
@@ -261,11 +278,15 @@ class ScaleLoras(Wire):
 
 
 class TextEncode(Wire):
-    """scheduler → worker:text (``rheo.text.encode``, request/reply). The embedding is stored in Redis by its digest."""
+    """scheduler → worker:text (``rheo.text.encode``, request/reply). The embedding is stored in Redis by its digest.
+
+    ``parts``: several prompts in place of ``prompt``; their embeddings' weighted mean is what is stored.
+    """
 
     kind: Literal["text_encode"] = "text_encode"
     model: str
     prompt: str
+    parts: tuple[PromptPart, ...] = Field(default=(), max_length=MAX_PROMPT_PARTS)
 
 
 class TextEncoded(Wire):

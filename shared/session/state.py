@@ -70,6 +70,7 @@ _FIELDS: dict[Owner, tuple[str, ...]] = {
         "state",
         "prompt",
         "prompt_version",
+        "prompts",
         "settings",
         "epoch",
         "rope",

@@ -71,6 +71,7 @@ SMALL = {
     "deadline_ms": st.integers(50, 60_000),
     "skip_similar": st.floats(0, 1),
     "frames": st.integers(0, 1000),
+    "prompts": st.just(()),  # or prompt, not both
     "paused": st.none(),  # it comes alone
     "blend_chunks": st.integers(0, 64),
     "tenant": st.text("abcXYZ012_-", min_size=1, max_size=64),

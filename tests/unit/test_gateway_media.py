@@ -185,6 +185,11 @@ async def test_a_tenants_files_are_not_anothers_source_or_sink(studio: Studio) -
         ({"sinks": [{"kind": "mp4", "path": "recordings/other/a.mp4"}]}, "recordings/default/"),
         ({"sinks": [{"kind": "mp4", "path": "uploads/default/a.mp4"}]}, "recordings/default/"),
         ({"sinks": [{"kind": "mp4", "path": "hls/a/index.mp4"}]}, "recordings/default/"),
+        ({"source": {"kind": "url", "url": "file:///etc/passwd"}}, "rtsp://"),
+        ({"source": {"kind": "url", "url": "concat:a|b"}}, "rtsp://"),
+        ({"source": {"kind": "url", "url": "rtsp://"}}, "host"),
+        ({"source": {"kind": "url", "url": "http://a b/"}}, "host"),
+        ({"sinks": [{"kind": "rtmp", "url": "http://a/"}]}, "rtmp://"),
     ):
         spec = {"source": {"kind": "pattern"}, "prompt": "neon", **body}
         answer = await studio.client.post("/v1/streams", json=spec)

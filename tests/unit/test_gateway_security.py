@@ -288,7 +288,8 @@ async def test_errors_are_problems_whoever_makes_them(unlocked: Door) -> None:
         assert answer.status_code == status, (path, answer.text)
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["detail"]
-    assert "POST" in (await unlocked.client.put("/v1/streams")).headers["allow"]
+    assert (await unlocked.client.put("/v1/streams")).headers["allow"] == "GET, POST"
+    assert (await unlocked.client.put("/v1/streams/a")).headers["allow"] == "DELETE, GET, PATCH"
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,22 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from pydantic import ValidationError
 
 from services.motion.core import MotionCore
+from services.scheduler.ladder import Wish
 from services.scheduler.messenger import RefusedError, credits_for
 from services.scheduler.placing import check_settings
+from services.scheduler.pricing import Demand
 from services.scheduler.records import StreamRecord
 from services.scheduler.stream_queue import Applied, Change, Fade, StreamQueue, StreamSettings
+from services.scheduler.tiering import patched
 from shared.contracts.commands import PatternSource, StreamPatch, StreamSpec
 from shared.contracts.events import LatentsEncoded
+from shared.contracts.tiers import Quality
 from shared.engine.plan.items import Item
 from shared.engine.plan.noise_controller import NoiseEstimate
+from shared.engine.plan.prompts import mix_digest, mix_text
 from shared.engine.plan.spec import NoiseSpec, spec_of
 from tests.unit.test_scheduler_core import MS, REF, Bench, chunk
 
@@ -286,3 +292,68 @@ def test_what_the_model_cannot_run_is_refused_with_what_it_can(steps: int, frame
 def test_changes_that_do_not_fit_together_are_refused(patch: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         StreamPatch.model_validate(patch)
+
+
+def test_a_reset_lets_what_is_under_way_through_and_begins_anew() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=2, live=False)
+    before = feed(bench, 0, 1, 2)
+    assert before[-1].start_frame > 0
+    queue.change("again", Change(settings(queue), recache=True, reset=True))
+    first, second = feed(bench, 3, 4)
+    assert (first.start_frame, first.block, first.context) == (0, 3, 0), "block numbers go on, so noise does not repeat"
+    assert [op.kind.value for op in first.ops] == ["reset"]
+    assert second.start_frame == first.frames
+    assert {op.kind.value for op in second.ops} == {"fork"}, "the first block's KV fills the other slots"
+    assert [(applied.command, applied.chunk) for applied in told(bench)] == [("again", 3)]
+    assert feed(bench, 5)[0].ops == (), "once"
+
+
+def test_a_reset_ends_a_blend_and_waits_for_older_blocks() -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=3, live=False)
+    feed(bench, 0, 1)
+    queue.change("fade", Change(settings(queue, prompt_version=2), blend_chunks=4))
+    feed(bench, 2)
+    queue.change("again", Change(settings(queue), reset=True))
+    for number in (3, 4, 5):
+        bench.offer(chunk("a", number, live=False))
+    for _ in range(40):
+        bench.run()
+    items = [e.item for batch in bench.ran for e in batch.entries]
+    restart = next(n for n, item in enumerate(items) if item.block == 3 and item.step == 0)
+    assert all(item.block >= 3 for item in items[restart:]), "nothing older is left once it begins"
+    assert items[restart].prompts == (2,)
+    assert max(item.block for item in items) == 5
+
+
+def test_the_rate_a_user_asks_for_is_the_ladders_top() -> None:
+    wish = Wish(Demand(width=96, height=64, tokens=24, fps=16.0, steps=2, min_fps=8.0), Quality.BALANCED)
+    slower = patched(wish, StreamPatch(fps=6.0))
+    assert (slower.asked.fps, slower.asked.min_fps) == (6.0, 6.0)
+    assert patched(slower, StreamPatch(fps=12.0)).asked.fps == 12.0
+
+
+@pytest.mark.parametrize(
+    ("patch", "word"),
+    [
+        ({"prompt": "a", "prompts": [{"text": "b"}]}, "not both"),
+        ({"prompts": [{"text": " "}]}, "empty"),
+        ({"prompts": [{"text": "a", "weight": 0}]}, "greater than 0"),
+        ({"prompts": [{"text": "a"}] * 9}, "8"),
+        ({"paused": True, "reset": True}, "alone"),
+        ({"paused": True, "fps": 8}, "alone"),
+        ({"fps": 0}, "greater than 0"),
+    ],
+)
+def test_patches_that_cannot_be(patch: dict[str, object], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        StreamPatch.model_validate(patch)
+
+
+def test_a_mix_is_known_by_its_proportions() -> None:
+    mix = [("pencil", 3.0), ("neon", 1.0)]
+    assert mix_digest("m", mix) == mix_digest("m", [("neon", 0.5), ("pencil", 1.5)])
+    assert mix_digest("m", mix) != mix_digest("m", [("pencil", 1.0), ("neon", 1.0)])
+    assert mix_digest("m", mix) != mix_digest("n", mix)
+    assert mix_text(mix) == "75 % pencil + 25 % neon"

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from services.worker.roles.text import TextRole
+from shared.engine.model.loading import load_text_encoder
 from shared.engine.model.text import MAX_CHARS, WORDS, TinyTextEncoder, buckets_of, load, words_of
+from shared.engine.plan.registry import model_folder, model_spec
 from shared.engine.plan.spec import spec_of
 
 
@@ -77,3 +80,12 @@ def test_weights_survive_the_file_and_a_wrong_size_is_named(encoder: TinyTextEnc
         load(spec_of("nano"), path)
     with pytest.raises(FileNotFoundError):
         load(spec_of("rheo-tiny"), tmp_path / "none.safetensors")
+
+
+def test_a_mix_of_prompts_lies_between_them() -> None:
+    text = TextRole(load_text_encoder(model_spec("rheo-tiny"), model_folder("rheo-tiny")))
+    pencil, neon = text.run("a pencil drawing"), text.run("neon lights")
+    mixed = text.mix([("a pencil drawing", 3.0), ("neon lights", 1.0)])
+    assert torch.allclose(mixed, 0.75 * pencil + 0.25 * neon)
+    assert torch.equal(text.mix([("a pencil drawing", 2.0)]), pencil)
+    assert (mixed - pencil).norm() < (mixed - neon).norm()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastapi import APIRouter, Query
 
 from services.gateway.access import Tenant, Viewer
@@ -10,7 +12,12 @@ from services.gateway.errors import RefusedError
 from services.gateway.handlers import Desk
 from services.gateway.problems import PROBLEM_RESPONSES
 from shared.contracts.commands import MAX_SIDE
-from shared.contracts.tiers import CapacityAsked, CapacityTold
+from shared.contracts.tiers import CapacityAsked, CapacityTold, TierCapacity
+
+
+def finite(tier: TierCapacity) -> TierCapacity:
+    """A tier of which none fit has no latency: JSON knows no infinity."""
+    return tier if math.isfinite(tier.latency_ms) else tier.model_copy(update={"latency_ms": 0.0})
 
 
 def router(desk: Desk) -> APIRouter:
@@ -24,7 +31,7 @@ def router(desk: Desk) -> APIRouter:
         model: str = Query(default="rheo-tiny", min_length=1, max_length=64),
         width: int | None = Query(default=None, ge=16, le=MAX_SIDE, multiple_of=16),
         height: int | None = Query(default=None, ge=16, le=MAX_SIDE, multiple_of=16),
-        fps: float | None = Query(default=None, gt=0, le=240),
+        fps: float | None = Query(default=None, ge=0.1, le=240),
         steps: int | None = Query(default=None, ge=1, le=4),
         frames_per_block: int | None = Query(default=None, ge=1, le=3),
         deadline_ms: int = Query(default=600, ge=50, le=60_000),
@@ -43,7 +50,7 @@ def router(desk: Desk) -> APIRouter:
         told = await desk.capacity(asked)
         if told.error is not None:
             raise RefusedError(told.error, told.retry_after_s, told.refusal)
-        return told
+        return told.model_copy(update={"tiers": tuple(finite(tier) for tier in told.tiers)})
 
     @api.get("/ledger", operation_id="getLedger")
     async def ledger(caller: Viewer) -> TotalLedger:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from services.gateway.access import Operator, Tenant, Viewer
@@ -33,11 +33,12 @@ def router(uploads: Uploads, taken: Folder, recorded: Folder) -> APIRouter:
         request: Request,
         tenant: Tenant,
         _: Operator,
-        name: Annotated[str, Header(alias="X-Upload-Name", max_length=255, examples=["walk.mp4"])] = "upload",
+        name: Annotated[str, Query(max_length=255, examples=["walk.mp4"])] = "",
+        named: Annotated[str, Header(alias="X-Upload-Name", max_length=255, examples=["walk.mp4"])] = "",
         announced: Annotated[int | None, Header(alias="Content-Length", ge=0, include_in_schema=False)] = None,
     ) -> FileView:
-        """Send a video or a picture as the body; name its ``path`` in a file source. 413: it, or all of yours, is too large."""
-        return await uploads.take(tenant, name, announced, request.stream())
+        """Send a video or a picture as the body; its ``path`` is what a file source names. 413: too large."""
+        return await uploads.take(tenant, name or named, announced, request.stream())
 
     @api.get("/uploads", operation_id="listUploads")
     async def list_uploads(tenant: Tenant, _: Viewer) -> FileList:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -13,18 +12,8 @@ from starlette.staticfiles import StaticFiles
 PAGE_DIR = Path(__file__).resolve().parents[1] / "page"
 
 
-class Fresh(StaticFiles):
-    """Static files that are not used again without asking."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """One file, or 304."""
-        answer = super().file_response(*args, **kwargs)
-        answer.headers["cache-control"] = "no-cache"
-        return answer
-
-
 def install_page(app: FastAPI, folder: Path = PAGE_DIR) -> None:
-    """Serve the folder; to be called last, because it answers for every path that nothing else does."""
+    """Serve the folder: a route for each of its files and no other path, so that what the API lacks stays a 404 of the API."""
     if not (folder / "index.html").is_file():
 
         @app.get("/", include_in_schema=False)
@@ -33,4 +22,16 @@ def install_page(app: FastAPI, folder: Path = PAGE_DIR) -> None:
             return RedirectResponse("/docs")
 
         return
-    app.mount("/", Fresh(directory=folder, html=True), name="page")
+    files = StaticFiles(directory=folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            _serve(app, files, path.name)
+
+
+def _serve(app: FastAPI, files: StaticFiles, name: str) -> None:
+    async def file(request: Request) -> Response:
+        answer = await files.get_response(name, request.scope)  # the file, or 304
+        answer.headers["cache-control"] = "no-cache"
+        return answer
+
+    app.add_route("/" if name == "index.html" else f"/{name}", file, methods=["GET"], include_in_schema=False)

@@ -12,9 +12,9 @@ from services.gateway.access import Operator, Seen, StreamId, Tenant
 from services.gateway.api.streams import Receipt, receipt
 from services.gateway.core import StreamView, sink_of_request
 from services.gateway.errors import UnknownPartError
-from services.gateway.handlers import Desk
+from services.gateway.files import FileView, Folder
 from services.gateway.problems import PROBLEM_RESPONSES
-from services.gateway.recording import Recording, RecordingView
+from services.gateway.recording import Recording, RecordingView, is_of
 from services.gateway.settings import Settings
 from services.gateway.sink_book import SinkBook
 from shared.contracts.sinks import SINK_ID_PATTERN, Sink
@@ -26,6 +26,18 @@ EXAMPLES: dict[str, Example] = {
 }
 
 
+class StreamRecording(FileView):
+    """A recording of a stream; ``recording``: it is not finished."""
+
+    recording: bool
+
+
+class StreamRecordings(BaseModel):
+    """The oldest first."""
+
+    recordings: list[StreamRecording]
+
+
 class SinkList(BaseModel):
     """A stream's sinks. ``recording``: the one that ``…/record`` added."""
 
@@ -33,7 +45,7 @@ class SinkList(BaseModel):
     recording: RecordingView | None = None
 
 
-def router(desk: Desk, book: SinkBook, recording: Recording, settings: Settings, seen: Seen) -> APIRouter:
+def router(book: SinkBook, recording: Recording, recorded: Folder, settings: Settings, seen: Seen) -> APIRouter:
     """The routes, bound to a desk."""
     api = APIRouter(prefix="/v1/streams/{stream}", tags=["sinks"], responses=PROBLEM_RESPONSES)
     found, changing = Depends(seen), Depends(seen.change)
@@ -53,7 +65,6 @@ def router(desk: Desk, book: SinkBook, recording: Recording, settings: Settings,
     ) -> Receipt:
         """One more sink; an applied event names the first chunk that it gets, a warning says why it could not be opened."""
         sink = sink_of_request(body, settings.media_dir, tenant, caller.open)
-        await desk.check_sinks((sink,))
         return receipt(await book.add(stream, sink, tenant))
 
     @api.delete("/sinks/{sink}", status_code=202, operation_id="removeSink")
@@ -73,6 +84,19 @@ def router(desk: Desk, book: SinkBook, recording: Recording, settings: Settings,
         if now is None:
             raise UnknownPartError(f"stream {view.id} is not being recorded")
         return now
+
+    @api.get("/recordings", operation_id="listStreamRecordings")
+    async def recordings(view: StreamView = found) -> StreamRecordings:
+        """What was recorded of this stream by ``…/record``; download it at ``/v1/recordings/{name}``."""
+        now = await recording.now(view)
+        files = (await recorded.list(view.tenant)).files
+        return StreamRecordings(
+            recordings=[
+                StreamRecording(**file.model_dump(), recording=now is not None and now.name == file.name)
+                for file in reversed(files)
+                if is_of(file.name, view.id)
+            ]
+        )
 
     @api.post("/record", status_code=202, operation_id="startRecording")
     async def start(tenant: Tenant, view: StreamView = changing) -> RecordingView:

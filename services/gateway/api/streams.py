@@ -82,7 +82,6 @@ def router(
         async def make() -> dict[str, object]:
             stream = body.id or new_stream_id()
             spec = spec_of_request(body, settings.media_dir, tenant, anywhere=caller.open)
-            await desk.check(spec)
             await desk.create(stream, spec)
             await begin(stream)
             return (await desk.view(stream)).model_dump(mode="json")
@@ -123,6 +122,11 @@ def router(
     async def resume(stream: StreamId, tenant: Tenant, _: StreamView = changing) -> Receipt:
         """Go on; an applied event names the first chunk."""
         return receipt(await desk.patch(stream, StreamPatch(paused=False), tenant))
+
+    @api.post("/{stream}/reset", status_code=202, operation_id="resetStream")
+    async def reset(stream: StreamId, tenant: Tenant, _: StreamView = changing) -> Receipt:
+        """Forget what is cached: the next block is a first block again. An applied event names its first chunk."""
+        return receipt(await desk.patch(stream, StreamPatch(reset=True), tenant))
 
     @api.post("/{stream}/migrate", status_code=202, operation_id="migrateStream")
     async def migrate(stream: StreamId, caller: Admin, body: Move | None = None) -> Receipt:

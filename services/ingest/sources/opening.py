@@ -24,7 +24,7 @@ def open_source(spec: StreamSpec, width: int, height: int, roots: Sequence[Path]
     """
     source = spec.source
     if isinstance(source, commands.PatternSource):
-        return PatternSource(width, height, source.frames, spec.fps)
+        return PatternSource(width, height, source.frames, spec.fps, source.look)
     if isinstance(source, commands.NoSource):
         return ClockSource(source.frames, spec.fps)
     if isinstance(source, sources.WhipSource) and inbox is not None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from services.ingest.sources.port import AudioTrack, Picture, Sound
+from services.ingest.sources.scene import Scene
 
 DEFAULT_FPS = 16.0
 BITS = 16
@@ -53,12 +54,12 @@ class _Canvas:
 
 
 class PatternSource:
-    """``frames`` pictures (0: endless) at ``fps``."""
+    """``frames`` pictures (0: endless) at ``fps``: numbered ones, or the ``scene``."""
 
-    def __init__(self, width: int, height: int, frames: int, fps: float | None) -> None:
+    def __init__(self, width: int, height: int, frames: int, fps: float | None, look: str = "bits") -> None:
         self._rate = Fraction(fps or DEFAULT_FPS).limit_denominator(1001)
         self._frames = frames
-        self._canvas = _Canvas(width, height)
+        self._canvas = Scene(width, height, float(self._rate)) if look == "scene" else _Canvas(width, height)
         self.time_base = 1 / (self._rate * 1000)
         self.audio: AudioTrack | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -27,3 +28,8 @@ class TextRole:
         """The embedding, float32 on the CPU: [text_len, text_dim]. One prompt at a time."""
         with self._lock:
             return self._encoder.encode(prompt).detach().to("cpu", torch.float32).contiguous()
+
+    def mix(self, parts: Sequence[tuple[str, float]]) -> torch.Tensor:
+        """The weighted mean of several prompts' embeddings (text, weight). A proportion of 1 is that prompt's own, exactly."""
+        total = sum(weight for _, weight in parts)
+        return torch.stack([self.run(text) * (weight / total) for text, weight in parts]).sum(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -12,6 +12,20 @@ from typing import Any
 def digest(model: str, prompt: str) -> str:
     """The key of a prompt's embedding: SHA-256 in hex over model and prompt, told apart by a zero byte."""
     return hashlib.sha256(f"{model}\0{prompt}".encode()).hexdigest()
+
+
+def mix_digest(model: str, parts: Sequence[tuple[str, float]]) -> str:
+    """The key of a mix of prompts (text, weight): the same for the same proportions, whatever their order."""
+    total = sum(weight for _, weight in parts)
+    words = "\0".join(f"{weight / total:.4f}\0{text}" for text, weight in sorted(parts))
+    return hashlib.sha256(f"mix\0{model}\0{words}".encode()).hexdigest()
+
+
+def mix_text(parts: Sequence[tuple[str, float]]) -> str:
+    """A mix in words, the heaviest first: "70 % a pencil drawing + 30 % neon lights"."""
+    total = sum(weight for _, weight in parts)
+    ordered = sorted(parts, key=lambda part: -part[1])
+    return " + ".join(f"{100 * weight / total:.0f} % {text.strip()}" for text, weight in ordered)
 
 
 class PromptState(StrEnum):

@@ -1,0 +1,110 @@
+// Where each millisecond of the last chunks went: one row a chunk, newest on top, waiting paler than working.
+
+import { $, make } from "./dom.js";
+
+const ROWS = 20;
+const ROW = 13;
+const LEFT = 64;
+const NS = 1e6;
+const COLOURS = ["#5b8fd6", "#3fa796", "#d6a23f", "#c9622f", "#d9825b", "#e6a487", "#8d6bc9", "#b05a95", "#7a8794"];
+const ORDER = ["capture", "ingest", "encode", "motion", "scheduler", "step", "stage", "denoise", "decode", "egress"];
+
+const rank = (hop) => {
+  const found = ORDER.findIndex((name) => hop.startsWith(name));
+  return found < 0 ? ORDER.length : found;
+};
+
+/** A chunk's way as [{name, from, wait, work}], in ms from its capture, and its whole length. */
+export function wayOf(chunk) {
+  const parts = [];
+  let at = 0;
+  const published = Math.max(0, (chunk.published_ns - chunk.captured_ns) / NS);
+  parts.push({ name: "capture", wait: 0, work: published, from: 0 });
+  at = published;
+  for (const hop of chunk.hops ?? []) {
+    parts.push({ name: hop.hop, wait: hop.queue_ms, work: hop.compute_ms, from: at });
+    at += hop.queue_ms + hop.compute_ms;
+  }
+  const decoded = chunk.decoded_ns ? (chunk.decoded_ns - chunk.captured_ns) / NS : at;
+  if (decoded > at + 0.5) parts.push({ name: "bus", wait: decoded - at, work: 0, from: at });
+  at = Math.max(at, decoded);
+  const closed = chunk.closed_ns ? (chunk.closed_ns - chunk.captured_ns) / NS : at;
+  if (closed > at) parts.push({ name: "egress", wait: 0, work: closed - at, from: at });
+  return { parts, length: Math.max(at, closed) };
+}
+
+function svg(tag, attributes, text = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text) element.textContent = text;
+  return element;
+}
+
+/** The fold ``#waterfall``. Asked for chunks only while it is open. */
+export class Waterfall {
+  constructor(now) {
+    this.now = now;
+    this.fold = $("waterfall-fold");
+    this.box = $("waterfall");
+    this.names = [];
+    this.fold.ontoggle = () => this.settle();
+  }
+
+  /** The focused stream, or its chunks, changed. */
+  settle() {
+    const stream = this.now();
+    if (stream) stream.wantsChunks = this.fold.open;
+    if (!this.fold.open) return;
+    const chunks = (stream?.chunks ?? []).filter((chunk) => !chunk.dropped || chunk.captured_ns).slice(-ROWS).reverse();
+    if (!chunks.length) {
+      this.box.replaceChildren(make("p", { class: "empty" }, stream ? "Waiting for the next chunks." : "Start a stream to see its chunks."));
+      return;
+    }
+    this.draw(chunks.map((chunk) => ({ chunk, ...wayOf(chunk) })));
+  }
+
+  colour(name) {
+    if (!this.names.includes(name)) this.names = [...this.names, name].sort((a, b) => rank(a) - rank(b));
+    return COLOURS[this.names.indexOf(name) % COLOURS.length];
+  }
+
+  draw(rows) {
+    const width = Math.max(320, this.box.clientWidth);
+    const longest = Math.max(100, ...rows.map((row) => row.length));
+    const scale = (width - LEFT - 56) / longest;
+    const height = rows.length * ROW + 22;
+    const drawing = svg("svg", { class: "falls", viewBox: `0 0 ${width} ${height}`, role: "img" });
+    for (const row of rows) for (const part of row.parts) this.colour(part.name);
+    rows.forEach(({ chunk, parts, length }, index) => {
+      const y = index * ROW;
+      drawing.append(svg("text", { x: LEFT - 8, y: y + 10, "text-anchor": "end" }, `${chunk.chunk}`));
+      if (chunk.dropped) {
+        drawing.append(svg("text", { x: LEFT, y: y + 10 }, `dropped, ${chunk.dropped.replace(":", ": ")}`));
+        return;
+      }
+      for (const { name, from, wait, work } of parts) {
+        const hint = `${name}: ${wait.toFixed(1)} ms waiting, ${work.toFixed(1)} ms working`;
+        const bar = (start, size, more) => {
+          const rect = svg("rect", { x: LEFT + start * scale, y: y + 2, width: Math.max(0.5, size * scale), height: ROW - 3, rx: 1.5, ...more });
+          rect.append(svg("title", {}, hint));
+          drawing.append(rect);
+        };
+        if (wait > 0.05) bar(from, wait, { class: "queue" });
+        if (work > 0.05) bar(from + wait, work, { fill: this.colour(name) });
+      }
+      drawing.append(svg("text", { x: LEFT + length * scale + 6, y: y + 10 }, `${Math.round(length)} ms`));
+    });
+    for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
+      drawing.append(svg("text", { x: LEFT + tick * longest * scale, y: height - 4, "text-anchor": "middle" }, `${Math.round(tick * longest)}`));
+    }
+    const typical = rows[Math.floor(rows.length / 2)];
+    drawing.setAttribute("aria-label", `The last ${rows.length} chunks; one in the middle took ${Math.round(typical.length)} milliseconds`);
+    const legend = make("div", { class: "legend" });
+    for (const name of this.names) {
+      const swatch = make("i", {});
+      swatch.style.background = this.colour(name);
+      legend.append(make("span", {}, swatch, name === "bus" ? "on the bus" : name));
+    }
+    this.box.replaceChildren(legend, drawing);
+  }
+}
