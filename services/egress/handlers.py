@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from services.egress.ledger import StreamLedger, verdicts_of
+from services.egress.live.desk import LiveDesk
 from services.egress.settings import Settings
-from services.egress.sinks.opening import destinations, open_sinks
+from services.egress.sinks.opening import destinations, named, open_sinks, rate_of
 from services.egress.sinks.port import SinkError
 from services.egress.stream import EgressStream
 from shared.bus.port import Bus, BusError, Received, Subscription
@@ -19,6 +20,8 @@ from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, StreamSpec, TakeStream
 from shared.contracts.events import ChunkCaptured, FramesDecoded, LedgerTotals, SourceEnded, SourceTotals, StreamTaken
+from shared.contracts.sinks import ChangeSinks
+from shared.media.addresses import AddressRules
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import TERMINAL_STATES
 from shared.telemetry import names
@@ -52,6 +55,7 @@ class Handlers:
         self._streams: dict[str, EgressStream] = {}
         self._files: dict[str, list[Path]] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
+        self._live: dict[str, LiveDesk] = {}
         self._ended: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._assign: Subscription | None = None
@@ -121,6 +125,8 @@ class Handlers:
             await self._on_take(message)
         elif isinstance(message, LeaveStream):
             await self._on_leave(message)
+        elif isinstance(message, ChangeSinks) and (live := self._live.get(message.stream)) is not None:
+            await live.change(message)
 
     async def _on_take(self, take: TakeStream) -> None:
         self._forget_ended()
@@ -188,7 +194,7 @@ class Handlers:
     async def _open(self, take: TakeStream) -> EgressStream:
         """Listen and open the sinks. Raises SinkError, BusError."""
         ledger = await self._ledger(take.stream)
-        roots, taken = self._settings.roots, {file for files in self._files.values() for file in files}
+        roots, taken = self._settings.roots, self._taken()
         # Listening may fail, and opening may: what was begun is undone, so that a repeated assignment finds nothing.
         subscriptions: list[Subscription] = []
         try:
@@ -202,6 +208,18 @@ class Handlers:
                 with suppress(BusError):
                     await subscription.unsubscribe()
             raise
+        live = LiveDesk(
+            take.stream,
+            (take.width, take.height),
+            rate_of(take.spec),
+            roots,
+            self._settings.h264_encoder,
+            AddressRules.of(self._settings.allow_private, self._settings.allowed_hosts),
+            self._bus,
+            self._clock,
+            self._taken,
+        )
+        live.epoch = take.epoch
         stream = EgressStream(
             take,
             self._settings,
@@ -210,7 +228,7 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            sinks,
+            {**sinks, "live": live.sink},
             ledger,
             self._on_done,
             self._latency,
@@ -218,8 +236,19 @@ class Handlers:
         self._streams[take.stream] = stream
         self._files[take.stream] = destinations(take.spec, roots)
         self._subscriptions[take.stream] = subscriptions
+        self._live[take.stream] = live
+        live.remove_other = stream.remove_sink
         stream.start()
+        try:
+            await live.start(named(take.spec.sinks))
+        except SinkError as error:
+            log.warning("stream %s: %s", take.stream, error)
         return stream
+
+    def _taken(self) -> set[Path]:
+        """Files that are being written."""
+        files = {file for files in self._files.values() for file in files}
+        return files | {file for live in self._live.values() for file in live.files.values()}
 
     async def _ledger(self, stream: str) -> StreamLedger:
         """What a predecessor of this process had closed."""
@@ -281,6 +310,9 @@ class Handlers:
         self._note_idle()
 
     async def _unsubscribe(self, stream: str) -> None:
+        live = self._live.pop(stream, None)
+        if live is not None:
+            await live.close()
         for subscription in self._subscriptions.pop(stream, []):
             await subscription.unsubscribe()
 

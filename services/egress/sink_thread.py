@@ -8,6 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from services.egress.sinks.port import OutFrame, Sink, SinkError
@@ -20,16 +22,24 @@ log = logging.getLogger(__name__)
 MAX_AUDIO_PARTS = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class _Remove:
+    """In order with the frames: this sink gets no more."""
+
+    name: str
+    made: asyncio.Future[str]
+
+
 class SinkThread:
     """Sinks of one stream in one thread. ``room`` says how many frames may be put now.
 
     ``poke`` is called on the loop when room came back or a sink broke; ``error`` is then one line.
     """
 
-    def __init__(self, name: str, sinks: list[Sink], frames: int, poke: Callable[[], None]) -> None:
-        self._sinks, self._limit, self._poke = sinks, frames, poke
+    def __init__(self, name: str, sinks: dict[str, Sink], frames: int, poke: Callable[[], None]) -> None:
+        self._sinks, self._limit, self._poke = dict(sinks), frames, poke
         self._loop = asyncio.get_running_loop()
-        self._items: deque[OutFrame | AudioCaptured | bool] = deque()
+        self._items: deque[OutFrame | AudioCaptured | bool | _Remove] = deque()
         self._frames = 0
         self._parts = 0
         self._changed = threading.Condition()
@@ -73,6 +83,16 @@ class SinkThread:
             self._items.append(expected)
             self._changed.notify()
 
+    def remove(self, name: str) -> asyncio.Future[str] | None:
+        """Finish one sink, after the frames put so far; what it made, in words. None: there is none of that name."""
+        with self._changed:
+            if name not in self._sinks or self._ending:
+                return None
+            removal = _Remove(name, self._loop.create_future())
+            self._items.append(removal)
+            self._changed.notify()
+        return removal.made
+
     async def finish(self) -> list[str]:
         """Write what waits, complete every sink, end the thread. What was made, in words. ``error`` may be set."""
         with self._changed:
@@ -90,7 +110,9 @@ class SinkThread:
                 if not self._items:
                     break
                 item = self._items.popleft()
-            if self.error is None:
+            if isinstance(item, _Remove):
+                self._take_out(item)
+            elif self.error is None:
                 self._each(lambda sink, item=item: _give(sink, item))
             with self._changed:
                 self._frames -= isinstance(item, OutFrame)
@@ -100,15 +122,26 @@ class SinkThread:
                 self._wants_poke = self._wants_poke and not poke
             if poke:
                 self._tell()
-        for sink in self._sinks:
-            try:
-                self._results.append(sink.finish())
-            except Exception as error:
-                self._note(error)
+        for sink in self._sinks.values():
+            self._results.append(self._finish(sink))
+
+    def _finish(self, sink: Sink) -> str:
+        try:
+            return sink.finish()
+        except Exception as error:
+            self._note(error)
+            return ""
+
+    def _take_out(self, removal: _Remove) -> None:
+        sink = self._sinks.pop(removal.name, None)
+        made = self._finish(sink) if sink is not None else ""
+        self._results.append(made)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(lambda: removal.made.done() or removal.made.set_result(made))
 
     def _each(self, work: Callable[[Sink], None]) -> None:
         began = time.perf_counter()
-        for sink in self._sinks:
+        for sink in list(self._sinks.values()):
             try:
                 work(sink)
             except Exception as error:

@@ -76,7 +76,7 @@ class EgressStream:
         tensors: TensorReader,
         tracer: Any,
         clock: Clock,
-        sinks: list[Sink],
+        sinks: dict[str, Sink],
         ledger: StreamLedger,
         done: Callable[[EgressStream], None],
         latency: Timing | None = None,
@@ -89,6 +89,7 @@ class EgressStream:
         self._core = StreamCore(rules_of(take, settings), take.epoch, ledger)
         self._accounts = Accounts(self.stream, ledger, store)
         self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set)
+        self.remove_sink = self._sinks.remove
         self._meter = StreamMeter(clock.now_ns())
         self._pixels: dict[int, tuple[np.ndarray, ChunkStamp, int]] = {}
         self._sound = AudioOrder()
@@ -269,12 +270,13 @@ class EgressStream:
 
     def _emit(self, emit: Emit, now: int) -> None:
         pixels, stamp, received_ns = self._pixels[emit.chunk]
+        frame, time_base = emit.frame, Fraction(*stamp.time_base)
         self._sinks.put(
-            OutFrame(pixels[emit.position], emit.frame.pts, emit.frame.duration, Fraction(*stamp.time_base))
+            OutFrame(pixels[emit.position], frame.pts, frame.duration, time_base, emit.chunk, frame.captured_ns, now)
         )
-        self._meter.emitted(emit.frame, now, Fraction(*stamp.time_base))
+        self._meter.emitted(frame, now, time_base)
         if self._latency is not None:
-            self._latency.record((now - emit.frame.captured_ns) / 1e9, stamp.trace)
+            self._latency.record((now - frame.captured_ns) / 1e9, stamp.trace)
         if emit.position == len(stamp.frames) - 1:
             # Waiting for the playout time is the jitter buffer's work; computing is what the sinks take per frame.
             queue_ms = max(0.0, (now - received_ns) / 1e6)

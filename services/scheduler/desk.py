@@ -19,6 +19,7 @@ from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.recovering import Recovering
 from services.scheduler.settings import Settings
+from services.scheduler.sinking import Sinking
 from services.scheduler.stream_queue import StreamQueue, StreamSettings
 from services.scheduler.suspending import Suspending
 from services.scheduler.tiering import Tiering
@@ -62,6 +63,7 @@ class StreamDesk:
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
         self.admitting = Admitting(settings, fleet, clock, lambda name: costs_of(self.cores, name))
         self.tiering = Tiering(store, self._messenger, clock, self.admitting, self.records, self.cores)
+        self.sinking = Sinking(bus, self._messenger, self.records)
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
         self.changing = Changing(
             store,

@@ -36,6 +36,7 @@ from shared.contracts.events import (
 )
 from shared.contracts.operating import MigrateStream
 from shared.contracts.refs import TensorRef
+from shared.contracts.sinks import AddSink, RemoveSink
 from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
@@ -83,7 +84,7 @@ class Handlers:
 
     async def on_control(self, received: Received) -> None:
         """start, update, stop: validated by their types; each command id is carried out once."""
-        command: StartStream | UpdateStream | StopStream | MigrateStream = received.message
+        command: StartStream | UpdateStream | StopStream | MigrateStream | AddSink | RemoveSink = received.message
         if not subjects.is_token(command.stream) or subjects.stream_of(received.subject) != command.stream:
             self._count("control_wrong_subject")
             return
@@ -99,6 +100,8 @@ class Handlers:
             self._spawn(self._desk.update(command))
         elif isinstance(command, MigrateStream):
             self._spawn(self.operating.migrate(command))
+        elif isinstance(command, AddSink | RemoveSink):
+            self._spawn(self._desk.sinking.change(command))
         elif (waiting := self._turns.withdraw(command.stream)) is not None:
             await self._desk.tell(command.stream, EventKind.ACCEPTED, command=command.command)
             reason = "stopped before it started"

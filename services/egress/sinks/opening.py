@@ -29,11 +29,11 @@ def destinations(spec: StreamSpec, roots: Sequence[Path]) -> list[Path]:
 
 def open_sinks(
     spec: StreamSpec, width: int, height: int, roots: Sequence[Path], taken: Collection[Path], *, resume: bool
-) -> list[Sink]:
-    """Open what ``spec.sinks`` names. ``taken`` are files that other streams write. Raises SinkError with one line."""
-    for sink in spec.sinks:
-        if not isinstance(sink, commands.Mp4Sink | commands.NullSink):
-            raise SinkError(f"this egress cannot open a sink of kind {sink.kind!r}")
+) -> dict[str, Sink]:
+    """Open the files that ``spec.sinks`` names, and what discards frames; all else is live (services/egress/live).
+
+    ``taken`` are files that other streams write. Raises SinkError with one line.
+    """
     files = destinations(spec, roots)
     for file in files:
         if file in taken or files.count(file) > 1:
@@ -41,10 +41,25 @@ def open_sinks(
     if isinstance(spec.source, commands.FileSource):
         for file in files:
             _refuse_input(file, roots[0] / Path(spec.source.path).expanduser())
-    rate = Fraction(spec.fps).limit_denominator(1001) if spec.fps else DEFAULT_RATE
-    sinks: list[Sink] = [Mp4Sink(file, width, height, rate, resume=resume) for file in files]
-    sinks += [NullSink() for sink in spec.sinks if isinstance(sink, commands.NullSink)]
-    return sinks
+    rate = rate_of(spec)
+    opened: dict[str, Sink] = {}
+    recordings = iter(files)
+    for sink in named(spec.sinks):
+        if isinstance(sink, commands.Mp4Sink):
+            opened[sink.id] = Mp4Sink(next(recordings), width, height, rate, resume=resume)
+        elif isinstance(sink, commands.NullSink):
+            opened[sink.id] = NullSink()
+    return opened
+
+
+def named(sinks: Sequence[commands.Sink]) -> list[commands.Sink]:
+    """Sinks without an id get their kind and their place."""
+    return [s if s.id else s.model_copy(update={"id": f"{s.kind}-{n}"}) for n, s in enumerate(sinks, 1)]
+
+
+def rate_of(spec: StreamSpec) -> Fraction:
+    """A hint for encoders."""
+    return Fraction(spec.fps).limit_denominator(1001) if spec.fps else DEFAULT_RATE
 
 
 def _refuse_input(file: Path, source: Path) -> None:

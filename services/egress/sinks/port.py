@@ -17,12 +17,18 @@ class SinkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class OutFrame:
-    """A frame to show: uint8 [height, width, 3] RGB; ``pts`` and ``duration`` (0: unknown) count ticks of ``time_base``."""
+    """A frame to show: uint8 [height, width, 3] RGB; ``pts`` and ``duration`` (0: unknown) count ticks of ``time_base``.
+
+    ``chunk`` is the one it belongs to; when it was captured and shown is in UNIX ns.
+    """
 
     pixels: np.ndarray
     pts: int
     duration: int
     time_base: Fraction
+    chunk: int = -1
+    captured_ns: int = 0
+    shown_ns: int = 0
 
 
 class Sink(Protocol):

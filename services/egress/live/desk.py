@@ -1,0 +1,207 @@
+"""The live sinks of one stream: what commands and viewers ask of them, and what is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+from services.egress.live.fanout import Fanout
+from services.egress.live.feed import Feed
+from services.egress.live.h264 import SOFTWARE, best_encoder
+from services.egress.live.muxers import RTMP, HlsMuxer, Mp4Muxer, Muxer, RtmpMuxer
+from services.egress.sinks.port import OutFrame, SinkError
+from shared.bus.port import Bus, BusError, Received, Subscription
+from shared.clock import Clock
+from shared.contracts import subjects
+from shared.contracts.events import EventKind, StreamEvent
+from shared.contracts.sinks import ChangeSinks, FramePublished, HlsSink, Looking, Mp4Sink, NatsSink, RtmpSink, Sink
+from shared.media.addresses import AddressError, AddressRules, check_url
+from shared.media.errors import MediaError
+from shared.media.paths import inside
+
+log = logging.getLogger(__name__)
+
+MAX_PUBLISHED_BYTES = 900_000  # the broker's default limit, with room for the rest
+MAX_REMEMBERED = 256
+JOIN_S = 10.0
+
+
+class LiveDesk:
+    """``sink`` goes into the stream's sink thread. ``taken()`` gives the files that other streams write."""
+
+    def __init__(
+        self,
+        stream: str,
+        size: tuple[int, int],
+        rate: Fraction,
+        roots: Sequence[Path],
+        encoder: str,
+        rules: AddressRules,
+        bus: Bus,
+        clock: Clock,
+        taken: Callable[[], Collection[Path]],
+    ) -> None:
+        self.stream, self.epoch = stream, 0
+        self._rules = rules
+        self._roots, self._bus, self._clock, self._taken = roots, bus, clock, taken
+        self.sink = Fanout(size, rate, lambda: encoder_of(encoder), self._publish, self._told)
+        self.files: dict[str, Path] = {}
+        self.remove_other: Callable[[str], asyncio.Future[str] | None] = lambda name: None
+        self._subscription: Subscription | None = None
+        self._asked: OrderedDict[str, StreamEvent | None] = OrderedDict()  # command → its answer, for repetitions
+        self._opening: dict[str, str] = {}  # sink → the command that waits for it
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._too_big = False
+
+    async def start(self, sinks: Sequence[Sink]) -> None:
+        """Open the live ones of these, and hear who looks. Raises SinkError, BusError."""
+        for sink in sinks:
+            if not isinstance(sink, Mp4Sink):
+                self._add(sink)
+        self._subscription = await self._bus.subscribe(subjects.stream(self.stream, "looking"), self._on_looking)
+
+    async def change(self, message: ChangeSinks) -> None:
+        """Add or remove one; a repetition is answered again."""
+        if message.command in self._asked:
+            if (answer := self._asked[message.command]) is not None:
+                await self._send(answer)
+            return
+        self._asked[message.command] = None
+        while len(self._asked) > MAX_REMEMBERED:
+            self._asked.popitem(last=False)
+        if message.add is not None:
+            try:
+                if self.sink.has(message.add.id):
+                    raise SinkError(f"there is a sink {message.add.id} already")
+                if isinstance(message.add, Mp4Sink | HlsSink | RtmpSink):
+                    self._opening[message.add.id] = message.command
+                self._add(message.add)
+            except SinkError as error:
+                self._opening.pop(message.add.id, None)
+                await self._answer(message.command, str(error))
+                return
+            if message.add.id not in self._opening:
+                await self._answer(message.command, "")
+        else:
+            self._spawn(self._remove(message.remove, message.command))
+
+    async def close(self) -> None:
+        """Nobody is heard any more. The sinks end with the sink thread."""
+        if self._subscription is not None:
+            with suppress(BusError):
+                await self._subscription.unsubscribe()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _add(self, sink: Sink) -> None:
+        """Raises SinkError."""
+        make: Callable[[], Muxer] | None = None
+        if isinstance(sink, HlsSink):
+            if not self._roots:
+                raise SinkError("this egress may write no files: set RHEOCAST_FILE_ROOTS")
+            make = partial(HlsMuxer, sink, self._roots[0] / "hls" / self.stream)
+        elif isinstance(sink, RtmpSink):
+            try:
+                check_url(sink.url, RTMP, self._rules)
+            except AddressError as error:
+                raise SinkError(str(error)) from None
+            make = partial(RtmpMuxer, sink, self._rules)
+        elif isinstance(sink, Mp4Sink):
+            try:
+                path = inside(sink.path, self._roots, verb="write")
+            except MediaError as error:
+                raise SinkError(str(error)) from None
+            if path in self._taken():
+                raise SinkError(f"{path.name}: another stream is writing it; choose another name")
+            self.files[sink.id] = path
+            make = partial(Mp4Muxer, sink.model_copy(update={"path": str(path)}))
+        elif not isinstance(sink, NatsSink):
+            return  # discarded frames need nobody, and WebRTC has its own desk
+        self.sink.add(sink, make)
+
+    async def _remove(self, name: str, command: str) -> None:
+        other = self.remove_other(name)
+        made = await other if other is not None else ""
+        feed: Feed | None = self.sink.remove(name)
+        if feed is not None and not await asyncio.to_thread(feed.join, JOIN_S):
+            await self._answer(command, f"sink {name} did not end within {JOIN_S:g} s")
+            return
+        self.files.pop(name, None)
+        self._opening.pop(name, None)
+        log.info("stream %s: sink %s removed: %s", self.stream, name, made or (feed.made if feed else "") or "done")
+        await self._answer(command, "")
+
+    def _told(self, name: str, broken: str, chunk: int) -> None:
+        command = self._opening.pop(name, "")
+        if broken:
+            self._spawn(self._answer(command, f"sink {name}: {broken}"))
+        elif command:
+            self._spawn(self._answer(command, "", chunk))
+
+    async def _answer(self, command: str, warning: str, chunk: int = -1) -> None:
+        event = StreamEvent(
+            stream=self.stream,
+            event=EventKind.WARNING if warning else EventKind.APPLIED,
+            service="egress",
+            at_ns=self._clock.now_ns(),
+            reason=warning,
+            command=command,
+            chunk=chunk,
+            epoch=self.epoch,
+        )
+        if command in self._asked:
+            self._asked[command] = event
+        await self._send(event)
+
+    async def _send(self, event: StreamEvent) -> None:
+        try:
+            await self._bus.publish(subjects.stream(self.stream, "event"), event)
+        except BusError as error:
+            log.warning("stream %s: %s was not told: %s", self.stream, event.reason or event.event, error)
+
+    async def _on_looking(self, received: Received) -> None:
+        message: Looking = received.message
+        if message.what == "result":
+            self.sink.look(message.max_fps)
+
+    async def _publish(self, frame: OutFrame, data: bytes, format_: str) -> None:
+        if len(data) > MAX_PUBLISHED_BYTES:
+            if not self._too_big:
+                self._too_big = True
+                most = f"at most {MAX_PUBLISHED_BYTES} fit a message"
+                await self._answer(
+                    "", f"a frame as {format_} has {len(data)} bytes, {most}: use jpeg, or a smaller size"
+                )
+            return
+        message = FramePublished(
+            stream=self.stream,
+            chunk=frame.chunk,
+            pts=frame.pts,
+            captured_ns=frame.captured_ns,
+            shown_ns=frame.shown_ns,
+            format="rgb24" if format_ == "rgb24" else "jpeg",
+            width=frame.pixels.shape[1],
+            height=frame.pixels.shape[0],
+            data=data,
+        )
+        try:
+            await self._bus.publish(subjects.stream(self.stream, "out"), message)
+        except BusError as error:
+            log.debug("stream %s: a picture was not published: %s", self.stream, error)
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def encoder_of(setting: str) -> str:
+    """``auto``: hardware where it really works."""
+    return best_encoder() if setting == "auto" else setting or SOFTWARE

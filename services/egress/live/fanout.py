@@ -1,0 +1,186 @@
+"""All live sinks of one stream, as one sink of its sink thread: encodes each frame once, for whoever wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from services.egress.live.feed import Feed
+from services.egress.live.h264 import SharedEncoder
+from services.egress.live.jpeg import JpegEncoder
+from services.egress.live.muxers import Muxer
+from services.egress.sinks.port import OutFrame
+from shared.contracts.events import AudioCaptured
+from shared.contracts.sinks import HlsSink, NatsSink, Sink
+
+log = logging.getLogger(__name__)
+
+LOOKING_S = 5.0
+MAX_FEEDS = 16
+MAX_PUBLISHING = 4
+CLOSE_S = 10.0
+
+Publish = Callable[[OutFrame, bytes, str], Awaitable[None]]
+"""(frame, data, format) → on the bus."""
+Told = Callable[[str, str, int], None]
+"""(sink id, what broke or "" when it went live, chunk), called on the loop."""
+
+
+class Fanout:
+    """``add``, ``remove`` and ``look`` are called on the loop; the rest in the sink thread. Nothing here ever raises there.
+
+    A sink that is added begins with the next frame, which becomes a keyframe. Nobody there: nothing is encoded.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], rate: Fraction, encoder: Callable[[], str], publish: Publish, told: Told
+    ) -> None:
+        self._size, self._rate, self._encoder_name = size, rate, encoder
+        self._publish, self._told = publish, told
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._feeds: dict[str, Feed] = {}
+        self._frames: dict[str, NatsSink] = {}  # sinks that take whole pictures
+        self._encoder: SharedEncoder | None = None
+        self._jpegs: dict[int, JpegEncoder] = {}
+        self._header = b""
+        self._segment_s = 0.0
+        self._keyed: Fraction | None = None
+        self._looking_until = 0.0
+        self._gap_s = 0.0
+        self._jpeg_at = 0.0
+        self._publishing: set[asyncio.Task[None]] = set()
+        self.counters: dict[str, int] = {}
+
+    # --- on the loop -------------------------------------------------------------------------------------------------
+
+    def add(self, sink: Sink, make: Callable[[], Muxer] | None) -> None:
+        """One more; ``make`` gives its muxer, None for one that takes whole pictures."""
+        with self._lock:
+            if make is None:
+                assert isinstance(sink, NatsSink)
+                self._frames[sink.id] = sink
+                return
+            if self._encoder is None:
+                self._encoder = SharedEncoder(*self._size, self._rate, self._encoder_name())
+            if isinstance(sink, HlsSink):
+                self._segment_s = min(self._segment_s or sink.segment_s, sink.segment_s)
+            self._feeds[sink.id] = Feed(sink.id, make, self._encoder, self._tell)
+
+    def remove(self, name: str) -> Feed | None:
+        """Finish one; join the feed off the loop. None for one that takes whole pictures, or is not here."""
+        with self._lock:
+            self._frames.pop(name, None)
+            feed = self._feeds.pop(name, None)
+        if feed is not None:
+            feed.end()
+        return feed
+
+    def has(self, name: str) -> bool:
+        """Whether there is a sink of that id."""
+        return name in self._feeds or name in self._frames
+
+    def look(self, max_fps: float) -> None:
+        """Somebody looks: JPEGs are published for a while."""
+        now = time.monotonic()
+        gap = 0.9 / max_fps
+        self._gap_s = gap if now > self._looking_until else min(self._gap_s, gap)
+        self._looking_until = now + LOOKING_S
+
+    def states(self) -> Mapping[str, dict[str, Any]]:
+        """Every sink's state and counters, by id."""
+        told = {name: {"state": feed.state.value, **feed.counters} for name, feed in list(self._feeds.items())}
+        return told | {name: {"state": "live"} for name in list(self._frames)}
+
+    # --- in the sink thread ------------------------------------------------------------------------------------------
+
+    def expect_audio(self, expected: bool) -> None:
+        """Whether the source has sound: the header of its first part tells all."""
+
+    def write(self, frame: OutFrame) -> None:
+        """One frame."""
+        with self._lock:
+            feeds, pictures = list(self._feeds.values()), list(self._frames.values())
+        try:
+            if feeds:
+                self._encode(frame, feeds)
+            self._pictures(frame, pictures)
+        except Exception as error:  # whatever it is, the stream's other sinks go on
+            if not self.counters.get("frames_not_encoded"):
+                log.exception("a frame was not encoded: %s", error)
+            self._count("frames_not_encoded")
+
+    def audio(self, part: AudioCaptured) -> None:
+        """Sound, in order."""
+        self._header = part.header or self._header
+        with self._lock:
+            feeds = list(self._feeds.values())
+        for feed in feeds:
+            feed.put_audio(part, self._header)
+
+    def finish(self) -> str:
+        """End every sink."""
+        with self._lock:
+            feeds = list(self._feeds.values())
+        for feed in feeds:
+            feed.end()
+        until = time.monotonic() + CLOSE_S
+        for feed in feeds:
+            if not feed.join(max(0.1, until - time.monotonic())):
+                log.warning("sink %s did not end within %g s", feed.name, CLOSE_S)
+        return "; ".join(feed.made for feed in feeds if feed.made)
+
+    def _encode(self, frame: OutFrame, feeds: list[Feed]) -> None:
+        assert self._encoder is not None
+        at = frame.pts * frame.time_base
+        due = self._segment_s > 0 and (self._keyed is None or at - self._keyed >= self._segment_s - 0.001)
+        key = due or any(feed.wants_key for feed in feeds)
+        if key:
+            self._keyed = at
+        for packet in self._encoder.encode(frame, key):
+            for feed in feeds:
+                feed.put_video(packet)
+
+    def _pictures(self, frame: OutFrame, sinks: list[NatsSink]) -> None:
+        now = time.monotonic()
+        looking = now < self._looking_until and now - self._jpeg_at >= self._gap_s
+        wanted = {(sink.format, sink.quality) for sink in sinks}
+        if looking and not any(format_ == "jpeg" for format_, _ in wanted):
+            wanted.add(("jpeg", 80))
+        if looking:
+            self._jpeg_at = now
+        for format_, quality in wanted:
+            if format_ == "rgb24":
+                self._send(frame, frame.pixels.tobytes(), format_)
+            else:
+                encoder = self._jpegs.setdefault(quality, JpegEncoder(quality))
+                self._send(frame, encoder.encode(frame.pixels), format_)
+                self._count("jpegs")
+
+    def _send(self, frame: OutFrame, data: bytes, format_: str) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._start_publishing, frame, data, format_)
+        except RuntimeError:  # the loop is closed
+            return
+
+    def _start_publishing(self, frame: OutFrame, data: bytes, format_: str) -> None:
+        if len(self._publishing) >= MAX_PUBLISHING:
+            self._count("pictures_dropped")
+            return
+        task = asyncio.ensure_future(self._publish(frame, data, format_))
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    def _tell(self, feed: Feed, broken: str, chunk: int) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._told, feed.name, broken, chunk)
+        except RuntimeError:
+            return
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1

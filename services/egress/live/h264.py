@@ -1,0 +1,120 @@
+"""One H.264 encoder per stream, whose packets every live sink shares."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.codec.context import Flags
+from av.video.frame import PictureType
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
+
+from services.egress.codec import h264_options
+from services.egress.sinks.port import OutFrame
+
+log = logging.getLogger(__name__)
+
+HARDWARE = ("h264_nvenc", "h264_qsv", "h264_vaapi", "h264_v4l2m2m", "h264_videotoolbox")
+SOFTWARE = "libx264"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """One access unit in Annex B; ``pts`` and ``duration`` (0: unknown) count ticks of ``time_base``."""
+
+    data: bytes
+    pts: int
+    dts: int
+    duration: int
+    time_base: Fraction
+    key: bool
+    chunk: int
+
+
+@lru_cache(maxsize=1)
+def best_encoder() -> str:
+    """The first hardware encoder that really encodes a frame on this machine, else libx264."""
+    for name in HARDWARE:
+        try:
+            context: Any = av.CodecContext.create(name, "w")
+            context.width, context.height, context.pix_fmt, context.time_base = 320, 192, "yuv420p", Fraction(1, 30)
+            frame = av.VideoFrame.from_ndarray(np.zeros((192, 320, 3), np.uint8), format="rgb24")
+            made = context.encode(frame.reformat(format="yuv420p")) + context.encode(None)
+        except (av.error.FFmpegError, ValueError, OSError):
+            continue
+        if made:
+            log.info("H.264 is encoded by %s", name)
+            return name
+    return SOFTWARE
+
+
+class SharedEncoder:
+    """Frames in, packets out. Begun with the first frame; without reordering, so every frame gives its packet at once."""
+
+    def __init__(self, width: int, height: int, rate: Fraction, encoder: str = SOFTWARE) -> None:
+        self.frames = 0
+        self._size, self._rate = (width, height), rate
+        self._encoder = encoder
+        self._mother: Any = None
+        self._context: Any = None
+        self._time_base = Fraction(1, 90_000)
+        self._reformatter = VideoReformatter()
+        self._durations: deque[tuple[int, int, int]] = deque(maxlen=64)
+        self.stream: Any = None  # a template for muxers
+
+    @property
+    def extradata(self) -> bytes:
+        """The parameter sets."""
+        return self._context.extradata or b""
+
+    def encode(self, frame: OutFrame, key: bool) -> list[EncodedFrame]:
+        """One frame; ``key``: as a keyframe. Raises av.error.FFmpegError."""
+        if self._context is None:
+            self._context = self._open(frame.time_base)
+        rgb = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
+        picture: Any = self._reformatter.reformat(
+            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range="MPEG", threads=1
+        )
+        picture.pts, picture.time_base = int(frame.pts * frame.time_base / self._time_base), self._time_base
+        picture.pict_type = PictureType.I if key else PictureType.NONE
+        self._durations.append((picture.pts, int(frame.duration * frame.time_base / self._time_base), frame.chunk))
+        self.frames += 1
+        packets: list[Any] = self._context.encode(picture)
+        return [self._packet(packet) for packet in packets]
+
+    def close(self) -> None:
+        """Let the encoder go."""
+        if self._mother is not None:
+            self._context = self.stream = self._mother = None
+
+    def _packet(self, packet: Any) -> EncodedFrame:
+        duration, chunk = next(((d, c) for pts, d, c in self._durations if pts == packet.pts), (0, -1))
+        return EncodedFrame(
+            bytes(packet), packet.pts, packet.dts, duration, self._time_base, bool(packet.is_keyframe), chunk
+        )
+
+    def _open(self, time_base: Fraction) -> Any:
+        self._time_base = time_base
+        width, height = self._size
+        options = {**h264_options(width, height), "forced-idr": "1"} if self._encoder == SOFTWARE else {}
+        # The container is never written to: its stream is what muxers copy their parameters from.
+        self._mother = av.open(io.BytesIO(), "w", format="matroska")
+        stream: Any = self._mother.add_stream(self._encoder, rate=self._rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.time_base = stream.time_base = time_base
+        context.thread_count, context.gop_size, context.max_b_frames = 1, 48, 0
+        context.color_range, context.colorspace = 1, 1
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        context.flags |= Flags.global_header
+        context.open()
+        self.stream = stream
+        return context
