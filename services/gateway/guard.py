@@ -28,7 +28,6 @@ BY_QUERY = re.compile(
     r"|/v1/recordings/[\w./-]+|/v1/models/[^/]+/styles/[^/]+\.webp|/api/(ws|stream)/[^/]+"
 )
 """GETs for which a browser cannot send a header (img, video, EventSource, WebSocket): there ``?token=`` will do."""
-BAD_TOKENS_PER_S, BAD_TOKENS_BURST = 2.0, 20
 CSP = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob: mediastream:; object-src 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -60,7 +59,7 @@ class Guard:
     ) -> None:
         self._app, self._settings, self._tokens, self._shares = app, settings, tokens, shares
         self._rates = Rates(settings.requests_per_s, settings.requests_burst)
-        self._bad_tokens = Rates(BAD_TOKENS_PER_S, BAD_TOKENS_BURST)
+        self._bad_tokens = Rates(settings.unknown_tokens_per_s, settings.unknown_tokens_burst)
         self._denied = denied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -43,6 +43,8 @@ class Settings(ServiceSettings):
     allowed_hosts: str = ""  # or to these names, addresses and CIDR networks, joined by commas
     requests_per_s: float = Field(default=100.0, gt=0.0)  # of each token, or address without one
     requests_burst: int = Field(default=300, ge=1)
+    unknown_tokens_per_s: float = Field(default=2.0, gt=0.0)  # tried from one address
+    unknown_tokens_burst: int = Field(default=20, ge=1)
     share_max_s: float = Field(default=7 * 86_400.0, gt=0)  # the longest life of a share link
 
     max_viewers: int = Field(default=1024, ge=1)  # of pictures and events, over all streams

@@ -59,7 +59,14 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         port = free.getsockname()[1]
     rheocast = Rheocast(folder)
     process = rheocast.start(
-        "up", "--port", str(port), "--media", media, "--tokens", path, env={"RHEOCAST_REQUESTS_PER_S": "2000"}
+        "up",
+        "--port",
+        str(port),
+        "--media",
+        media,
+        "--tokens",
+        path,
+        env={"RHEOCAST_REQUESTS_PER_S": "2000", "RHEOCAST_UNKNOWN_TOKENS_BURST": "2000"},
     )
     assert process.stdout is not None
     line = process.stdout.readline()
