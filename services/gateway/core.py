@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
@@ -17,6 +16,7 @@ from shared.contracts.refs import Wire
 from shared.contracts.sinks import RtmpSink, Sink
 from shared.contracts.sources import UrlSource
 from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Tier
+from shared.media.addresses import AddressError, AddressRules, check_url
 
 Shown = TypeVar("Shown", bound=Wire)
 
@@ -103,18 +103,15 @@ def inside(media_dir: Path, name: str) -> Path:
     return path
 
 
-def check_scheme(url: str, schemes: Collection[str]) -> None:
-    """Raises PathRefusedError unless ``url`` has one of ``schemes`` and a host. Where it leads, ingest and egress check
-    before every opening: a name may point elsewhere by then."""
+def check_address(url: str, schemes: Collection[str], rules: AddressRules) -> None:
+    """Raises PathRefusedError unless ``url`` has one of ``schemes`` and leads to no private network, as far as its text tells.
+
+    Ingest and egress ask the name service and check again before every opening: a name may point elsewhere by then.
+    """
     try:
-        parts = urlsplit(url)
-        fine = parts.scheme.lower() in schemes and bool(parts.hostname)
-    except ValueError:
-        fine = False
-    if not fine or any(ord(char) <= 0x20 or ord(char) == 0x7F for char in url):
-        raise PathRefusedError(
-            f"url: an address here begins with {', '.join(f'{each}://' for each in schemes)} and a host"
-        )
+        check_url(url, schemes, rules)
+    except AddressError as error:
+        raise PathRefusedError(f"url: {error}") from None
 
 
 def readable(media_dir: Path, name: str, tenant: str) -> Path:
@@ -138,17 +135,24 @@ def writable(media_dir: Path, name: str, tenant: str, anywhere: bool) -> Path:
     return path
 
 
-def sink_of_request(sink: Sink, media_dir: Path, tenant: str, anywhere: bool) -> Sink:
+def sink_of_request(
+    sink: Sink, media_dir: Path, tenant: str, anywhere: bool, rules: AddressRules = AddressRules()
+) -> Sink:
     """A sink as egress gets it. Raises PathRefusedError."""
     if isinstance(sink, RtmpSink):
-        check_scheme(sink.url, PUSH_SCHEMES)
+        check_address(sink.url, PUSH_SCHEMES, rules)
     if not isinstance(sink, Mp4Sink):
         return sink
     return sink.model_copy(update={"path": str(writable(media_dir, sink.path, tenant, anywhere))})
 
 
 def spec_of_request(
-    request: StreamCreate, media_dir: Path, tenant: str = DEFAULT_TENANT, *, anywhere: bool = True
+    request: StreamCreate,
+    media_dir: Path,
+    tenant: str = DEFAULT_TENANT,
+    *,
+    anywhere: bool = True,
+    rules: AddressRules = AddressRules(),
 ) -> StreamSpec:
     """The spec to start, with paths made absolute inside the media folder; whose it is says the caller, not the body.
 
@@ -159,8 +163,8 @@ def spec_of_request(
         path = readable(media_dir, request.source.path, tenant)
         changes["source"] = request.source.model_copy(update={"path": str(path)})
     if isinstance(request.source, UrlSource):
-        check_scheme(request.source.url, PULL_SCHEMES)
-    changes["sinks"] = tuple(sink_of_request(sink, media_dir, tenant, anywhere) for sink in request.sinks)
+        check_address(request.source.url, PULL_SCHEMES, rules)
+    changes["sinks"] = tuple(sink_of_request(sink, media_dir, tenant, anywhere, rules) for sink in request.sinks)
     fields = {name: getattr(request, name) for name in StreamSpec.model_fields}
     return StreamSpec.model_validate({**fields, **changes})
 

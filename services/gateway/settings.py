@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode
 
 from services.gateway.ice import IceSettings, urls_of
 from shared.config import ServiceSettings
+from shared.media.addresses import AddressRules
 
 NamesList = Annotated[tuple[str, ...], NoDecode]
 """Names joined by commas in the environment."""
@@ -39,6 +40,8 @@ class Settings(IceSettings, ServiceSettings):
     allow_no_auth: bool = False
     cors_origins: NamesList = ()
     server_names: NamesList = ()
+    allow_private: bool = False  # sources and sinks may lead to private networks
+    allowed_hosts: str = ""  # or to these names, addresses and CIDR networks, joined by commas
     requests_per_s: float = Field(default=100.0, gt=0.0)  # of each token, or address without one
     requests_burst: int = Field(default=300, ge=1)
     unknown_tokens_per_s: float = Field(default=2.0, gt=0.0)  # tried from one address
@@ -72,6 +75,11 @@ class Settings(IceSettings, ServiceSettings):
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
                 raise ValueError(f"{origin!r} is no origin: write e.g. https://studio.example.com")
         return value
+
+    @property
+    def address_rules(self) -> AddressRules:
+        """Where sources and sinks may lead to; as ingest and egress have it."""
+        return AddressRules.of(self.allow_private, self.allowed_hosts)
 
     @property
     def on_loopback(self) -> bool:

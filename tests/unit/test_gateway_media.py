@@ -188,7 +188,11 @@ async def test_a_tenants_files_are_not_anothers_source_or_sink(studio: Studio) -
         ({"source": {"kind": "url", "url": "file:///etc/passwd"}}, "rtsp://"),
         ({"source": {"kind": "url", "url": "concat:a|b"}}, "rtsp://"),
         ({"source": {"kind": "url", "url": "rtsp://"}}, "host"),
-        ({"source": {"kind": "url", "url": "http://a b/"}}, "host"),
+        ({"source": {"kind": "url", "url": "http://a b/"}}, "spaces"),
+        ({"source": {"kind": "url", "url": "http://169.254.169.254/latest"}}, "RHEOCAST_ALLOW"),
+        ({"source": {"kind": "url", "url": "rtsp://127.1/"}}, "RHEOCAST_ALLOW"),
+        ({"source": {"kind": "url", "url": "http://localhost:6379/"}}, "RHEOCAST_ALLOW"),
+        ({"sinks": [{"kind": "rtmp", "url": "rtmp://10.0.0.5/live"}]}, "RHEOCAST_ALLOW"),
         ({"sinks": [{"kind": "rtmp", "url": "http://a/"}]}, "rtmp://"),
     ):
         spec = {"source": {"kind": "pattern"}, "prompt": "neon", **body}

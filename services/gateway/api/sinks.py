@@ -64,7 +64,7 @@ def router(book: SinkBook, recording: Recording, recorded: Folder, settings: Set
         _: StreamView = changing,
     ) -> Receipt:
         """One more sink; an applied event names the first chunk that it gets, a warning says why it could not be opened."""
-        sink = sink_of_request(body, settings.media_dir, tenant, caller.open)
+        sink = sink_of_request(body, settings.media_dir, tenant, caller.open, settings.address_rules)
         return receipt(await book.add(stream, sink, tenant))
 
     @api.delete("/sinks/{sink}", status_code=202, operation_id="removeSink")

@@ -81,7 +81,7 @@ def router(
 
         async def make() -> dict[str, object]:
             stream = body.id or new_stream_id()
-            spec = spec_of_request(body, settings.media_dir, tenant, anywhere=caller.open)
+            spec = spec_of_request(body, settings.media_dir, tenant, anywhere=caller.open, rules=settings.address_rules)
             await desk.create(stream, spec)
             await begin(stream)
             return (await desk.view(stream)).model_dump(mode="json")
