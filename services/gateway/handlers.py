@@ -84,7 +84,7 @@ class Desk:
         return told
 
     async def migrate(self, stream: str, pipeline: str) -> StreamEvent:
-        """Move a stream to another pipeline. Raises UnknownStreamError, RefusedError, NoAnswerError."""
+        """Move a stream to another pipeline. Raises UnknownStreamError, UnknownPartError, RefusedError, NoAnswerError."""
         await self.view(stream)
         command = secrets.token_hex(8)
         return await self._ask(stream, MigrateStream(command=command, stream=stream, pipeline=pipeline))
@@ -130,6 +130,8 @@ class Desk:
         finally:
             self._waiting.pop(command.command, None)
         if event.event is EventKind.REFUSED:
+            if event.refusal is Refusal.UNKNOWN:
+                raise UnknownPartError(event.reason)
             raise RefusedError(event.reason, event.retry_after_s, event.refusal, event.tier)
         return event
 

@@ -118,6 +118,7 @@ class Scheduler:
         await bus.subscribe(subjects.stream(subjects.ANY, "closed"), handlers.on_closed, size=1024)
         await bus.subscribe(subjects.stream(subjects.ANY, "event"), handlers.on_event)
         self._term = term
+        await self._handlers.operating.take_over()
         await self._take_over()
         await bus.subscribe(subjects.stream(subjects.ANY, "control"), handlers.on_control, durable="scheduler")
         await bus.serve(subjects.CAPACITY, handlers.on_capacity, group="capacity")

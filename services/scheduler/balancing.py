@@ -33,25 +33,32 @@ class _Passed:
     at: float
     units: int
     stage_ms: tuple[float, ...]
-    entered: int  # chunks
-    finished: int
+    encoded: float
+    finished: float
 
 
 @dataclass(slots=True)
 class StageMeter:
-    """What the stages of one pipeline took lately."""
+    """What the stages of one pipeline took lately.
+
+    Encode and decode are told in any unit of work that costs about the same each time, the same in :meth:`batch` and
+    :meth:`role`: the service counts latent tokens, so that long chunks and large pictures weigh what they cost.
+    """
 
     batches: deque[_Passed] = field(default_factory=lambda: deque[_Passed](maxlen=MAX_BATCHES))
-    encode_ms: float = 0.0  # per chunk
+    encode_ms: float = 0.0  # per unit
     decode_ms: float = 0.0
     since: float = 0.0
 
-    def batch(self, now: float, units: int, stage_ms: Sequence[float], entered: int, finished: int) -> None:
-        """A batch of ``units`` came back; ``entered`` chunks began with it, ``finished`` were done with it."""
-        self.batches.append(_Passed(now, max(1, units), tuple(stage_ms), entered, finished))
+    def batch(self, now: float, units: int, stage_ms: Sequence[float], encoded: float, finished: float) -> None:
+        """A batch of ``units`` came back.
+
+        ``encoded`` since the one before, whether it entered a batch or was dropped; ``finished`` with it, to be decoded.
+        """
+        self.batches.append(_Passed(now, max(1, units), tuple(stage_ms), encoded, finished))
 
     def role(self, role: str, ms: float) -> None:
-        """Encode or decode took ``ms`` for a chunk; others are ignored."""
+        """Encode or decode took ``ms`` for one unit; others are ignored."""
         if role == "encode":
             self.encode_ms += (SMOOTH if self.encode_ms else 1.0) * (ms - self.encode_ms)
         elif role == "decode":
@@ -75,7 +82,7 @@ class StageMeter:
         for stage, blocks in enumerate(ranges_of(cuts, layers)):
             # The median: a stall, or a slow time shorter than half the window, is no straggler.
             busy = median(batch.stage_ms[stage] / batch.units for batch in seen) * sum(batch.units for batch in seen)
-            fixed = self.encode_ms * sum(batch.entered for batch in seen) if stage == 0 else 0.0
+            fixed = self.encode_ms * sum(batch.encoded for batch in seen) if stage == 0 else 0.0
             if stage == decode_stage:
                 fixed += self.decode_ms * sum(batch.finished for batch in seen)
             found.append(WorkerCost(busy * per_s / len(blocks), fixed * per_s))

@@ -77,7 +77,15 @@ class StreamDesk:
         )
         self.update = self.changing.update
         self.recovering = Recovering(
-            settings, store, clock, fleet, self._messenger, self._prompting, self.records, self.cores
+            settings,
+            store,
+            clock,
+            fleet,
+            self._messenger,
+            self._prompting,
+            self.records,
+            self.cores,
+            self.admitting.admission.loads,
         )
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
@@ -253,6 +261,8 @@ class StreamDesk:
             record.failure = event.reason
         self._dequeue(record)
         await self._let_go(record, drain=False, failure=None, egress=False)
+        # Whoever heard that it ended may ask for its room at once: workers have been told, the store may take its time.
+        self.admitting.leave(record.stream)
         await self._ended(record, StreamState.FAILED if event.event is EventKind.FAILED else StreamState.STOPPED)
 
     async def _ended(self, record: StreamRecord, state: StreamState) -> None:

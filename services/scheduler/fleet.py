@@ -133,7 +133,8 @@ class Fleet:
             beats = [stages[stage] for stage in sorted(stages)]
             roles = {role for beat in beats for role in beat.roles}
             wanted = beats[0].stages
-            if len(beats) == wanted and roles >= {"encode", "stage", "decode"} and len({b.model for b in beats}) == 1:
+            numbered = sorted(stages) == list(range(wanted)) and {b.stages for b in beats} == {wanted}
+            if numbered and roles >= {"encode", "stage", "decode"} and len({b.model for b in beats}) == 1:
                 blocks = [self.blocks_of(beat) for beat in beats]
                 pipeline = Pipeline(
                     name,

@@ -142,6 +142,7 @@ class Handlers:
         if core is None:
             self._count("motion_unknown_stream")
             return
+        self.recutter.on_encoded(core, chunk)
         offer, decisions = core.offer(chunk, self._clock.now_ns())
         if record is not None and (queue := core.streams.get(chunk.stamp.stream)) is not None:
             self._desk.tiering.on_chunk(chunk.stamp, queue.model)

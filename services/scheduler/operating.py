@@ -29,11 +29,15 @@ from shared.contracts.operating import (
     WorkerState,
     WorkerView,
 )
+from shared.contracts.tiers import Refusal
+from shared.session.port import StoreError
 
 log = logging.getLogger(__name__)
 
 FULL_RETRY_S = 10.0
 DRAIN_RETRY_S = 2.0
+DRAIN_PLACE = "drain/"  # in the session store: instance → the incarnation that is being emptied
+DRAIN_KEPT_S = 30 * 86_400.0
 OF_A_SECOND = 1000.0  # busy milliseconds per second → a share
 
 
@@ -67,6 +71,7 @@ class Operating:
                 reason=str(error),
                 command=command.command,
                 retry_after_s=error.retry_after_s,
+                refusal=error.refusal,
             )
             return
         await tell(stream, EventKind.ACCEPTED, command=command.command, reason=f"to pipeline {target.name}")
@@ -85,7 +90,8 @@ class Operating:
             known = next((p for p in self._fleet.pipelines(usable=False) if p.name == wanted), None)
             if known is None:
                 names = ", ".join(sorted(fitting)) or "none"
-                raise RefusedError(f"there is no pipeline {wanted}; it could go to: {names}")
+                line = f"there is no pipeline {wanted}; it could go to: {names}"
+                raise RefusedError(line, refusal=Refusal.UNKNOWN)
             if known.model != model:
                 raise RefusedError(f"pipeline {wanted} holds {known.model}, the stream needs {model}")
             if wanted not in fitting:
@@ -213,10 +219,26 @@ class Operating:
 
     # --- draining ----------------------------------------------------------------------------------------------------
 
+    async def take_over(self) -> None:
+        """What a former leader was emptying is still to be emptied. Raises StoreError."""
+        store = self._desk.store
+        for place in await store.notes(DRAIN_PLACE):
+            incarnation = await store.get_note(place)
+            if isinstance(incarnation, str):
+                self._fleet.draining[place.removeprefix(DRAIN_PLACE)] = incarnation
+
     async def _drain(self, message: DrainWorker) -> None:
         member = self._worker(message.worker)
         if member is None:
             raise LookupError(f"there is no worker {message.worker}")
+        place = DRAIN_PLACE + message.worker
+        try:  # first of all: a scheduler that leads after this one must know what was answered
+            if message.undo:
+                await self._desk.store.drop_note(place)
+            else:
+                await self._desk.store.put_note(place, member.beat.incarnation, DRAIN_KEPT_S)
+        except StoreError as error:
+            raise RefusedError(f"it could not be written down: {error}", DRAIN_RETRY_S) from error
         if message.undo:
             self._fleet.draining.pop(message.worker, None)
             return

@@ -127,7 +127,9 @@ def _nearest(stages: int, layers: int, allowed: Callable[[int, int, int], bool],
     return tuple(reversed(cuts))
 
 
-def choose_pipeline(loads: Mapping[str, float], avoid: frozenset[str] = frozenset()) -> str | None:
+def choose_pipeline(
+    loads: Mapping[str, float] | Mapping[str, tuple[float, int]], avoid: frozenset[str] = frozenset()
+) -> str | None:
     """Where a stream goes: the pipeline with the least predicted load, by name among equals; None when there is none.
 
     ``loads`` are of the pipelines that may take it: the share of their slowest stage's time that is spoken for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
@@ -28,7 +28,7 @@ AGAIN_S = 0.5
 
 
 class Recovering:
-    """The streams on their way back. ``records`` and ``cores`` are the desk's own."""
+    """The streams on their way back. ``records`` and ``cores`` are the desk's own, ``loads`` admission's."""
 
     def __init__(
         self,
@@ -40,10 +40,11 @@ class Recovering:
         prompting: Prompting,
         records: dict[str, StreamRecord],
         cores: dict[str, PipelineCore],
+        loads: Mapping[str, float],
     ) -> None:
         self._settings, self._store, self._clock, self._fleet = settings, store, clock, fleet
         self._messenger, self._prompting = messenger, prompting
-        self._records, self._cores = records, cores
+        self._records, self._cores, self._loads = records, cores, loads
         self._tries: dict[str, asyncio.Task[None]] = {}
         self._fail: Callable[[str, str], Awaitable[None]] | None = None
         self._core_for: Callable[[Pipeline], PipelineCore] | None = None
@@ -102,7 +103,9 @@ class Recovering:
                 if line is not None:
                     await self._give_up(stream, line)
                     return
-                pipeline = choose(record, self._fleet.pipelines(), self._records, self._settings.max_streams)
+                pipeline = choose(
+                    record, self._fleet.pipelines(), self._records, self._settings.max_streams, self._loads
+                )
                 if pipeline is None:
                     await self._clock.sleep(LOOK_S)
                 elif not await self._try(record, recovery, pipeline):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from services.scheduler.fleet import Pipeline
+from services.scheduler.placement import choose_pipeline
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.stream_queue import StreamQueue
 from shared.contracts.commands import Mode
@@ -61,14 +62,25 @@ class Recovery:
 
 
 def choose(
-    record: StreamRecord, pipelines: Iterable[Pipeline], records: Mapping[str, StreamRecord], max_streams: int
+    record: StreamRecord,
+    pipelines: Iterable[Pipeline],
+    records: Mapping[str, StreamRecord],
+    max_streams: int,
+    loads: Mapping[str, float],
 ) -> Pipeline | None:
-    """Where a stream goes on: its own pipeline if that is whole, else the one with the fewest streams that has room."""
+    """Where a stream goes on: its own pipeline if that is whole, else the one with the least load that has room.
+
+    ``loads`` are admission's: the share of each pipeline that is promised. One that it does not know yet has none.
+    """
     fitting = [pipeline for pipeline in pipelines if pipeline.model == record.spec.model]
     others = [other for other in records.values() if other is not record and other.phase is not Phase.ENDED]
-    load = {pipeline.name: sum(other.pipeline == pipeline.name for other in others) for pipeline in fitting}
-    room = [pipeline for pipeline in fitting if load[pipeline.name] < max_streams]
-    return min(room, key=lambda p: (p.name != record.pipeline, load[p.name], p.name), default=None)
+    streams = {pipeline.name: sum(other.pipeline == pipeline.name for other in others) for pipeline in fitting}
+    room = {pipeline.name: pipeline for pipeline in fitting if streams[pipeline.name] < max_streams}
+    if record.pipeline in room:
+        return room[record.pipeline]
+    # While nothing is priced, all loads are 0: then the fewest streams decide.
+    chosen = choose_pipeline({name: (loads.get(name, 0.0), streams[name]) for name in room})
+    return None if chosen is None else room[chosen]
 
 
 def renewed(kept: StreamQueue, epoch: int, prompt_version: int) -> StreamQueue:

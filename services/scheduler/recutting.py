@@ -22,7 +22,7 @@ from services.scheduler.rebalancing import Phase, Rebalancing, gains, transfers,
 from services.scheduler.settings import Settings
 from shared.clock import Clock
 from shared.contracts.beats import Beat
-from shared.contracts.events import BatchDone, EventKind
+from shared.contracts.events import BatchDone, EventKind, MotionEstimated
 from shared.contracts.moving import BlockRange, CutOver, ExportState, ImportState, PrepareBlocks
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.split import split_blocks
@@ -45,6 +45,7 @@ class _Watched:
     balancer: Balancer = field(default_factory=Balancer)
     block_pause_s: float = ASSUMED_PAUSE_S
     unfit_since: float | None = None
+    encoded: int = 0  # latent tokens since the last batch came back
     opening: int = 0  # streams that are being opened on its workers
     task: asyncio.Task[None] | None = None
 
@@ -71,16 +72,28 @@ class Recutter:
         if flight is None:
             return
         units = flight.units * len(flight.works)
-        items = [(work.item, len(work.stamps)) for work in flight.works if work.item is not None]
-        entered = sum(chunks for item, chunks in items if item.step == 0)
-        finished = sum(chunks for item, chunks in items if item.is_last_step)
-        self.of(core.pipeline).meter.batch(self._clock.monotonic(), units, done.stage_ms, entered, finished)
+        last = [work for work in flight.works if work.item is not None and work.item.is_last_step]
+        finished = sum(flight.units * work.frames / work.forward_frames for work in last)
+        watched = self.of(core.pipeline)
+        watched.meter.batch(self._clock.monotonic(), units, done.stage_ms, watched.encoded, finished)
+        watched.encoded = 0
+
+    def on_encoded(self, core: PipelineCore, chunk: MotionEstimated) -> None:
+        """A chunk was encoded, whatever becomes of it: the first of a stream has more latent frames than those after."""
+        queue = core.streams.get(chunk.stamp.stream)
+        took = [timing.compute_ms for timing in chunk.timings if timing.hop == "encode"]
+        if queue is None or not took or chunk.latent_frames < 1:
+            return
+        units = chunk.latent_frames * queue.model.tokens(queue.width, queue.height)
+        watched = self.of(core.pipeline)
+        watched.encoded += units
+        watched.meter.role("encode", sum(took) / units)
 
     def on_beat(self, beat: Beat) -> None:
-        """What encode and decode take."""
-        if beat.pipeline:
-            for role, ms in beat.role_ms.items():
-                self.of(beat.pipeline).meter.role(role, ms)
+        """What decode takes: nothing else that comes here tells."""
+        for cost in beat.measured if beat.pipeline else ():
+            if cost.role == "decode" and cost.units > 0:
+                self.of(beat.pipeline).meter.role("decode", cost.ms / cost.units)
 
     @asynccontextmanager
     async def opening(self, pipeline: str) -> AsyncIterator[None]:
@@ -207,6 +220,7 @@ class Recutter:
             raise RefusedError(state.last) from error
         finally:
             watched.meter.cleared(now())
+            watched.encoded = 0
             core.holding = False
             self._desk.pump()
 

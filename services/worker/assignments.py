@@ -41,6 +41,7 @@ class Placed:
     chunks: ChunkGate
     encode_gate: OrderGate = field(default_factory=OrderGate)
     decode_gate: OrderGate = field(default_factory=OrderGate)
+    decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # from the gate until it waits for the device
     subscriptions: list[Subscription] = field(default_factory=list)
     suspended: bool = False  # its state is on the host
 
@@ -128,11 +129,18 @@ class Assignments:
         size = 2 * take.credits + 16
         placed = Placed(take, ChunkGate(self._on_chunk, take.epoch, take.hold, size))
         self.streams[take.stream] = placed
-        per_role = ((Role.ENCODE, "chunk", placed.chunks.on_chunk), (Role.DECODE, "denoised", self._on_denoised))
+        per_role = (
+            (Role.ENCODE, "chunk", placed.chunks.on_chunk),
+            (Role.DECODE, "denoised", partial(self._decode, placed)),
+        )
         for role, leaf, handler in per_role:
             if role in self._settings.roles:
                 subject = subjects.stream(take.stream, leaf)
                 placed.subscriptions.append(await self._bus.subscribe(subject, handler, size=size))
+
+    async def _decode(self, placed: Placed, received: Received) -> None:
+        async with placed.decoding:  # an export in between would miss what the gate has counted already
+            await self._on_denoised(received)
 
     async def _undo(self, stream: str) -> None:
         placed = self.streams.pop(stream, None)

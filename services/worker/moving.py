@@ -149,11 +149,13 @@ class Moving:
     async def _export(self, message: ExportState) -> StateExported:
         placed, runtime, stream = self._placed(message.stream, message.epoch), self._runtime, message.stream
         await self._release(lambda held: held not in self._assignments.streams)
-        encoded, decoded = placed.encode_gate.newest, placed.decode_gate.newest
+        encoded = placed.encode_gate.newest
         carried = Carried({"vae": runtime.vae_name})
         if message.blocks is not None and runtime.stage is not None:
             stage, blocks = runtime.stage.stage, message.blocks.blocks
             carried.join(await self._device.call(Rank.STAGE, lambda: stage.export_stream(stream, blocks)))
+        async with placed.decoding:  # what passed the gate waits for the device, so before what is asked of it now
+            decoded = placed.decode_gate.newest
         for wanted, rank, role in self._caches(message.encode, message.decode):
             if wanted and role is not None:
                 carried.join(await self._device.call(rank, lambda role=role: role.caches.carry(stream)))

@@ -28,6 +28,7 @@ class Refusal(StrEnum):
     QUOTA = "quota"  # the tenant has what it may have, or asks too often
     CAPACITY = "capacity"  # nothing is free
     NOT_READY = "not_ready"  # something is still starting
+    UNKNOWN = "unknown"  # what the command names is not there
 
 
 class Tier(Wire):

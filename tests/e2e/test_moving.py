@@ -21,6 +21,7 @@ from shared.contracts.operating import (
     Refused,
     WorkerState,
 )
+from shared.contracts.tiers import Refusal
 from tests.support import clips
 from tests.support.lab import Lab, Running, difference, frames_of, reconciles
 
@@ -84,6 +85,7 @@ async def test_a_stream_goes_to_another_pipeline_and_a_worker_is_emptied(tmp_pat
         refused = await migrate(lab, running, "p7")
         assert refused.event is EventKind.REFUSED
         assert "there is no pipeline p7" in refused.reason
+        assert refused.refusal is Refusal.UNKNOWN
         await lab.end(running)
         whole(running)
         assert alone.output is not None

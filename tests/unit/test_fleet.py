@@ -72,3 +72,21 @@ def test_the_instance_with_the_fewest_streams_is_picked() -> None:
         fleet.beat(Beat(service="egress", instance=name, incarnation="x", streams=streams), 0.0)
     assert fleet.pick("egress") == "e2"
     assert fleet.pick("ingest") is None
+
+
+def test_stages_that_do_not_count_up_or_whose_blocks_do_not_join_take_no_stream() -> None:
+    def fleet_of(second_stage: int, second_stages: int, first: int, begins: int = 0) -> Fleet:
+        fleet = Fleet(1.5)
+        fleet.beat(worker("w0", 0, 2, ("encode", "stage"), first_block=begins, last_block=2), 0.0)
+        more = {"first_block": first, "last_block": 5}
+        fleet.beat(worker("w1", second_stage, second_stages, ("stage", "decode"), **more), 0.0)
+        return fleet
+
+    (pipeline,) = fleet_of(1, 2, 3).pipelines()
+    assert pipeline.blocks == (range(3), range(3, 6))
+    assert fleet_of(1, 2, 4).pipelines() == [], "block 3 is nowhere"
+    assert fleet_of(1, 2, 2).pipelines() == [], "block 2 is twice"
+    assert fleet_of(1, 2, 3, begins=1).pipelines() == [], "block 0 is nowhere"
+    assert len(fleet_of(1, 2, 4).pipelines(usable=False)) == 1, "but it is seen, to be mended"
+    assert fleet_of(2, 2, 3).pipelines(usable=False) == [], "there is no stage 1"
+    assert fleet_of(1, 3, 3).pipelines(usable=False) == [], "its workers do not agree how many they are"

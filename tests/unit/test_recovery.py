@@ -92,10 +92,13 @@ def test_a_stream_goes_on_where_it_was_or_where_there_is_room() -> None:
         "c": record("c", pipeline="p2"),
         "d": record("d", pipeline="p2"),
     }
-    assert choose(lost, [own, other], records, 2) is own
-    assert choose(lost, [full, other, foreign], records, 2) is other
-    assert choose(lost, [full, foreign], records, 2) is None
-    assert choose(lost, [], records, 2) is None
+    assert choose(lost, [own, other], records, 2, {}) is own
+    assert choose(lost, [full, other, foreign], records, 2, {}) is other
+    assert choose(lost, [full, foreign], records, 2, {}) is None
+    assert choose(lost, [], records, 2, {}) is None
+    busy = {"p1": 0.6, "p2": 0.2}
+    assert choose(lost, [full, other], records, 3, busy) is full, "two small streams may be less than a large one"
+    assert choose(lost, [full, other], records, 2, busy) is other, "but there must be a place"
 
 
 def test_what_is_renewed_keeps_settings_and_commands_and_nothing_of_the_lost_placement() -> None:
