@@ -171,8 +171,14 @@ async def test_a_playlist_may_not_name_files_or_private_addresses(tmp_path: Path
     web.mkdir()
     for number, line in enumerate((f"file://{secret}", str(secret), "http://10.0.0.1/x.ts", f"concat:{secret}")):
         (web / f"{number}.m3u8").write_text(f"{head}{line}\n#EXT-X-ENDLIST\n")
+    shutil.copy(secret, web / "open.ts")
+    (web / "fine.m3u8").write_text(f"{head}open.ts\n#EXT-X-ENDLIST\n")
     links = Told(rules)
     with _web(functools.partial(_Files, directory=str(web))) as root:
+        fine = await asyncio.to_thread(
+            UrlSource, f"{root}/fine.m3u8", 0.0, 96, 64, Fit.CROP, None, False, links
+        )  # the same segment, where it may be named
+        fine.close()
         for number in range(4):
             with pytest.raises(SourceError):
                 await asyncio.to_thread(UrlSource, f"{root}/{number}.m3u8", 0.0, 96, 64, Fit.CROP, None, False, links)

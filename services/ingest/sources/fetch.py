@@ -40,6 +40,7 @@ class Fetched:
             if self._size is not None and self._at >= self._size:
                 return b""
             self._request()
+        assert self._response is not None
         data = self._response.read1(size)
         self._at += len(data)
         return data

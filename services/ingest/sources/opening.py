@@ -9,6 +9,7 @@ from services.ingest.links import Links
 from services.ingest.rtc.inbox import Inbox
 from services.ingest.sources.clock import ClockSource
 from services.ingest.sources.file import FileSource
+from services.ingest.sources.looped import LoopedSource
 from services.ingest.sources.pattern import PatternSource
 from services.ingest.sources.port import Source, SourceError
 from services.ingest.sources.url import UrlSource
@@ -48,4 +49,8 @@ def open_source(
         path = inside(source.path, roots, verb="read")
     except MediaError as error:
         raise SourceError(str(error)) from None
-    return FileSource(path, width, height, spec.fit, spec.fps, spec.audio)
+
+    def open_file() -> FileSource:
+        return FileSource(path, width, height, spec.fit, spec.fps, spec.audio)
+
+    return LoopedSource(open_file) if source.loop else open_file()
