@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from shared.config import ServiceSettings
+from shared.media.addresses import AddressRules
 from shared.media.paths import parse_roots
 from shared.rtc.places import RtcSettings
 
@@ -17,16 +18,24 @@ class Settings(RtcSettings, ServiceSettings):
     ``max_streams`` bounds the open sources. ``read_ahead`` is the number of decoded frames that may wait for a chunk.
     ``stall_s``: a stream fails when chunks are under way and no verdict has come for so long. ``repeat_s`` is how
     often the end of a source is told until everything is closed. ``skip_longest_s``: a picture in which nothing moves is
-    made anew at least so often.
+    made anew at least so often. Addresses are pulled from no private network, unless ``allow_private``; ``allowed_hosts``
+    (names, addresses, CIDR networks, by commas) are fine always.
     """
 
     file_roots: str = ""
+    allow_private: bool = False
+    allowed_hosts: str = ""
     max_streams: int = Field(default=64, ge=1)
     read_ahead: int = Field(default=8, ge=5, le=256)
     stall_s: float = Field(default=60.0, gt=0)
     open_timeout_s: float = Field(default=8.0, gt=0)
     repeat_s: float = Field(default=0.5, gt=0)
     skip_longest_s: float = Field(default=5.0, gt=0)
+
+    @property
+    def rules(self) -> AddressRules:
+        """Which addresses may be opened."""
+        return AddressRules.of(self.allow_private, self.allowed_hosts)
 
     @property
     def roots(self) -> tuple[Path, ...]:

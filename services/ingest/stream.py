@@ -16,6 +16,7 @@ from services.ingest.audio import AudioBatcher
 from services.ingest.core import Captured, Chunk, DropReason, Intake
 from services.ingest.epochs import Epochs
 from services.ingest.feed import Feed
+from services.ingest.links import Links
 from services.ingest.mirror import Mirror
 from services.ingest.pausing import Answer, Pauses
 from services.ingest.pixels import no_pixels, put_pixels
@@ -41,7 +42,7 @@ from shared.contracts.events import (
     SourceEnded,
     StreamEvent,
 )
-from shared.contracts.sources import WhipSource
+from shared.contracts.sources import UrlSource, WhipSource
 from shared.media.errors import one_line
 from shared.session.port import SessionStore
 from shared.telemetry.hops import record_hop, start_chunk_trace
@@ -108,12 +109,15 @@ class IngestStream:
         totals, closed, audio_parts, audio_dts = await self._mirror.read()
         self._intake = Intake(live=self._live, credits=self._take.credits, totals=totals, closed_chunks=closed)
         take, roots = self._take, self._settings.roots
+        links = Links(self.stream, lambda: self.epoch, self._bus, self._feed, self._settings.rules)
+        # What is captured once is not there to be read over.
+        comes_once = self._live and isinstance(take.spec.source, WhipSource | UrlSource)
         reader = self._reader = Reader(
             self.stream,
-            lambda: open_source(take.spec, take.width, take.height, roots, self._inbox),
+            lambda: open_source(take.spec, take.width, take.height, roots, self._inbox, links),
             self._feed,
             behind_ns=self._deadline_ns // 2 if self._live else None,
-            skip=totals.captured if totals is not None and self._whip is None else 0,
+            skip=totals.captured if totals is not None and not comes_once else 0,
         )
         reader.start()
         try:

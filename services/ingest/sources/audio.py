@@ -128,14 +128,7 @@ def open_audio(path: str, index: int) -> tuple[PassedAudio | TranscodedAudio, An
         first = next((packet for packet in container.demux(stream) if packet.size), None)
         if first is None:
             return None
-        described: PassedAudio | TranscodedAudio | None = None
-        if context.name in PASSED and (context.extradata or context.name not in NEEDS_EXTRADATA):
-            try:
-                described = PassedAudio(stream, first)
-            except MediaError as error:
-                log.info("the sound is transcoded: %s", error)
-        if described is None:
-            described = TranscodedAudio(stream)
+        described = _described(stream, first)
         keep = True
         return described, container
     except (av.error.FFmpegError, MediaError, ValueError) as error:
@@ -144,6 +137,25 @@ def open_audio(path: str, index: int) -> tuple[PassedAudio | TranscodedAudio, An
     finally:
         if not keep:
             container.close()
+
+
+def choose_audio(stream: Any, first: Any) -> PassedAudio | TranscodedAudio | None:
+    """The sound handling for a stream whose first packet has been read already; None when it cannot be used."""
+    try:
+        return _described(stream, first) if stream.codec_context is not None else None
+    except (av.error.FFmpegError, MediaError, ValueError) as error:
+        log.warning("the sound of a source cannot be used: %s", error)
+        return None
+
+
+def _described(stream: Any, first: Any) -> PassedAudio | TranscodedAudio:
+    context = stream.codec_context
+    if context.name in PASSED and (context.extradata or context.name not in NEEDS_EXTRADATA):
+        try:
+            return PassedAudio(stream, first)
+        except MediaError as error:
+            log.info("the sound is transcoded: %s", error)
+    return TranscodedAudio(stream)
 
 
 def is_adts(data: bytes) -> bool:
