@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import numpy as np
+
 from services.ingest.feed import Feed
 from services.ingest.pacing import LivePacer, Pace
 from services.ingest.sources.port import Picture, Sound, Source, SourceError
@@ -49,8 +51,16 @@ class Reader:
     """
 
     def __init__(
-        self, name: str, open_it: Callable[[], Source], feed: Feed[Item], *, behind_ns: int | None, skip: int = 0
+        self,
+        name: str,
+        open_it: Callable[[], Source],
+        feed: Feed[Item],
+        *,
+        behind_ns: int | None,
+        skip: int = 0,
+        preview: Callable[[np.ndarray, int], None] = lambda pixels, captured_ns: None,
     ) -> None:
+        self._preview = preview
         self._open, self._feed, self._behind_ns, self._skip = open_it, feed, behind_ns, skip
         self.opened: Future[Source] = Future()
         self._thread = threading.Thread(target=self._run, name=f"reader-{name}", daemon=True)
@@ -112,6 +122,7 @@ class Reader:
 
     def _deliver(self, picture: Picture, pacer: LivePacer | None) -> bool:
         now = time.time_ns()
+        self._preview(picture.pixels, picture.captured_ns or now)
         if picture.captured_ns and self._behind_ns is not None:  # it comes as it is captured
             late = now - picture.captured_ns > self._behind_ns
             return self._feed.put(Behind() if late else Shot(picture, picture.captured_ns))

@@ -19,12 +19,16 @@ class Settings(RtcSettings, ServiceSettings):
     ``stall_s``: a stream fails when chunks are under way and no verdict has come for so long. ``repeat_s`` is how
     often the end of a source is told until everything is closed. ``skip_longest_s``: a picture in which nothing moves is
     made anew at least so often. Addresses are pulled from no private network, unless ``allow_private``; ``allowed_hosts``
-    (names, addresses, CIDR networks, by commas) are fine always.
+    (names, addresses, CIDR networks, by commas) are fine always. ``devices``: cameras that may be opened, as patterns, by
+    commas. RTMP pushes are awaited at ``rtmp_host``, each on a port of ``rtmp_ports``.
     """
 
     file_roots: str = ""
     allow_private: bool = False
     allowed_hosts: str = ""
+    devices: str = "/dev/video*"
+    rtmp_host: str = "127.0.0.1"
+    rtmp_ports: str = Field(default="19350-19399", pattern=r"^\d{1,5}-\d{1,5}$")
     max_streams: int = Field(default=64, ge=1)
     read_ahead: int = Field(default=8, ge=5, le=256)
     stall_s: float = Field(default=60.0, gt=0)
@@ -36,6 +40,17 @@ class Settings(RtcSettings, ServiceSettings):
     def rules(self) -> AddressRules:
         """Which addresses may be opened."""
         return AddressRules.of(self.allow_private, self.allowed_hosts)
+
+    @property
+    def device_patterns(self) -> tuple[str, ...]:
+        """``devices``, one by one."""
+        return tuple(each.strip() for each in self.devices.split(",") if each.strip())
+
+    @property
+    def rtmp_range(self) -> tuple[int, int]:
+        """The first and the last port for pushes."""
+        first, last = self.rtmp_ports.split("-")
+        return int(first), int(last)
 
     @property
     def roots(self) -> tuple[Path, ...]:

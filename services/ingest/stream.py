@@ -16,6 +16,7 @@ from services.ingest.audio import AudioBatcher
 from services.ingest.core import Captured, Chunk, DropReason, Intake
 from services.ingest.epochs import Epochs
 from services.ingest.feed import Feed
+from services.ingest.heard import Heard
 from services.ingest.links import Links
 from services.ingest.mirror import Mirror
 from services.ingest.pausing import Answer, Pauses
@@ -42,7 +43,7 @@ from shared.contracts.events import (
     SourceEnded,
     StreamEvent,
 )
-from shared.contracts.sources import UrlSource, WhipSource
+from shared.contracts.sources import FileSource, PatternSource, PushSource, WhipSource
 from shared.media.errors import one_line
 from shared.session.port import SessionStore
 from shared.telemetry.hops import record_hop, start_chunk_trace
@@ -82,7 +83,7 @@ class IngestStream:
         self._intake: Intake[np.ndarray] = Intake(live=self._live, credits=take.credits)
         self._reader: Reader | None = None
         self._source: Source | None = None
-        self._inbox, self._whip = Inbox(), None
+        self._inbox, self._heard, self._whip = Inbox(), Heard(self.stream, bus), None
         if isinstance(source := take.spec.source, WhipSource):
             self._whip = WhipDesk(self.stream, lambda: self.epoch, source.reconnect_s, settings, bus, self._inbox)
         self._audio: AudioBatcher | None = None
@@ -108,16 +109,17 @@ class IngestStream:
         """Open the source in its thread. Raises SourceError with one line."""
         totals, closed, audio_parts, audio_dts = await self._mirror.read()
         self._intake = Intake(live=self._live, credits=self._take.credits, totals=totals, closed_chunks=closed)
-        take, roots = self._take, self._settings.roots
+        take, settings, heard = self._take, self._settings, self._heard
+        await heard.start(pushes=isinstance(take.spec.source, PushSource))
         links = Links(self.stream, lambda: self.epoch, self._bus, self._feed, self._settings.rules)
-        # What is captured once is not there to be read over.
-        comes_once = self._live and isinstance(take.spec.source, WhipSource | UrlSource)
+        comes_once = self._live and not isinstance(take.spec.source, FileSource | PatternSource | NoSource)
         reader = self._reader = Reader(
             self.stream,
-            lambda: open_source(take.spec, take.width, take.height, roots, self._inbox, links),
+            lambda: open_source(take.spec, take.width, take.height, settings, self._inbox, links, heard),
             self._feed,
             behind_ns=self._deadline_ns // 2 if self._live else None,
             skip=totals.captured if totals is not None and not comes_once else 0,
+            preview=heard.preview,
         )
         reader.start()
         try:
@@ -192,6 +194,7 @@ class IngestStream:
                 await self._task
         if self._whip is not None:
             await self._whip.close()
+        await self._heard.close()
         if self._reader is not None:
             await self._reader.stop()
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from services.egress.live.feed import Feed
 from services.egress.live.h264 import SharedEncoder
-from services.egress.live.jpeg import JpegEncoder
 from services.egress.live.muxers import Muxer
 from services.egress.sinks.port import OutFrame
 from shared.contracts.events import AudioCaptured
 from shared.contracts.sinks import HlsSink, NatsSink, Sink
+from shared.media.jpeg import JpegEncoder
 
 log = logging.getLogger(__name__)
 

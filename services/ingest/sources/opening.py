@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
+from services.ingest.heard import Heard
 from services.ingest.links import Links
 from services.ingest.rtc.inbox import Inbox
+from services.ingest.settings import Settings
 from services.ingest.sources.clock import ClockSource
 from services.ingest.sources.file import FileSource
+from services.ingest.sources.listening import DeviceSource, RtmpListenSource, check_device, listening_url
 from services.ingest.sources.looped import LoopedSource
 from services.ingest.sources.pattern import PatternSource
 from services.ingest.sources.port import Source, SourceError
+from services.ingest.sources.pushed import PushedSource
 from services.ingest.sources.url import UrlSource
 from services.ingest.sources.whip import WhipSource
 from shared.contracts import commands, sources
@@ -19,34 +20,45 @@ from shared.contracts.commands import StreamSpec
 from shared.media.errors import MediaError
 from shared.media.paths import inside
 
+LIVE_ONLY = (sources.WhipSource, sources.PushSource, sources.DeviceSource, sources.RtmpListenSource)
+DEVICE_BACK_S = 60.0
+
 
 def open_source(
     spec: StreamSpec,
     width: int,
     height: int,
-    roots: Sequence[Path],
-    inbox: Inbox | None = None,
-    links: Links | None = None,
+    settings: Settings,
+    inbox: Inbox,
+    links: Links,
+    heard: Heard,
 ) -> Source:
     """Open what ``spec.source`` names, fitted to ``width`` × ``height``. Blocks; raises SourceError with one line.
 
-    ``inbox`` is filled by the publisher of a WHIP source; ``links`` is what a source that may break tells and asks.
+    ``inbox`` is filled by the publisher of a WHIP source; ``links`` is what a source that may break tells and asks,
+    ``heard`` has what is pushed.
     """
     source = spec.source
     if isinstance(source, commands.PatternSource):
         return PatternSource(width, height, source.frames, spec.fps, source.look)
     if isinstance(source, commands.NoSource):
         return ClockSource(source.frames, spec.fps)
-    if isinstance(source, sources.WhipSource) and inbox is not None:
-        if spec.mode is not commands.Mode.LIVE:
-            raise SourceError("a WHIP source is live: start the stream with mode live")
+    if spec.mode is not commands.Mode.LIVE and isinstance(source, LIVE_ONLY):
+        raise SourceError(f"a source of kind {source.kind} is live: start the stream with mode live")
+    if isinstance(source, sources.WhipSource):
         return WhipSource(inbox, width, height, spec.fit, spec.fps, spec.audio)
-    if isinstance(source, sources.UrlSource) and links is not None:
+    if isinstance(source, sources.PushSource):
+        return PushedSource(width, height, spec.fit, spec.fps, source.idle_s, links, heard)
+    if isinstance(source, sources.UrlSource):
         return UrlSource(source.url, source.reconnect_s, width, height, spec.fit, spec.fps, spec.audio, links)
-    if not isinstance(source, commands.FileSource):
-        raise SourceError(f"this ingest cannot open a source of kind {source.kind!r}")
+    if isinstance(source, sources.RtmpListenSource):
+        url = listening_url(settings.rtmp_host, settings.rtmp_range, source.key)
+        return RtmpListenSource(url, source.reconnect_s, width, height, spec.fit, spec.fps, spec.audio, links)
+    if isinstance(source, sources.DeviceSource):
+        url = check_device(source.device, settings.device_patterns)
+        return DeviceSource(url, DEVICE_BACK_S, width, height, spec.fit, spec.fps, False, links)
     try:
-        path = inside(source.path, roots, verb="read")
+        path = inside(source.path, settings.roots, verb="read")
     except MediaError as error:
         raise SourceError(str(error)) from None
 

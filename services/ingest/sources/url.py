@@ -49,7 +49,7 @@ class UrlSource:
         links: Links,
     ) -> None:
         self._url, self._reconnect_s, self._links, self._with_audio = url, reconnect_s, links, with_audio
-        self._live = is_live(url)
+        self._live = is_live(url)  # frames are stamped as they come
         self._fitter = Fitter(width, height, fit)
         self._interval = 1 / Fraction(fps).limit_denominator(1001) if fps else Fraction(0)
         self._due = Fraction(0)
@@ -64,6 +64,10 @@ class UrlSource:
         self._track: AudioTrack | None = None
         self._early: deque[Any] = deque()
         self.time_base = BASE
+        self._start()
+
+    def _start(self) -> None:
+        """Raises SourceError when it cannot be opened now."""
         try:
             self._open(first=True)
         except (MediaError, OSError, av.error.FFmpegError) as error:
@@ -121,8 +125,11 @@ class UrlSource:
                 raise SourceError(f"the source did not come back within {self._reconnect_s:.0f} s: {reason}")
             wait = min(LONGEST_WAIT_S, wait * 2)
 
+    def _connect(self) -> Any:
+        return open_url(self._url, self._links.rules)
+
     def _open(self, *, first: bool) -> None:
-        self._container = open_url(self._url, self._links.rules)
+        self._container = self._connect()
         self._video = picture_stream(self._container)
         self._video.codec_context.thread_count = 1  # frame threads hold frames back
         if self._live or first:

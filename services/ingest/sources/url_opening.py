@@ -21,7 +21,7 @@ PROBE = {"probesize": "1000000", "analyzeduration": "1000000"}
 
 def is_live(url: str) -> bool:
     """Whether frames come as they are captured. HTTP's come in files and segments."""
-    return urlsplit(url).scheme.lower().startswith("rt")
+    return urlsplit(url).scheme.lower().startswith(("rt", "device"))
 
 
 def open_url(url: str, rules: AddressRules) -> Any:

@@ -1,4 +1,4 @@
-"""JPEG pictures by FFmpeg's encoder."""
+"""JPEG pictures by FFmpeg's codec."""
 
 from __future__ import annotations
 
@@ -38,3 +38,15 @@ class JpegEncoder:
         context.options = {"qmin": str(self._scale), "qmax": str(self._scale), "strict": "unofficial"}
         context.open()
         self._context, self._size = context, (width, height)
+
+
+def decode_jpeg(data: bytes) -> Any:
+    """A JPEG file → PyAV's frame. Raises av.error.FFmpegError, ValueError for what is none."""
+    if data[:2] != b"\xff\xd8":
+        raise ValueError("this is no JPEG file")
+    context: Any = av.CodecContext.create("mjpeg", "r")
+    context.thread_count = 1
+    frames = context.decode(av.Packet(data))
+    if not frames:
+        raise ValueError("this JPEG file holds no picture")
+    return frames[0]
