@@ -113,8 +113,10 @@ class Peer:
             candidate.sdpMid, candidate.sdpMLineIndex = trickled.mid, trickled.index
             if trickled.mid is not None:
                 candidate.sdpMLineIndex = None
-            with suppress(ValueError):  # after the end of candidates
-                await self.pc.addIceCandidate(candidate)
+            # Sections are bundled: whichever a candidate belongs to, there is one transport.
+            for transport in {t.receiver.transport.transport for t in self.pc.getTransceivers()}:
+                with suppress(ValueError):  # after the end of candidates
+                    await transport.addRemoteCandidate(candidate)
         if fragment.ended:
             with suppress(ValueError):
                 await self.pc.addIceCandidate(None)

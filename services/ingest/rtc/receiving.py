@@ -13,8 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from aiortc import RTCRtpReceiver
-
 from services.ingest.rtc.arrival import ArrivalClock
 from services.ingest.rtc.inbox import EncodedFrame, EncodedSound, Inbox
 from services.ingest.rtc.jitter import Frame, FrameBuffer
@@ -94,10 +92,10 @@ class _Silent:
         return self._end.get()
 
 
-def opus_only() -> list[Any]:
-    """What a publisher's sound is negotiated with."""
-    codecs = RTCRtpReceiver.getCapabilities("audio")
-    return [codec for codec in codecs.codecs if codec.mimeType.lower() == "audio/opus"] if codecs else []
+def only_opus(transceiver: Any) -> None:
+    """Sound is answered with Opus alone, where it is offered: it is passed on as it is."""
+    opus = [codec for codec in transceiver._codecs if codec.name.lower() == "opus"]
+    transceiver._codecs = opus or transceiver._codecs
 
 
 async def drain(track: Any) -> None:

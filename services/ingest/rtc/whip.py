@@ -43,7 +43,7 @@ class WhipDesk:
             settings,
             most=2,  # the one who is there, and the one who takes over
             admit=self._admit,
-            open_tracks=_open_tracks,
+            open_tracks=lambda peer, offer: None,
             wire=self._wire,
             left=self._left,
         )
@@ -91,7 +91,7 @@ class WhipDesk:
         return 5.0 if peer is not None and not peer.connected else 0.0
 
     async def _wire(self, peer: Peer, offer: Any) -> None:
-        from services.ingest.rtc.receiving import AudioTap, VideoTap, drain
+        from services.ingest.rtc.receiving import AudioTap, VideoTap, drain, only_opus
         from shared.rtc.peer import RefusedOfferError
 
         taps: list[Any] = []
@@ -106,6 +106,7 @@ class WhipDesk:
                 video = VideoTap(peer.id, transceiver.receiver, codecs, self._inbox, lambda: self._on_frame(peer.id))
                 tracks.append(transceiver.receiver.track)
             elif transceiver.kind == "audio" and not with_sound:
+                only_opus(transceiver)
                 taps.append(AudioTap(peer.id, transceiver.receiver, self._inbox))
                 with_sound = any(name.lower() == "opus" for name in codecs.values())
         if video is None:
@@ -171,11 +172,3 @@ class WhipDesk:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _open_tracks(peer: Peer, offer: Any) -> None:
-    """Sound is taken as Opus only: it is passed on as it is."""
-    from services.ingest.rtc.receiving import opus_only
-
-    if any(media.kind == "audio" for media in offer.media):
-        peer.pc.addTransceiver("audio", direction="recvonly").setCodecPreferences(opus_only())
