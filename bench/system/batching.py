@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.system.arrivals import summary
 from bench.system.capacity import OPEN
-from bench.system.cores import Company
+from bench.system.company import Company
 from bench.system.driver import Driver, driving
 from shared.contracts.commands import Mode, PatternSource
 

@@ -9,7 +9,7 @@ import urllib.request
 from typing import Any
 
 from bench.system.arrivals import summary
-from bench.system.cores import Company
+from bench.system.company import Company
 from bench.system.driver import Driver, Watched, driving
 from shared.embedded import free_port
 

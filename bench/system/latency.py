@@ -11,6 +11,7 @@ import asyncio
 import statistics
 from typing import Any
 
+from bench.system.company import Company
 from bench.system.driver import Decoded, Watched, driving
 
 
@@ -59,11 +60,14 @@ async def latency(
     fields: dict[str, Any] = {"width": width, "height": height, "fps": fps, "steps": steps, "deadline_ms": deadline_ms}
     async with driving(nats=nats) as driver:
         await driver.warm_up(**fields)
+        company = Company(driver)
         watched: list[Watched] = []
         for _ in range(streams):
             watched.append(await driver.begin(frames=True, **fields))
             await asyncio.sleep(0.37 / fps * 4)  # not all at the same instant
         await asyncio.sleep(seconds)
+        foreign = company.in_use()
         await driver.stop(*watched)
     rows = [{**stream.figures(), **breakdown(stream.decoded)} for stream in watched]
-    return {"size": f"{width}x{height}", "fps": fps, "steps": steps, "deadline_ms": deadline_ms, "streams": rows}
+    setting = {"size": f"{width}x{height}", "fps": fps, "steps": steps, "deadline_ms": deadline_ms}
+    return {**setting, "cores_of_others": foreign, "streams": rows}

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from bench.system.cores import Company
+from bench.system.company import Company
 from bench.system.driver import driving
 
 ALLOWED = 2  # streams of the flooding tenant: what it may have is its own, and counts in both runs

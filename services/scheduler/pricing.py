@@ -178,7 +178,7 @@ class Book:
     def loads(
         self, extra: Demand | None = None, count: int = 1, instead_of: Demand | None = None, margin: bool = False
     ) -> Loads:
-        """The same in its parts. ``margin``: if everything took as much longer as the cost model may be wrong."""
+        """The same in its parts. ``margin``: if all took as much longer as the cost model may be wrong in a second."""
         demands = self.demands
         if extra is not None or instead_of is not None:
             demands = Counter(self.demands)
@@ -220,8 +220,10 @@ class Book:
         thread_s = [0.0] * shape.stages
         chunks_per_s = mpix_per_s = 0.0
 
-        def work(stage: int, lane: int, key: str, units: int, ms: float) -> None:
-            seconds = ms / 1000.0 * (self._margin(key) if margin else 1.0)
+        def work(stage: int, lane: int, key: str, units: int, ms: float, forwards: float) -> None:
+            # Each of them may be as far off as the error says; what they take together is off by less.
+            off = self.costs.error(key) / max(1.0, forwards) ** 0.5 if margin else 0.0
+            seconds = ms / 1000.0 * (1.0 + off)
             threads = shape.threads_of(stage, key, units)
             thread_s[stage] += seconds * threads
             both = threads > 1 or not shape.two_lanes(stage)
@@ -240,9 +242,9 @@ class Book:
             chunks = sum(count * demand.chunks_per_s for demand, count in members)
             for stage in range(shape.stages):
                 forwards_ms = items * self._forward_ms(stage, first, batch) / batch
-                work(stage, 0, f"stage.{stage}", units * first.frames_per_block, forwards_ms)
-            work(shape.encode_at, 1, "encode", units, chunks * self._encode_ms(first))
-            work(shape.decode_at, 1, "decode", units, chunks * self._decode_ms(first))
+                work(stage, 0, f"stage.{stage}", units * first.frames_per_block, forwards_ms, items / batch)
+            work(shape.encode_at, 1, "encode", units, chunks * self._encode_ms(first), chunks)
+            work(shape.decode_at, 1, "decode", units, chunks * self._decode_ms(first), chunks)
             chunks_per_s += chunks
         cores: list[float] = []
         for host in shape.hosts:

@@ -18,7 +18,7 @@ import torch
 
 from services.worker.roles.stage import StageRole
 from services.worker.runtime import Runtime
-from services.worker.threads import CROWDED, Threads
+from services.worker.threads import Threads
 from shared.contracts.beats import MeasuredCost
 from shared.cores import Cores
 from shared.engine.compile import Speed
@@ -34,6 +34,9 @@ RUNS = 3  # of a shape, when there is time
 MAX_SHAPES = 16
 MAX_TIMES = 32
 STREAM = "calibration-"
+QUIET = (
+    0.15  # cores that others may use while it is judged whether threads gain: the services beside start up meanwhile
+)
 
 
 def device_name(device: torch.device, dtype: torch.dtype, speed: Speed) -> str:
@@ -113,7 +116,7 @@ class Calibration:
             self._size, self._at, self._blocks = size, {}, {}
             self._run_size()
         others = (cores.busy_s() - time.process_time() - busy_s) / (time.perf_counter() - begin)
-        if self._threads is not None and others > CROWDED:
+        if self._threads is not None and others > QUIET:
             self._threads.assume(self._spec.tokens(*self._sizes[0]))
         return tuple(self._found)
 

@@ -64,13 +64,13 @@ class Threads:
         count = self.count(role, units)
 
         def call() -> T:
+            # Not set back afterwards: a part of it holds for the process, and another forward may be under way.
             torch.set_num_threads(count)
             begin = time.perf_counter()
             try:
                 return run()
             finally:
                 took = (time.perf_counter() - begin) * count
-                torch.set_num_threads(self.most)
                 with self._lock:
                     self._used_s += took
 
