@@ -180,7 +180,6 @@ def router(desk: Desk, rtc: RtcDesk, settings: Settings, seen: Seen) -> APIRoute
             height=height,
             tenant=tenant,
         )
-        await desk.check(spec)
         await desk.create(stream, spec)
         try:
             return await negotiate(request, stream, "whip", caller, False)
