@@ -231,7 +231,7 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            {**sinks, "live": live.sink, "viewers": viewers.sink},
+            {**sinks, "live": live.sink, "(webrtc)": viewers.sink},
             ledger,
             self._on_done,
             self._latency,
@@ -239,9 +239,9 @@ class Handlers:
         self._streams[take.stream] = stream
         self._files[take.stream] = destinations(take.spec, roots)
         self._subscriptions[take.stream] = subscriptions
-        self._viewers[take.stream] = viewers
         self._live[take.stream] = live
         live.remove_other = stream.remove_sink
+        self._viewers[take.stream] = viewers
         stream.start()
         await viewers.start(self._bus)
         try:

@@ -18,8 +18,8 @@ class Settings(RtcSettings, ServiceSettings):
     long nothing may come after the source has ended. ``lost_after_s`` (live): how long after its deadline a chunk is
     waited for. ``reorder_ms`` (live): how long a newer chunk waits for one it has overtaken. ``sink_frames`` bounds the
     frames that wait for a sink. ``whep_viewers`` bounds the viewers of one stream by WebRTC. ``h264_encoder`` is for live
-    sinks: an encoder of FFmpeg's, or "auto" for the hardware's where it really works. Pushes go to no private network,
-    unless ``allow_private``; ``allowed_hosts`` (names, addresses, CIDR networks, by commas) are fine always.
+    sinks: an encoder of FFmpeg's, or "auto" for the hardware's where it really works. Pushes go to no private network, unless
+    ``allow_private``; ``allowed_hosts`` (names, addresses, CIDR networks, by commas) are fine always.
     """
 
     file_roots: str = ""

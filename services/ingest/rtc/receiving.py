@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from aiortc import RTCRtpReceiver
+
 from services.ingest.rtc.arrival import ArrivalClock
 from services.ingest.rtc.inbox import EncodedFrame, EncodedSound, Inbox
 from services.ingest.rtc.jitter import Frame, FrameBuffer
@@ -90,6 +92,12 @@ class _Silent:
     def get(self) -> None:
         """From the decoder's thread."""
         return self._end.get()
+
+
+def opus_only() -> list[Any]:
+    """What a publisher's sound is negotiated with."""
+    codecs = RTCRtpReceiver.getCapabilities("audio")
+    return [codec for codec in codecs.codecs if codec.mimeType.lower() == "audio/opus"] if codecs else []
 
 
 async def drain(track: Any) -> None:

@@ -43,7 +43,7 @@ class WhipDesk:
             settings,
             most=2,  # the one who is there, and the one who takes over
             admit=self._admit,
-            open_tracks=lambda peer, offer: None,
+            open_tracks=_open_tracks,
             wire=self._wire,
             left=self._left,
         )
@@ -171,3 +171,11 @@ class WhipDesk:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _open_tracks(peer: Peer, offer: Any) -> None:
+    """Sound is taken as Opus only: it is passed on as it is."""
+    from services.ingest.rtc.receiving import opus_only
+
+    if any(media.kind == "audio" for media in offer.media):
+        peer.pc.addTransceiver("audio", direction="recvonly").setCodecPreferences(opus_only())
