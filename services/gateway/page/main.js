@@ -165,6 +165,7 @@ class Page {
     $("source-frame").prepend(stream.source.element);
     for (const each of this.streams) if (each !== stream && !each.media) each.source.stop();
     stream.source.start();
+    stream.source.placed();
     if (stream.view.prompt && document.activeElement !== $("prompt")) $("prompt").value = stream.view.prompt;
     this.chips.light(stream.view.prompt);
     if (!viewOnly) this.chips.load(stream.view.model);

@@ -35,6 +35,7 @@ export class Picture {
     if (!stream) return this.compare(false);
     $("picture").prepend(stream.player.element);
     stream.player.start();
+    stream.player.placed();
     stream.player.video.onvolumechange = () => $("t-sound").setAttribute("aria-pressed", !stream.player.video.muted);
     this.settle();
     if (this.comparing) this.beginCompare();

@@ -59,6 +59,11 @@ export class Player extends EventTarget {
     this.to("off");
   }
 
+  /** It stands in the document again: a browser pauses a video that is moved. */
+  placed() {
+    if (this.video.srcObject) this.video.play().catch(() => {});
+  }
+
   /** The network is back, or the stream: do not wait for the back-off. */
   hurry() {
     this.link?.hurry();
