@@ -231,7 +231,7 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            {**sinks, "live": live.sink, "(webrtc)": viewers.sink},
+            {**sinks, "(live)": live.sink, "(webrtc)": viewers.sink},
             ledger,
             self._on_done,
             self._latency,
@@ -244,10 +244,7 @@ class Handlers:
         self._viewers[take.stream] = viewers
         stream.start()
         await viewers.start(self._bus)
-        try:
-            await live.start(named(take.spec.sinks))
-        except SinkError as error:
-            log.warning("stream %s: %s", take.stream, error)
+        await live.start(named(take.spec.sinks))
         return stream
 
     def _taken(self) -> set[Path]:

@@ -60,11 +60,14 @@ class LiveDesk:
         self._too_big = False
 
     async def start(self, sinks: Sequence[Sink]) -> None:
-        """Open the live ones of these, and hear who looks. Raises SinkError, BusError."""
-        for sink in sinks:
-            if not isinstance(sink, Mp4Sink):
-                self._add(sink)
+        """Hear who looks, and open the live ones of these; one that cannot be is told. Raises BusError."""
         self._subscription = await self._bus.subscribe(subjects.stream(self.stream, "looking"), self._on_looking)
+        for sink in sinks:
+            try:
+                if not isinstance(sink, Mp4Sink):
+                    self._add(sink)
+            except SinkError as error:
+                await self._answer("", f"sink {sink.id}: {error}")
 
     async def change(self, message: ChangeSinks) -> None:
         """Add or remove one; a repetition is answered again."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 LOOKING_S = 5.0
 MAX_FEEDS = 16
 MAX_PUBLISHING = 4
+MAX_SOUND = 512  # parts that wait for the picture of their time
 CLOSE_S = 10.0
 
 Publish = Callable[[OutFrame, bytes, str], Awaitable[None]]
@@ -49,6 +51,7 @@ class Fanout:
         self._encoder: SharedEncoder | None = None
         self._jpegs: dict[int, JpegEncoder] = {}
         self._header = b""
+        self._sound: deque[AudioCaptured] = deque()
         self._segment_s = 0.0
         self._keyed: Fraction | None = None
         self._looking_until = 0.0
@@ -110,23 +113,26 @@ class Fanout:
             if feeds:
                 self._encode(frame, feeds)
             self._pictures(frame, pictures)
+            self._release(feeds, frame.pts * frame.time_base)
         except Exception as error:  # whatever it is, the stream's other sinks go on
             if not self.counters.get("frames_not_encoded"):
                 log.exception("a frame was not encoded: %s", error)
             self._count("frames_not_encoded")
 
     def audio(self, part: AudioCaptured) -> None:
-        """Sound, in order."""
+        """Sound, in order. It is captured long before its picture is made: a sink that begins then must have it still."""
         self._header = part.header or self._header
-        with self._lock:
-            feeds = list(self._feeds.values())
-        for feed in feeds:
-            feed.put_audio(part, self._header)
+        self._sound.append(part)
+        if len(self._sound) > MAX_SOUND:
+            with self._lock:
+                feeds = list(self._feeds.values())
+            self._hand_sound(feeds, self._sound.popleft())
 
     def finish(self) -> str:
         """End every sink."""
         with self._lock:
             feeds = list(self._feeds.values())
+        self._release(feeds, None)
         for feed in feeds:
             feed.end()
         until = time.monotonic() + CLOSE_S
@@ -144,7 +150,19 @@ class Fanout:
             self._keyed = at
         for packet in self._encoder.encode(frame, key):
             for feed in feeds:
-                feed.put_video(packet)
+                feed.put_video(packet, self._header)
+
+    def _release(self, feeds: list[Feed], shown_s: Fraction | None) -> None:
+        """Sound up to the picture that is shown; None: all of it."""
+        while self._sound:
+            part = self._sound[0]
+            if shown_s is not None and part.packets and part.packets[-1][0] * Fraction(*part.time_base) > shown_s:
+                return
+            self._hand_sound(feeds, self._sound.popleft())
+
+    def _hand_sound(self, feeds: list[Feed], part: AudioCaptured) -> None:
+        for feed in feeds:
+            feed.put_audio(part, self._header)
 
     def _pictures(self, frame: OutFrame, sinks: list[NatsSink]) -> None:
         now = time.monotonic()

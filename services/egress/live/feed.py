@@ -67,9 +67,10 @@ class Feed:
         with self._changed:
             return self._skipping and self._frames < MAX_FRAMES // 2
 
-    def put_video(self, frame: EncodedFrame) -> None:
-        """One access unit."""
+    def put_video(self, frame: EncodedFrame, header: bytes = b"") -> None:
+        """One access unit; ``header`` is the sound track's, b"" while none is known."""
         with self._changed:
+            self._header = header or self._header
             if frame.key and self._frames < MAX_FRAMES // 2:
                 self._skipping, self._begun = False, True
             elif self._frames >= MAX_FRAMES:

@@ -78,7 +78,7 @@ class SharedEncoder:
     def encode(self, frame: OutFrame, key: bool) -> list[EncodedFrame]:
         """One frame; ``key``: as a keyframe. Raises av.error.FFmpegError."""
         if self._context is None:
-            self._context = self._open(frame.time_base)
+            self._context = self._open_any(frame.time_base)
         rgb = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
         picture: Any = self._reformatter.reformat(
             rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range="MPEG", threads=1
@@ -100,6 +100,17 @@ class SharedEncoder:
         return EncodedFrame(
             bytes(packet), packet.pts, packet.dts, duration, self._time_base, bool(packet.is_keyframe), chunk
         )
+
+    def _open_any(self, time_base: Fraction) -> Any:
+        """The encoder that was asked for; software where this machine has it not."""
+        try:
+            return self._open(time_base)
+        except (av.error.FFmpegError, ValueError, OSError) as error:
+            if self._encoder == SOFTWARE:
+                raise
+            log.warning("%s does not work here (%s): H.264 is encoded by %s", self._encoder, error, SOFTWARE)
+            self._encoder = SOFTWARE
+            return self._open(time_base)
 
     def _open(self, time_base: Fraction) -> Any:
         self._time_base = time_base

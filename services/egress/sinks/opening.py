@@ -34,6 +34,9 @@ def open_sinks(
 
     ``taken`` are files that other streams write. Raises SinkError with one line.
     """
+    ids = [sink.id for sink in named(spec.sinks)]
+    if twice := [name for name in ids if ids.count(name) > 1]:
+        raise SinkError(f"two sinks have the id {twice[0]}: give each an id of its own")
     files = destinations(spec, roots)
     for file in files:
         if file in taken or files.count(file) > 1:

@@ -1,0 +1,117 @@
+"""Live sinks with odd names, addresses and encoders; and their sound, which is captured long before its pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from shared.bus.port import Received
+from shared.contracts import subjects
+from shared.contracts.commands import Mode
+from shared.contracts.events import EventKind, StreamEvent
+from shared.contracts.sinks import ChangeSinks, HlsSink, Looking, Mp4Sink, NullSink, RtmpSink, Sink
+from shared.contracts.sources import PatternSource
+from tests.support import clips
+from tests.support.media_bench import Bench, RefusedError, bench
+
+
+@asynccontextmanager
+async def playing(folder: Path, run_id: str, *sinks: Sink, **settings: Any) -> AsyncIterator[tuple[Bench, str]]:
+    """A live test pattern with these sinks from its start; it is ended, and must have ended well."""
+    async with bench(folder, run_id, **settings) as media:
+        stream = await media.begin(PatternSource(), sinks=sinks, mode=Mode.LIVE, fps=10)
+        yield media, stream
+        await media.leave("ingest", stream)
+        await media.leave("egress", stream)
+        assert (await media.end()).event is EventKind.STOPPED
+
+
+async def change(media: Bench, stream: str, add: Sink | None = None, remove: str = "") -> StreamEvent:
+    """What egress answers."""
+    command = secrets.token_hex(8)
+    message = ChangeSinks(instance="egress-0", stream=stream, epoch=1, command=command, add=add, remove=remove)
+    await media.bus.publish(subjects.assign("egress"), message)
+    async with asyncio.timeout(20):
+        while True:
+            if answers := [event for event in media.events if event.command == command]:
+                return answers[0]
+            await asyncio.sleep(0.01)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def times_of(path: Path) -> dict[str, list[float]]:
+    """When each track's packets are shown, in seconds."""
+    found: dict[str, list[float]] = {}
+    with av.open(str(path)) as container:
+        for packet in container.demux():
+            if packet.pts is not None:
+                found.setdefault(packet.stream.type, []).append(float(packet.pts * packet.time_base))
+    return found
+
+
+async def test_no_id_of_a_sink_means_anything_inside(tmp_path: Path, run_id: str) -> None:
+    async with playing(tmp_path, run_id, Mp4Sink(id="live", path="whole.mp4")) as (media, stream):
+        assert (await change(media, stream, HlsSink(id="hls", segment_s=0.4))).event is EventKind.APPLIED
+        assert (await change(media, stream, remove="live")).event is EventKind.APPLIED
+        assert times_of(tmp_path / "whole.mp4")["video"]
+        folder = tmp_path / "hls" / stream
+        seen = len(list(folder.glob("*.m4s")))
+        await until(lambda: len(list(folder.glob("*.m4s"))) >= seen + 2)  # it goes on
+
+
+async def test_two_sinks_of_one_id_are_refused(tmp_path: Path, run_id: str) -> None:
+    async with bench(tmp_path, run_id) as media:
+        sinks = (Mp4Sink(id="mp4-2", path="a.mp4"), Mp4Sink(path="b.mp4"))
+        with pytest.raises(RefusedError, match="two sinks have the id mp4-2: give each"):
+            await media.begin(PatternSource(), sinks=sinks, mode=Mode.LIVE, fps=10)
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+async def test_a_bad_address_at_the_start_is_told_and_costs_nobody_else(tmp_path: Path, run_id: str) -> None:
+    pictures: list[Any] = []
+
+    async def on_out(received: Received) -> None:
+        pictures.append(received.message)
+
+    bad = RtmpSink(id="push", url="rtmp://10.0.0.1/live/key")
+    async with playing(tmp_path, run_id, bad, HlsSink(id="hls")) as (media, stream):
+        await media.bus.subscribe(subjects.stream(stream, "out"), on_out)
+        await media.bus.publish(subjects.stream(stream, "looking"), Looking(stream=stream))
+        await until(lambda: pictures and (tmp_path / "hls" / stream).exists())
+        (told,) = [event.reason for event in media.events if event.event is EventKind.WARNING]
+        assert "sink push" in told
+        assert "private network" in told
+
+
+async def test_an_encoder_that_this_machine_has_not_is_replaced(tmp_path: Path, run_id: str) -> None:
+    async with playing(tmp_path, run_id, NullSink(), h264_encoder="h264_nothing") as (media, stream):
+        assert (await change(media, stream, Mp4Sink(id="rec", path="rec.mp4"))).event is EventKind.APPLIED
+        assert (await change(media, stream, remove="rec")).event is EventKind.APPLIED
+        assert times_of(tmp_path / "rec.mp4")["video"]
+
+
+async def test_a_recording_that_begins_later_has_its_sound_from_its_first_picture(tmp_path: Path, run_id: str) -> None:
+    source = clips.make_clip(tmp_path / "in.mp4", frames=48, audio=clips.Audio("aac", seconds=3.0))
+    async with bench(tmp_path, run_id) as media:
+        stream = await media.begin(source, sinks=(NullSink(),), mode=Mode.LIVE, latency_ms=3000)
+        media.delay_s = 0.5  # sound is half a second and more ahead of its pictures
+        await media.wait_for_chunk()
+        added = await change(media, stream, Mp4Sink(id="rec", path="rec.mp4"))
+        assert added.event is EventKind.APPLIED, added.reason
+        assert (await media.end()).event is EventKind.STOPPED
+    times = times_of(tmp_path / "rec.mp4")
+    assert abs(times["audio"][0] - times["video"][0]) <= 0.08
+    gaps = [b - a for a, b in zip(times["audio"], times["audio"][1:], strict=False)]
+    assert max(gaps) <= 0.08, "no hole in it"
