@@ -86,6 +86,7 @@ def test_nothing_serious_is_found_in_any_view(open_page: Open) -> None:
     page.wait_for_timeout(1500)
     assert serious_findings(page) == []
     page.click("#toggle-theme")
+    page.wait_for_timeout(600)  # colours fade over: what counts is where they arrive
     assert serious_findings(page) == []
     for opener in ("#open-settings", "#open-help"):
         page.click(opener)
