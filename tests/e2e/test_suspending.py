@@ -35,6 +35,10 @@ async def test_a_paused_stream_is_set_aside_and_goes_on_as_if_nothing_had_been(t
 
         await lab.system.bus.subscribe(subjects.beat("*"), on_beat)
         paused = await lab.begin(source, lab.folder / "paused.mp4", seed=5)
+        async with asyncio.timeout(15):  # the first one's seat is free once its workers have let go
+            while not paused.accepted:
+                await asyncio.sleep(0.3)
+                paused = await lab.begin(source, lab.folder / "paused.mp4", seed=5)
         assert paused.accepted, paused.last
         await lab.update(paused, paused=True)
         async with asyncio.timeout(30):
