@@ -47,6 +47,6 @@ def demo(out: Path, prompt: str) -> None:
 Try next (after: . .venv/bin/activate):
   rheocast run {source} {out / "thermal.mp4"} --prompt "a thermal camera"
   rheocast run YOUR.mp4 {out / "yours.mp4"} --prompt "a blueprint drawing" --realtime
-  rheocast up          the API on http://127.0.0.1:7860/docs
+  rheocast up          the page on http://127.0.0.1:7860, its API on /docs
   rheocast doctor      what this machine has and what is missing"""
     )

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
 
 from services.egress.sinks.port import OutFrame
@@ -24,6 +25,20 @@ def h264_options(width: int, height: int) -> dict[str, str]:
         "g": str(KEYFRAME_EVERY),
         "x264-params": "threads=1:lookahead-threads=1:sliced-threads=0",
     }
+
+
+class YuvConverter:
+    """RGB to what H.264 takes: BT.709, limited range, one thread. One per stream: it keeps its tables."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def convert(self, pixels: np.ndarray) -> Any:
+        """uint8 [height, width, 3] → a yuv420p frame without a timestamp."""
+        rgb = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        return self._reformatter.reformat(
+            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range="MPEG", threads=1
+        )
 
 
 class H264Track:
@@ -46,15 +61,12 @@ class H264Track:
         self.stream = stream
         self._container = container
         self._time_base = time_base
-        self._reformatter = VideoReformatter()
+        self._yuv = YuvConverter()
         self._durations: dict[int, int] = {}
 
     def write(self, frame: OutFrame) -> None:
         """Encode one frame and hand its packets to the container."""
-        rgb = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        picture: Any = self._reformatter.reformat(
-            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range="MPEG", threads=1
-        )
+        picture = self._yuv.convert(frame.pixels)
         picture.pts, picture.time_base = frame.pts, self._time_base
         self._durations[frame.pts] = frame.duration
         self._mux(self.stream.encode(picture))

@@ -13,7 +13,7 @@ from services.egress.ledger import StreamLedger, verdicts_of
 from services.egress.live.desk import LiveDesk
 from services.egress.rtc.viewers import WhepDesk
 from services.egress.settings import Settings
-from services.egress.sinks.opening import destinations, named, open_sinks, rate_of
+from services.egress.sinks.opening import destinations, open_sinks, rate_of
 from services.egress.sinks.port import SinkError
 from services.egress.stream import EgressStream
 from shared.bus.port import Bus, BusError, Received, Subscription
@@ -21,7 +21,7 @@ from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, StreamSpec, TakeStream
 from shared.contracts.events import ChunkCaptured, FramesDecoded, LedgerTotals, SourceEnded, SourceTotals, StreamTaken
-from shared.contracts.sinks import ChangeSinks
+from shared.contracts.sinks import ChangeSinks, named
 from shared.media.addresses import AddressRules
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import TERMINAL_STATES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from services.gateway.errors import ConflictError, UnknownPartError
 from services.gateway.handlers import Desk
 from services.gateway.watching import Watch
 from shared.contracts.events import EventKind, StreamEvent
-from shared.contracts.sinks import Mp4Sink, RtmpSink, Sink
+from shared.contracts.sinks import Mp4Sink, RtmpSink, Sink, named
 from shared.session.port import SessionStore
 
 KEPT_S = 30 * 86_400.0
@@ -80,11 +79,6 @@ class SinkBook:
 
     async def _changes(self, stream: str) -> dict[str, Any]:
         return await self._store.get_note(_place(stream)) or {"added": [], "removed": []}
-
-
-def named(sinks: Sequence[Sink]) -> list[Sink]:
-    """Sinks with the ids that egress gives those that have none: their kind and their place."""
-    return [sink if sink.id else sink.model_copy(update={"id": f"{sink.kind}-{n}"}) for n, sink in enumerate(sinks, 1)]
 
 
 def shown(sink: Sink, media_dir: Path) -> Sink:

@@ -84,8 +84,9 @@ class IngestStream:
         self._reader: Reader | None = None
         self._source: Source | None = None
         self._inbox, self._heard, self._whip = Inbox(), Heard(self.stream, bus), None
+        self._links = Links(self.stream, lambda: self.epoch, bus, self._feed, settings.rules)
         if isinstance(source := take.spec.source, WhipSource):
-            self._whip = WhipDesk(self.stream, lambda: self.epoch, source.reconnect_s, settings, bus, self._inbox)
+            self._whip = WhipDesk(self.stream, self._links.tell, source.reconnect_s, settings, bus, self._inbox)
         self._audio: AudioBatcher | None = None
         self._sound_from: tuple[int, int | None] = (0, None)
         self._time_base = Fraction(1, 90_000)
@@ -111,11 +112,10 @@ class IngestStream:
         self._intake = Intake(live=self._live, credits=self._take.credits, totals=totals, closed_chunks=closed)
         take, settings, heard = self._take, self._settings, self._heard
         await heard.start(pushes=isinstance(take.spec.source, PushSource))
-        links = Links(self.stream, lambda: self.epoch, self._bus, self._feed, self._settings.rules)
         comes_once = self._live and not isinstance(take.spec.source, FileSource | PatternSource | NoSource)
         reader = self._reader = Reader(
             self.stream,
-            lambda: open_source(take.spec, take.width, take.height, settings, self._inbox, links, heard),
+            lambda: open_source(take.spec, take.width, take.height, settings, self._inbox, self._links, heard),
             self._feed,
             behind_ns=self._deadline_ns // 2 if self._live else None,
             skip=totals.captured if totals is not None and not comes_once else 0,

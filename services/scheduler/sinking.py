@@ -9,7 +9,7 @@ from services.scheduler.records import Phase, StreamRecord
 from shared.bus.port import Bus, BusError
 from shared.contracts import subjects
 from shared.contracts.events import EventKind
-from shared.contracts.sinks import AddSink, ChangeSinks, RemoveSink, Sink
+from shared.contracts.sinks import AddSink, ChangeSinks, RemoveSink, Sink, named
 
 MAX_SINKS = 16
 
@@ -59,11 +59,6 @@ class Sinking:
 
     async def _refuse(self, command: AddSink | RemoveSink, reason: str) -> None:
         await self._messenger.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)
-
-
-def named(sinks: tuple[Sink, ...]) -> tuple[Sink, ...]:
-    """Sinks without an id get their kind and their place."""
-    return tuple(s if s.id else s.model_copy(update={"id": f"{s.kind}-{n}"}) for n, s in enumerate(sinks, 1))
 
 
 def cannot_add(sink: Sink, sinks: tuple[Sink, ...]) -> str:

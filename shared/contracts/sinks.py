@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -61,6 +62,11 @@ class NatsSink(_Sink):
 
 
 Sink = Annotated[Mp4Sink | NullSink | HlsSink | RtmpSink | WhepSink | NatsSink, Field(discriminator="kind")]
+
+
+def named(sinks: Sequence[Sink]) -> tuple[Sink, ...]:
+    """Sinks with the ids by which everybody calls those that have none: their kind and their place."""
+    return tuple(s if s.id else s.model_copy(update={"id": f"{s.kind}-{n}"}) for n, s in enumerate(sinks, 1))
 
 
 class FramePublished(Wire):

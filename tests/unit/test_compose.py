@@ -71,14 +71,22 @@ def test_the_api_is_published_on_loopback_only_at_the_gateways_port() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
-def test_the_image_installs_the_extra_that_the_service_imports(name: str) -> None:
-    needs = {"ingest": "media", "egress": "media", "worker": "worker", "gateway": "gateway"}
+def test_the_image_installs_the_extras_that_the_service_imports(name: str) -> None:
+    media = {"media", "webrtc"}
+    needs = {"ingest": media, "egress": media, "worker": {"worker"}}
     target = OURS[name]["build"]["target"]
     stage = re.search(rf"FROM base AS {target}\n(.*?)(?=\nFROM|\Z)", DOCKERFILE, re.DOTALL)
     assert stage is not None
     extras = set(re.findall(r"\[([a-z,]+)\]", stage.group(1))[0].split(","))
     assert extras <= set(PROJECT["optional-dependencies"])
-    assert needs.get(name, "gateway") in extras
+    assert needs.get(name, {"gateway"}) <= extras
+
+
+def test_the_gateway_has_the_folder_of_uploads_recordings_and_hls() -> None:
+    media = OURS["gateway"]["environment"]["RHEOCAST_MEDIA_DIR"]
+    for name in ("gateway", "egress"):
+        assert f"./media:{media}" in OURS[name]["volumes"]
+    assert OURS["egress"]["environment"]["RHEOCAST_FILE_ROOTS"] == media
 
 
 def test_mounted_files_exist() -> None:

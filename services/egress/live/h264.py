@@ -15,9 +15,9 @@ import av.error
 import numpy as np
 from av.codec.context import Flags
 from av.video.frame import PictureType
-from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorTrc
 
-from services.egress.codec import h264_options
+from services.egress.codec import YuvConverter, h264_options
 from services.egress.sinks.port import OutFrame
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class SharedEncoder:
         self._mother: Any = None
         self._context: Any = None
         self._time_base = Fraction(1, 90_000)
-        self._reformatter = VideoReformatter()
+        self._yuv = YuvConverter()
         self._durations: deque[tuple[int, int, int]] = deque(maxlen=64)
         self.stream: Any = None  # a template for muxers
 
@@ -79,10 +79,7 @@ class SharedEncoder:
         """One frame; ``key``: as a keyframe. Raises av.error.FFmpegError."""
         if self._context is None:
             self._context = self._open_any(frame.time_base)
-        rgb = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        picture: Any = self._reformatter.reformat(
-            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range="MPEG", threads=1
-        )
+        picture = self._yuv.convert(frame.pixels)
         picture.pts, picture.time_base = int(frame.pts * frame.time_base / self._time_base), self._time_base
         picture.pict_type = PictureType.I if key else PictureType.NONE
         self._durations.append((picture.pts, int(frame.duration * frame.time_base / self._time_base), frame.chunk))

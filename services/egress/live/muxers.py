@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +49,7 @@ class Muxer(Protocol):
     def close(self) -> str: ...
 
 
-class PacketMuxer:
+class PacketMuxer(ABC):
     """What all three have in common. Timestamps begin at 0 with the first frame; sound before it is left out."""
 
     again = False
@@ -62,9 +63,9 @@ class PacketMuxer:
         self._zero: Fraction | None = None  # seconds
         self._last_dts: dict[int, int] = {}
 
+    @abstractmethod
     def place(self) -> tuple[str, dict[str, str]]:
         """Where to write, and the muxer's options. Raises SinkError, OSError."""
-        raise NotImplementedError
 
     def open(self, encoder: SharedEncoder, header: bytes) -> None:
         """Open the container. ``header`` describes the sound, b"" for none. Raises SinkError."""

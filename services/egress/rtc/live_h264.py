@@ -7,8 +7,8 @@ from typing import Any
 
 import av
 from av.video.frame import PictureType
-from av.video.reformatter import Colorspace, VideoReformatter
 
+from services.egress.codec import YuvConverter
 from services.egress.rtc.fanout import Encoded
 from services.egress.sinks.port import OutFrame
 
@@ -42,14 +42,11 @@ class LiveH264:
             "x264-params": "repeat-headers=1:annexb=1:threads=1:sliced-threads=0:scenecut=0",
         }
         self._codec = codec
-        self._reformatter = VideoReformatter()
+        self._yuv = YuvConverter()
 
     def encode(self, frame: OutFrame, pts: int, key: bool) -> list[Encoded]:
         """The packets of one frame, one as a rule; ``pts`` in 90 kHz ticks, ascending."""
-        rgb = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        picture: Any = self._reformatter.reformat(
-            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range="MPEG", threads=1
-        )
+        picture = self._yuv.convert(frame.pixels)
         picture.pts, picture.time_base = pts, Fraction(1, VIDEO_RATE)
         picture.pict_type = PictureType.I if key else PictureType.NONE
         return [Encoded(bytes(packet), packet.pts, packet.is_keyframe) for packet in self._codec.encode(picture)]

@@ -12,6 +12,7 @@ from services.egress.sinks.null import NullSink
 from services.egress.sinks.port import Sink, SinkError
 from shared.contracts import commands
 from shared.contracts.commands import StreamSpec
+from shared.contracts.sinks import named
 from shared.media.errors import MediaError
 from shared.media.paths import inside
 from shared.media.salvage import earlier_pieces, part_path
@@ -53,11 +54,6 @@ def open_sinks(
         elif isinstance(sink, commands.NullSink):
             opened[sink.id] = NullSink()
     return opened
-
-
-def named(sinks: Sequence[commands.Sink]) -> list[commands.Sink]:
-    """Sinks without an id get their kind and their place."""
-    return [s if s.id else s.model_copy(update={"id": f"{s.kind}-{n}"}) for n, s in enumerate(sinks, 1)]
 
 
 def rate_of(spec: StreamSpec) -> Fraction:

@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from services.ingest.rtc.inbox import Inbox
-from shared.bus.port import Bus, BusError
-from shared.contracts import subjects
-from shared.contracts.events import EventKind, StreamEvent
+from shared.bus.port import Bus
+from shared.contracts.events import EventKind
 from shared.contracts.signalling import RtcOffer, RtcRefusal
 from shared.rtc.desk import RtcDesk
 from shared.rtc.places import RtcSettings
@@ -34,9 +33,15 @@ class WhipDesk:
     """
 
     def __init__(
-        self, stream: str, epoch: Callable[[], int], reconnect_s: float, settings: RtcSettings, bus: Bus, inbox: Inbox
+        self,
+        stream: str,
+        tell: Callable[[EventKind, str], None],
+        reconnect_s: float,
+        settings: RtcSettings,
+        bus: Bus,
+        inbox: Inbox,
     ) -> None:
-        self._stream, self._epoch, self._reconnect_s, self._bus, self._inbox = stream, epoch, reconnect_s, bus, inbox
+        self._stream, self._tell, self._reconnect_s, self._bus, self._inbox = stream, tell, reconnect_s, bus, inbox
         self._desk = RtcDesk(
             stream,
             "whip",
@@ -127,7 +132,7 @@ class WhipDesk:
             self._publisher, self._tap = "", None
             if self._began and not self._lost:
                 self._lost = True
-                self._spawn(self._tell(EventKind.SOURCE_LOST, "the publisher has left"))
+                self._tell(EventKind.SOURCE_LOST, "the publisher has left")
 
     def _on_frame(self, session: str) -> None:
         if session != self._publisher:
@@ -135,7 +140,7 @@ class WhipDesk:
         self._seen_s = time.monotonic()
         if self._lost or not self._began:
             came_back, self._lost, self._began = self._began, False, True
-            self._spawn(self._tell(EventKind.SOURCE_BACK, "the picture goes on" if came_back else "the picture comes"))
+            self._tell(EventKind.SOURCE_BACK, "the picture goes on" if came_back else "the picture comes")
 
     def _ask_key(self) -> None:
         if self._tap is not None:
@@ -144,13 +149,13 @@ class WhipDesk:
     # --- watching ----------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        await self._tell(EventKind.LISTENING, f"/v1/streams/{self._stream}/whip")
+        self._tell(EventKind.LISTENING, f"/v1/streams/{self._stream}/whip")
         while True:
             await asyncio.sleep(WATCH_S)
             silent_s = time.monotonic() - self._seen_s
             if self._began and not self._lost and silent_s > LOST_S:
                 self._lost = True
-                await self._tell(EventKind.SOURCE_LOST, f"no picture for {silent_s:.1f} s")
+                self._tell(EventKind.SOURCE_LOST, f"no picture for {silent_s:.1f} s")
             if self._lost and self._tap is not None:
                 # The path may be whole again with nothing but references to what was lost.
                 self._tap.ask_key()
@@ -158,15 +163,6 @@ class WhipDesk:
                 who = "the publisher did not come back" if self._began else "nobody published"
                 self._inbox.end(f"{who} within {silent_s:.0f} s")
                 return
-
-    async def _tell(self, kind: EventKind, reason: str) -> None:
-        event = StreamEvent(
-            stream=self._stream, event=kind, service="ingest", at_ns=time.time_ns(), reason=reason, epoch=self._epoch()
-        )
-        try:
-            await self._bus.publish(subjects.stream(self._stream, "event"), event)
-        except (BusError, OSError) as error:  # the picture goes on all the same
-            log.warning("stream %s: %s was not told: %s", self._stream, kind.value, error)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
