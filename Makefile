@@ -25,8 +25,8 @@ demo: install
 up: install
 	$(BIN)/rheocast up
 
-# What the tests drive from outside: Chromium, FFmpeg, Prometheus' promtool. Only what is missing, where root and apt are at hand.
-TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus
+# What the tests drive from outside: Chromium, FFmpeg, promtool, docker-compose (it reads compose files without Docker). Only what is missing, where root and apt are at hand.
+TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus docker-compose:docker-compose
 tools:
 	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
