@@ -104,9 +104,7 @@ class System:
         }
         self._supervisor = Supervisor(processes(self.topology), env, self.run_dir / "logs", self._on_death)
         try:
-            settings = ServiceSettings(
-                nats_url=self.nats_url, redis_url=self.redis_url, instance=f"cli-{self.run_id}"
-            )
+            settings = ServiceSettings(nats_url=self.nats_url, redis_url=self.redis_url, instance=f"cli-{self.run_id}")
             self._bus = await connect_bus(settings)
             await (await connect_store(settings)).close()
         except BusUnavailableError as error:

@@ -52,9 +52,7 @@ def permissions_of(user: str) -> Permissions:
         return Permissions(tuple(dict.fromkeys(publish)), ("rheo.>", f"{inbox_of(user)}.>"))
     plain = [channel.subject for channel in reads if channel.delivery is not Delivery.JETSTREAM]
     answers = any(channel.delivery is Delivery.REQUEST for channel in reads)
-    return Permissions(
-        tuple(dict.fromkeys(publish)), tuple(dict.fromkeys([*plain, f"{inbox_of(user)}.>"])), answers
-    )
+    return Permissions(tuple(dict.fromkeys(publish)), tuple(dict.fromkeys([*plain, f"{inbox_of(user)}.>"])), answers)
 
 
 def _filter(user: str, channel: Channel) -> str:
@@ -85,7 +83,12 @@ def password_variable(user: str) -> str:
 
 def users_conf() -> str:
     """The text of ``deploy/nats/users.conf``."""
-    return HEAD + "include \"secrets/passwords.conf\"\nauthorization {\n  users: [\n" + "".join(_user(user) for user in USERS) + "  ]\n}\n"
+    return (
+        HEAD
+        + 'include "secrets/passwords.conf"\nauthorization {\n  users: [\n'
+        + "".join(_user(user) for user in USERS)
+        + "  ]\n}\n"
+    )
 
 
 def _user(user: str) -> str:

@@ -37,7 +37,9 @@ def _password(path: Path) -> str:
         _write(path, secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
     password = read_secret(path)
     if not set(password) <= _SAFE:
-        raise ValueError(f"the password in {path} has characters that configuration files give a meaning: use A-Z a-z 0-9 - _")
+        raise ValueError(
+            f"the password in {path} has characters that configuration files give a meaning: use A-Z a-z 0-9 - _"
+        )
     return password
 
 
@@ -52,6 +54,3 @@ def _write(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(fresh, path)
-
-
-

@@ -41,7 +41,10 @@ RIGHTS: Mapping[str, Rights] = {
     "gateway": Rights(
         (
             *("stream:*", "index", "ledger:*", "lease:timeline:*", "term:timeline:*"),
-            *(f"note:{place}" for place in ("share-key", "share:*", "idempotency:*", "recording:*", "sinks:*", "timeline:*")),
+            *(
+                f"note:{place}"
+                for place in ("share-key", "share:*", "idempotency:*", "recording:*", "sinks:*", "timeline:*")
+            ),
         ),
         (*_READ, *_INDEX, *_LEASE, *_NOTES, "time"),
     ),

@@ -52,7 +52,7 @@ def test_the_file_that_ships_is_what_the_catalog_says() -> None:
     )
 
 
-@pytest.mark.parametrize("user", (*SERVICES, PLATFORM))
+@pytest.mark.parametrize("user", [*SERVICES, PLATFORM])
 async def test_it_publishes_on_its_own_subjects_and_on_no_others(servers: Operated, user: str) -> None:
     errors: list[str] = []
     connection = await plain(servers, user, errors)
@@ -64,7 +64,9 @@ async def test_it_publishes_on_its_own_subjects_and_on_no_others(servers: Operat
     await asyncio.sleep(0.1)
     await connection.close()
     refused = {
-        channel.subject for channel in CHANNELS if any(f'publish to "{example(channel)}"' in text.lower() for text in errors)
+        channel.subject
+        for channel in CHANNELS
+        if any(f'publish to "{example(channel)}"' in text.lower() for text in errors)
     }
     assert refused == {channel.subject for channel in CHANNELS if not takes_part(user, channel.senders)}
     assert any("rheo.nothing.of.the.kind" in text for text in errors)
@@ -140,7 +142,9 @@ async def test_nobody_changes_or_empties_what_is_kept(servers: Operated) -> None
 
 
 async def test_who_has_no_password_or_a_wrong_one_is_told_what_to_set(servers: Operated) -> None:
-    tries = (NatsBus.connect(servers.nats_url, credentials=who) for who in (Credentials(), Credentials("worker", "wrong")))
+    tries = (
+        NatsBus.connect(servers.nats_url, credentials=who) for who in (Credentials(), Credentials("worker", "wrong"))
+    )
     for outcome in await asyncio.gather(*tries, return_exceptions=True):
         assert isinstance(outcome, BusUnavailableError)
         assert "RHEOCAST_NATS_PASSWORD_FILE" in str(outcome)

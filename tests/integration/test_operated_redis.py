@@ -75,7 +75,11 @@ NEEDS: dict[str, list[Method]] = {
         lambda store, stream: note(store, f"timeline:{stream}"),
         lambda store, stream: lease(store, f"timeline:{stream}"),
     ],
-    "ingest": [lambda store, stream: store.get(stream), lambda store, stream: store.ledger(stream), put(Owner.INGEST, "source")],
+    "ingest": [
+        lambda store, stream: store.get(stream),
+        lambda store, stream: store.ledger(stream),
+        put(Owner.INGEST, "source"),
+    ],
     "motion": [lambda store, stream: store.get(stream), put(Owner.MOTION, "controller")],
     "egress": [
         lambda store, stream: store.get(stream),
@@ -90,8 +94,16 @@ NEEDS: dict[str, list[Method]] = {
     ],
 }
 FORBIDDEN: dict[str, list[Method]] = {
-    "worker": [lambda store, stream: store.get(stream), lambda store, stream: lease(store, "scheduler"), lambda store, stream: store.streams()],
-    "motion": [lambda store, stream: store.ledger(stream), lambda store, stream: store.get_embedding("abc"), lambda store, stream: store.streams()],
+    "worker": [
+        lambda store, stream: store.get(stream),
+        lambda store, stream: lease(store, "scheduler"),
+        lambda store, stream: store.streams(),
+    ],
+    "motion": [
+        lambda store, stream: store.ledger(stream),
+        lambda store, stream: store.get_embedding("abc"),
+        lambda store, stream: store.streams(),
+    ],
     "ingest": [lambda store, stream: store.get_note("share-key"), lambda store, stream: lease(store, "scheduler")],
     "egress": [lambda store, stream: lease(store, "scheduler"), lambda store, stream: store.put_costs("gpu", {})],
     "gateway": [lambda store, stream: lease(store, "scheduler"), lambda store, stream: store.put_costs("gpu", {})],
@@ -130,7 +142,14 @@ async def test_it_does_what_it_needs_and_nothing_of_others(servers: Operated, us
 async def test_nobody_may_empty_copy_or_reconfigure_it(servers: Operated, user: str) -> None:
     who = servers.store(user)
     client = Redis.from_url(servers.redis_url, username=who.user, password=who.password)
-    for command in (["FLUSHALL"], ["CONFIG", "SET", "dir", "/"], ["KEYS", "*"], ["SAVE"], ["ACL", "LIST"], ["DEBUG", "SLEEP", "0"]):
+    for command in (
+        ["FLUSHALL"],
+        ["CONFIG", "SET", "dir", "/"],
+        ["KEYS", "*"],
+        ["SAVE"],
+        ["ACL", "LIST"],
+        ["DEBUG", "SLEEP", "0"],
+    ):
         with pytest.raises(NoPermissionError):
             await client.execute_command(*command)
     await client.aclose()
