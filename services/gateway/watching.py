@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, Field
-
 from services.gateway.errors import BusyError, UnknownPartError
 from shared.bus.port import Bus, Received
 from shared.contracts import subjects
-from shared.contracts.events import ChunkClosed, ChunkEnd, EventKind, LedgerTotals, StreamEvent
+from shared.contracts.events import ChunkClosed, ChunkEnd, EventKind, StreamEvent
+from shared.contracts.views import LiveStats, ReceiptView
 
 MAX_STREAMS = 1024
 MAX_EVENTS = 256
@@ -31,35 +30,6 @@ class Told:
 
     id: str
     event: StreamEvent
-
-
-class LiveStats(BaseModel):
-    """How a stream runs now, over the last seconds. ``on_time`` is the share of shown frames that were in time.
-
-    ``chunk`` is the newest chunk below which all are closed; ``latency_ms`` from a frame's capture to when it was shown.
-    """
-
-    fps: float = 0.0
-    latency_ms: float = 0.0
-    latency_p95_ms: float = 0.0
-    on_time: float = 1.0
-    chunk: int = -1
-    at_ns: int = 0
-    ledger: LedgerTotals = Field(default_factory=LedgerTotals)
-
-
-class ReceiptView(BaseModel):
-    """What became of a command: ``accepted`` or ``refused`` first; ``applied`` names the chunk and pts it holds from."""
-
-    stream: str
-    command: str
-    state: str = Field(description="accepted, applied, refused or warning: the newest of them")
-    version: int = 0
-    chunk: int = Field(default=-1, description="From this chunk on it is in force; -1: not yet.")
-    pts: int = -1
-    until_chunk: int = Field(default=-1, description="The first chunk of a blend that has nothing of the old prompt.")
-    reason: str = ""
-    events: list[StreamEvent] = Field(default_factory=list[StreamEvent])
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.app import Parts, build_api
 from services.gateway.settings import Settings
-from services.gateway.watching import FOLLOWER_EVENTS, MAX_EVENTS, LiveStats, Told, Watch, since
+from services.gateway.watching import FOLLOWER_EVENTS, MAX_EVENTS, Told, Watch, since
 from shared.bus.memory import MemoryBroker, MemoryBus
 from shared.contracts import subjects
 from shared.contracts.commands import StartStream, StreamSpec
@@ -26,6 +26,7 @@ from shared.contracts.events import (
     StreamEvent,
 )
 from shared.contracts.refs import TensorPlace, TensorRef
+from shared.contracts.views import LiveStats
 from shared.session.memory import MemoryStore
 from shared.session.state import StreamState
 

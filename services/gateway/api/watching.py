@@ -11,24 +11,15 @@ from pydantic import BaseModel, Field
 
 from services.gateway.access import Seen, StreamId, Who
 from services.gateway.chunks import ChunkList, Chunks
-from services.gateway.core import StreamView
 from services.gateway.errors import InvalidError, UnknownPartError
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares, ShareView
 from services.gateway.traces import TraceList
-from services.gateway.watching import ENDS, LiveStats, ReceiptView, Watch, since
-from shared.contracts.events import LedgerTotals, StreamStats
+from services.gateway.watching import ENDS, Watch, since
+from shared.contracts.events import LedgerTotals
+from shared.contracts.views import LiveStats, ReceiptView, StatsView, StreamView
 from shared.session.state import TERMINAL_STATES, StreamState
-
-
-class StatsView(BaseModel):
-    """``live``: over the last seconds. ``total``: over the stream's life, once it has ended."""
-
-    stream: str
-    state: str
-    live: LiveStats
-    total: StreamStats | None = None
 
 
 class LedgerView(BaseModel):
