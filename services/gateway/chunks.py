@@ -99,9 +99,9 @@ class Chunks:
 
     def on_ends(self, stream: str, ends: tuple[ChunkEnd, ...]) -> None:
         """These chunks have their verdicts."""
-        heard = self._heard.get(stream)
-        for end in ends if heard is not None else ():
-            heard.way(end.chunk).end = end
+        if (heard := self._heard.get(stream)) is not None:
+            for end in ends:
+                heard.way(end.chunk).end = end
 
     def on_progress(self, stream: str, through: int) -> None:
         """Every chunk below ``through`` is closed."""
