@@ -33,8 +33,10 @@ tools:
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; } || \
 	echo "not installed:$$missing; tests that need them are skipped"
 
+# What computes alone runs in two processes of one thread each; what runs a system has the machine to itself.
 test: install tools
-	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/property tests/parity tests/integration
+	$(BIN)/python -m pytest tests/e2e tests/browser
 
 check: install
 	$(BIN)/ruff check .
