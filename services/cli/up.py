@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
@@ -68,6 +69,8 @@ async def up(
             if not stopping.is_set():
                 await ready
                 click.echo(f"Rheocast is up: http://{host}:{port}/   (files: {media}; Ctrl-C stops it)")
+                nats = urlsplit(system.nats_url)
+                click.echo(f"For programs that push and take frames: {nats.scheme}://{nats.netloc.rpartition('@')[2]}")
             ready.cancel()
             while not stopping.is_set():
                 refuse_if_given_up(system.supervisor)

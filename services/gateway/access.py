@@ -10,11 +10,11 @@ from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
 
 from services.gateway.auth import Caller
-from services.gateway.core import StreamView
 from services.gateway.errors import ForbiddenError, UnknownStreamError
 from services.gateway.handlers import Desk
 from shared.access import Role
 from shared.contracts.tiers import DEFAULT_TENANT, TENANT_PATTERN
+from shared.contracts.views import StreamView
 
 TENANT_HEADER = "X-Rheocast-Tenant"
 STREAM_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"

@@ -35,7 +35,7 @@ from services.gateway.files import Folder, Uploads
 from services.gateway.guard import Guard
 from services.gateway.handlers import Desk
 from services.gateway.idempotency import Idempotency
-from services.gateway.problems import Problem, install
+from services.gateway.problems import install
 from services.gateway.recording import Recording
 from services.gateway.rtc import RtcDesk
 from services.gateway.settings import Settings
@@ -47,6 +47,7 @@ from services.gateway.watching import Watch
 from shared.access import TokensFileError
 from shared.bus.port import Bus
 from shared.contracts.sources import MAX_PUSHED_BYTES
+from shared.contracts.views import Problem
 from shared.lifecycle import Context, UnusableError, run_service
 from shared.session.port import SessionStore
 from shared.telemetry import names
@@ -77,6 +78,7 @@ class Parts:
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         self.denied: dict[str, int] = {}
         self.watch.on_progress.append(self.chunks.on_progress)
+        self.watch.on_ends.append(self.chunks.on_ends)
         self.watch.on_end.append(self.viewing.ended)
 
     async def start(self) -> None:

@@ -16,6 +16,7 @@ from shared.contracts.refs import Wire
 from shared.contracts.sinks import RtmpSink, Sink
 from shared.contracts.sources import UrlSource
 from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Tier
+from shared.contracts.views import StreamView
 from shared.media.addresses import AddressError, AddressRules, check_url
 
 Shown = TypeVar("Shown", bound=Wire)
@@ -38,48 +39,6 @@ class StreamCreate(StreamSpec):
     """Body of ``POST /v1/streams``: a stream's spec and, optionally, its id. Paths are relative to the media folder."""
 
     id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
-
-
-class StreamView(Wire):
-    """One stream as the API shows it, with what it runs with now. ``prompt_version`` counts its prompts, the first is 1.
-
-    ``promise`` is what it was let in with, ``tier`` what it has now: less than that while the state is degraded. ``stats``
-    come when it has ended.
-    """
-
-    id: str
-    state: str
-    prompt: str
-    prompt_version: int
-    prompts: tuple[PromptPart, ...] = ()  # what the prompt is mixed of
-    model: str
-    mode: str
-    source_kind: str = ""
-    fps: float | None = None
-    width: int | None
-    height: int | None
-    steps: int
-    seed: int
-    noise: float | None = None
-    frames_per_block: int = 1
-    paused: bool = False
-    ledger: LedgerTotals
-    reason: str = ""  # why it failed
-    tenant: str = DEFAULT_TENANT
-    quality: Quality = Quality.BALANCED
-    promise: Promise | None = None
-    tier: Tier | None = None
-    tier_reason: str = ""  # why it runs with less than it was promised
-    stats: StreamStats | None = None
-
-
-class TotalLedger(Wire):
-    """All streams together: ``closed`` of the ledger's frames have their verdict, ``open`` are under way."""
-
-    streams: int
-    closed: int
-    open: int
-    ledger: LedgerTotals
 
 
 def sum_of(one: LedgerTotals, other: LedgerTotals) -> LedgerTotals:

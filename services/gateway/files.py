@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from services.gateway.core import inside
 from services.gateway.errors import BusyError, InvalidError, TooLargeError, UnknownPartError
+from shared.contracts.views import FileView
 
 MAX_FILES = 1000  # listed of a tenant
 MAX_AT_ONCE = 4
@@ -35,15 +36,6 @@ _EXTENSIONS = {
     "webp": ("webp",),
 }
 """What a file may be, and the endings it may have; the first when its name has another."""
-
-
-class FileView(BaseModel):
-    """A file of the tenant. ``path`` is what a file source names: it is relative to the media folder."""
-
-    name: str = Field(examples=["walk-3f9a.mp4"])
-    path: str = Field(examples=["uploads/default/walk-3f9a.mp4"])
-    bytes: int
-    modified_ns: int
 
 
 class FileList(BaseModel):

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection
 
-from services.gateway.core import StreamView, TotalLedger, sum_of, view_of
+from services.gateway.core import sum_of, view_of
 from services.gateway.errors import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
 from services.gateway.settings import Settings
 from shared.bus.port import Bus, BusError, Received
@@ -18,6 +18,7 @@ from shared.contracts.operating import CutPipeline, DrainWorker, FleetAsked, Fle
 from shared.contracts.sinks import AddSink, RemoveSink, Sink
 from shared.contracts.sources import PushedFrame
 from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
+from shared.contracts.views import StreamView, TotalLedger
 from shared.rates import Rates
 from shared.session.port import SessionStore
 from shared.session.state import StreamState

@@ -12,38 +12,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from shared.bus.port import BusError
-from shared.contracts.tiers import Refusal, Tier
+from shared.contracts.views import Problem
 from shared.session.port import StoreError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
-
-
-class Problem(BaseModel):
-    """The body of every error. A refused start may name in ``tier`` what would be accepted now."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "type": "about:blank",
-                "title": "No such stream",
-                "status": 404,
-                "detail": "there is no stream s-3f9a0c1d2e4b",
-            }
-        }
-    )
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    refusal: Refusal | None = None
-    retry_after_s: float | None = None
-    tier: Tier | None = None
 
 
 class GatewayError(Exception):

@@ -6,26 +6,15 @@ import re
 import secrets
 import time
 
-from pydantic import BaseModel
-
-from services.gateway.core import RECORDINGS, StreamView, inside
+from services.gateway.core import RECORDINGS, inside
 from services.gateway.errors import ConflictError, UnknownPartError
 from services.gateway.settings import Settings
 from services.gateway.sink_book import SinkBook
 from shared.contracts.sinks import Mp4Sink
+from shared.contracts.views import RecordingView, StreamView
 from shared.session.port import SessionStore
 
 KEPT_S = 30 * 86_400.0
-
-
-class RecordingView(BaseModel):
-    """A recording that began or ended with ``command``; see its receipt. ``name`` is for ``/v1/recordings/{name}``."""
-
-    stream: str
-    sink: str
-    name: str
-    command: str
-    began_ns: int
 
 
 class Recording:

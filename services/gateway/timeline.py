@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from services.gateway.core import StreamView
 from services.gateway.errors import ConflictError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
 from services.gateway.handlers import Desk
 from services.gateway.watching import Watch
 from shared.bus.port import BusError
 from shared.contracts.commands import MAX_PROMPT_CHARS, MAX_PROMPT_PARTS, PromptPart, StreamPatch
+from shared.contracts.views import StreamView
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import TERMINAL_STATES
 

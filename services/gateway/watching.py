@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, Field
-
 from services.gateway.errors import BusyError, UnknownPartError
 from shared.bus.port import Bus, Received
 from shared.contracts import subjects
-from shared.contracts.events import ChunkClosed, EventKind, LedgerTotals, StreamEvent
+from shared.contracts.events import ChunkClosed, ChunkEnd, EventKind, StreamEvent
+from shared.contracts.views import LiveStats, ReceiptView
 
 MAX_STREAMS = 1024
 MAX_EVENTS = 256
@@ -31,35 +30,6 @@ class Told:
 
     id: str
     event: StreamEvent
-
-
-class LiveStats(BaseModel):
-    """How a stream runs now, over the last seconds. ``on_time`` is the share of shown frames that were in time.
-
-    ``chunk`` is the newest chunk below which all are closed; ``latency_ms`` from a frame's capture to when it was shown.
-    """
-
-    fps: float = 0.0
-    latency_ms: float = 0.0
-    latency_p95_ms: float = 0.0
-    on_time: float = 1.0
-    chunk: int = -1
-    at_ns: int = 0
-    ledger: LedgerTotals = Field(default_factory=LedgerTotals)
-
-
-class ReceiptView(BaseModel):
-    """What became of a command: ``accepted`` or ``refused`` first; ``applied`` names the chunk and pts it holds from."""
-
-    stream: str
-    command: str
-    state: str = Field(description="accepted, applied, refused or warning: the newest of them")
-    version: int = 0
-    chunk: int = Field(default=-1, description="From this chunk on it is in force; -1: not yet.")
-    pts: int = -1
-    until_chunk: int = Field(default=-1, description="The first chunk of a blend that has nothing of the old prompt.")
-    reason: str = ""
-    events: list[StreamEvent] = Field(default_factory=list[StreamEvent])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +65,7 @@ class Watch:
         self._streams: OrderedDict[str, _Stream] = OrderedDict()
         self._following = 0
         self.on_progress: list[Callable[[str, int], None]] = []
+        self.on_ends: list[Callable[[str, tuple[ChunkEnd, ...]], None]] = []
         self.on_end: list[Callable[[str], None]] = []
         self.counters: dict[str, int] = {"followers_dropped": 0, "streams_forgotten": 0}
 
@@ -144,6 +115,9 @@ class Watch:
             return
         fresh = held.newest is None or closed.closed_chunks != held.newest.closed_chunks
         held.newest, held.newest_ns = closed, received.received_ns
+        if closed.ends:
+            for tell in self.on_ends:
+                tell(closed.stream, closed.ends)
         if fresh:
             totals = closed.totals
             held.samples.append(_Sample(time.monotonic(), totals.on_time, totals.late, closed.latency_ms))

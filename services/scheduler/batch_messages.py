@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.scheduler.stream_queue import Work
-from shared.contracts.events import BatchEntry, StageBatch, StageTiming
+from services.scheduler.works import Work
+from shared.contracts.events import BatchEntry, StageBatch
 from shared.contracts.unchecked import unchecked
 
 
@@ -27,13 +27,9 @@ def stage_batch(
             "activations": None,
             "scheduled_ns": now_ns,
             "compute_ms": (),
+            "timings": (),
         },
     )
-
-
-def timing(hop: str, queue_ms: float, compute_ms: float) -> StageTiming:
-    """How long a hop took."""
-    return unchecked(StageTiming, {"hop": hop, "queue_ms": queue_ms, "compute_ms": compute_ms})
 
 
 def _entry(work: Work) -> BatchEntry:
@@ -41,4 +37,13 @@ def _entry(work: Work) -> BatchEntry:
         raise ValueError("a work without an item cannot be sent")
     # Without a source there are no latents: what a chunk carries is an empty tensor.
     inputs = tuple([ref for ref in work.inputs if 0 not in ref.shape])
-    return unchecked(BatchEntry, {"item": work.item, "stamps": work.stamps, "inputs": inputs, "timings": work.timings})
+    return unchecked(
+        BatchEntry,
+        {
+            "item": work.item,
+            "stamps": work.stamps,
+            "inputs": inputs,
+            "timings": work.timings,
+            "arrived": work.arrived,
+        },
+    )

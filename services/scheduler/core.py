@@ -9,21 +9,23 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, repeat
 from operator import attrgetter
 
-from services.scheduler.batch_messages import stage_batch, timing
+from services.scheduler.batch_messages import stage_batch
 from services.scheduler.batching import NEVER_NS, LosslessShare, Ready, choose
 from services.scheduler.cost_model import CostModel
 from services.scheduler.forecast import NS_PER_MS, Forecast
 from services.scheduler.policies import SLACK, Growth, Policy
 from services.scheduler.stream_queue import Applied, Offer, StreamQueue, Work
+from services.scheduler.waits import passed, waited
+from services.scheduler.works import Timings
 from shared.contracts.events import (
     BatchDone,
     ChunkDropped,
     ChunkStamp,
     MotionEstimated,
     StageBatch,
-    StageTiming,
 )
 from shared.contracts.refs import TensorRef
 
@@ -136,7 +138,7 @@ class PipelineCore:
                 units = chunk.latent_frames * queue.tokens
                 self.cost.observe("encode", units, told.compute_ms)
         if offer in (Offer.OVERTAKEN, Offer.FULL):
-            self._drop(decisions, (chunk.stamp,), offer.value)
+            self._drop(decisions, (chunk.stamp,), offer.value, (chunk.timings,))
             decisions.released.append(chunk.latents)
         return offer, decisions
 
@@ -186,7 +188,7 @@ class PipelineCore:
             for result in done.results
             if result.output is not None
         }
-        stage_ms: StageTiming | None = None
+        took: Timings | None = None
         for work in flight.works:
             item = work.item
             if item is None:
@@ -200,8 +202,8 @@ class PipelineCore:
             queue.plan.done(item)
             queue.touch()
             if output is not None:
-                stage_ms = stage_ms or timing("stage", 0.0, sum(done.stage_ms))
-                queue.later[item.block] = work.at(item, (*work.timings, stage_ms), (output,), now_ns)
+                took = took or passed(done)
+                queue.later[item.block] = work.at(item, (*work.timings, *took), (output,), now_ns)
         return decisions
 
     def cut_over(self, factors: Mapping[int, float]) -> None:
@@ -354,23 +356,22 @@ class PipelineCore:
     def _forget(self, queue: StreamQueue, decisions: Decisions) -> None:
         work = self._ready[queue.stream][-1].work
         queue.forget(work)
-        self._drop(decisions, work.stamps, "stale")
+        self._drop(decisions, work.stamps, "stale", work.arrived or (work.timings,))
         decisions.released.extend(work.inputs)
 
     def _send(self, members: list[Ready], now_ns: int, decisions: Decisions) -> StageBatch:
         works: list[Work] = []
         for member in members:
             work, queue = member.work, self.streams[member.work.stream]
-            waited = timing("scheduler", (now_ns - work.ready_ns) / NS_PER_MS, 0.0)
-            timings = (*work.timings, waited)
+            timings, arrived = waited(work, queue.arrived_ns, now_ns, self.pipeline)
             if work.item is None:
-                bound, applied = queue.enter(work, timings)
+                bound, applied = queue.enter(work, timings, arrived)
                 decisions.applied.extend(applied)
                 works.append(bound)
             else:
                 item = queue.plan.next(work.item)
                 del queue.later[item.block]
-                works.append(work.at(item, timings, work.inputs, work.ready_ns))
+                works.append(work.at(item, timings, work.inputs, work.ready_ns, arrived))
             queue.touch()
         first, units = self.streams[works[0].stream], members[0].units
         batch = stage_batch(
@@ -382,5 +383,10 @@ class PipelineCore:
         self.next_seq += 1
         return batch
 
-    def _drop(self, decisions: Decisions, stamps: Iterable[ChunkStamp], reason: str) -> None:
-        decisions.drops.extend(ChunkDropped(stamp=stamp, service="scheduler", reason=reason) for stamp in stamps)
+    def _drop(
+        self, decisions: Decisions, stamps: Iterable[ChunkStamp], reason: str, ways: Iterable[Timings] = ()
+    ) -> None:
+        decisions.drops.extend(
+            ChunkDropped(stamp=stamp, service="scheduler", reason=reason, timings=way)
+            for stamp, way in zip(stamps, chain(ways, repeat(())), strict=False)
+        )

@@ -11,8 +11,9 @@ from enum import StrEnum
 from itertools import islice
 
 from services.scheduler.works import Applied as Applied
+from services.scheduler.works import Each, Timings
 from services.scheduler.works import Work as Work
-from shared.contracts.events import MotionEstimated, StageTiming
+from shared.contracts.events import MotionEstimated
 from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
 from shared.engine.plan.noise_controller import step_timesteps
@@ -221,7 +222,8 @@ class StreamQueue:
             ready_ns=self.arrived_ns[stamps[-1].chunk],
             noise_scale=max(chunk.noise_scale for chunk in chunks),
             first_timestep=max(chunk.first_timestep for chunk in chunks),
-            timings=chunks[-1].timings,
+            timings=() if len(chunks) > 1 else chunks[-1].timings,
+            arrived=tuple([chunk.timings for chunk in chunks]) if len(chunks) > 1 else (),
         )
 
     def _alone(self, chunk: MotionEstimated) -> Work:
@@ -271,10 +273,10 @@ class StreamQueue:
                 oldest.setdefault(work.item.step + 1, work)
         return list(oldest.values())
 
-    def enter(self, work: Work, timings: tuple[StageTiming, ...] = ()) -> tuple[Work, list[Applied]]:
+    def enter(self, work: Work, timings: Timings = (), arrived: Each = None) -> tuple[Work, list[Applied]]:
         """Let the candidate enter step 0: its item is bound now, and pending changes are reported as applied.
 
-        ``timings``: what it carries from now on, if that is more than it did.
+        ``timings`` and ``arrived``: what it carries from now on, if that is more than it did.
         """
         for stamp in work.stamps:
             self.waiting.popleft()
@@ -304,7 +306,7 @@ class StreamQueue:
             self.recache = False
         if self.dropped_in_row or self.hurried:
             self.dropped_in_row, self.hurried = 0, False
-        return work.at(item, timings or work.timings, work.inputs, work.ready_ns), self._applied(work)
+        return work.at(item, timings or work.timings, work.inputs, work.ready_ns, arrived), self._applied(work)
 
     def _recaches(self, last_chunk: int) -> bool:
         """Whether a block that ends with this chunk takes its window along: once, when no old prompt is left in it."""

@@ -8,6 +8,9 @@ from shared.contracts.events import ChunkStamp, StageTiming
 from shared.contracts.refs import TensorRef
 from shared.engine.plan.items import Item
 
+Timings = tuple[StageTiming, ...]
+Each = tuple[Timings, ...] | None
+
 
 @dataclass(slots=True)
 class Work:
@@ -25,7 +28,8 @@ class Work:
     item: Item | None = None
     context: int = 0  # latent frames of the window that run along (a re-cache)
     noise_version: int = 0
-    timings: tuple[StageTiming, ...] = ()
+    timings: Timings = ()
+    arrived: tuple[Timings, ...] = ()  # as in BatchEntry
 
     @property
     def live(self) -> bool:
@@ -37,7 +41,9 @@ class Work:
         """Latent frames of its forwards."""
         return self.context + self.frames
 
-    def at(self, item: Item, timings: tuple[StageTiming, ...], inputs: tuple[TensorRef, ...], ready_ns: int) -> Work:
+    def at(
+        self, item: Item, timings: Timings, inputs: tuple[TensorRef, ...], ready_ns: int, arrived: Each = None
+    ) -> Work:
         """The same block with another item, or ready again for its next step (three times as fast as ``replace``)."""
         return Work(
             self.stream,
@@ -53,6 +59,7 @@ class Work:
             self.context,
             self.noise_version,
             timings,
+            self.arrived if arrived is None else arrived,
         )
 
 

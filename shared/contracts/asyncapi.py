@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shared.contracts.catalog import CHANNELS, Channel, Delivery
 from shared.contracts.refs import Wire
@@ -44,6 +44,19 @@ def _address(channel: Channel) -> tuple[str, list[str]]:
 
 def _channel_id(channel: Channel) -> str:
     return re.sub(r"\W+", "_", channel.subject.replace("*", "any")).strip("_")
+
+
+def _by_property(node: Any) -> None:
+    """Discriminators as AsyncAPI has them: the property's name and nothing else. OpenAPI's are objects."""
+    if isinstance(node, dict):
+        told = cast(dict[str, Any], node)
+        if isinstance(told.get("discriminator"), dict):
+            told["discriminator"] = told["discriminator"]["propertyName"]
+        for value in told.values():
+            _by_property(value)
+    elif isinstance(node, list):
+        for value in cast(list[Any], node):
+            _by_property(value)
 
 
 def _schema(message: type[Wire], schemas: dict[str, Any]) -> str:
@@ -106,6 +119,7 @@ def document() -> dict[str, Any]:
                 "messages": [{"$ref": f"#/channels/{name}/messages/{each.__name__}"} for each in channel.replies]
             }
         operations[f"send_{name}"] = operation
+    _by_property(schemas)
     return {
         "asyncapi": "3.0.0",
         "info": {

@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.app import Parts, build_api
 from services.gateway.settings import Settings
-from services.gateway.watching import FOLLOWER_EVENTS, MAX_EVENTS, LiveStats, Told, Watch, since
+from services.gateway.watching import FOLLOWER_EVENTS, MAX_EVENTS, Told, Watch, since
 from shared.bus.memory import MemoryBroker, MemoryBus
 from shared.contracts import subjects
 from shared.contracts.commands import StartStream, StreamSpec
@@ -26,6 +26,7 @@ from shared.contracts.events import (
     StreamEvent,
 )
 from shared.contracts.refs import TensorPlace, TensorRef
+from shared.contracts.views import LiveStats
 from shared.session.memory import MemoryStore
 from shared.session.state import StreamState
 
@@ -201,7 +202,8 @@ async def test_chunks_are_heard_once_somebody_asks(
     await asyncio.sleep(0.05)
     chunks = (await client.get("/v1/streams/a/chunks")).json()["chunks"]
     assert [each["chunk"] for each in chunks] == list(range(10, 60))
-    assert chunks[0]["hops"] == [{"hop": "encode", "queue_ms": 1.0, "compute_ms": 2.0}]
+    unknown = {"begin_ns": 0, "transfer_ms": 0.0, "instance": "", "pipeline": "", "stage": -1}
+    assert chunks[0]["hops"] == [{"hop": "encode", "queue_ms": 1.0, "compute_ms": 2.0, **unknown}]
     assert (chunks[9]["closed_ns"] > 0, chunks[10]["closed_ns"]) == (True, 0)
     assert chunks[0]["decoded_ns"] > 0
 

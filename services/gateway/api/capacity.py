@@ -7,12 +7,12 @@ import math
 from fastapi import APIRouter, Query
 
 from services.gateway.access import Tenant, Viewer
-from services.gateway.core import TotalLedger
 from services.gateway.errors import RefusedError
 from services.gateway.handlers import Desk
 from services.gateway.problems import PROBLEM_RESPONSES
 from shared.contracts.commands import MAX_SIDE
 from shared.contracts.tiers import CapacityAsked, CapacityTold, TierCapacity
+from shared.contracts.views import TotalLedger
 
 
 def finite(tier: TierCapacity) -> TierCapacity:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Path, Query, WebSocket, WebSocketDisconn
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from services.gateway.access import Seen, caller_of
-from services.gateway.core import HLS, StreamView, inside
+from services.gateway.core import HLS, inside
 from services.gateway.errors import UnknownPartError
 from services.gateway.handlers import Desk
 from services.gateway.problems import PROBLEM_RESPONSES, GatewayError, problem
@@ -23,6 +23,7 @@ from services.gateway.viewing import Picture, Viewing, What
 from shared.access import Role
 from shared.bus.port import BusError
 from shared.contracts.sources import MAX_PUSHED_BYTES, PushedFrame
+from shared.contracts.views import StreamView
 from shared.rates import Rates
 
 log = logging.getLogger(__name__)

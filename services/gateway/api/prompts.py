@@ -9,13 +9,13 @@ from fastapi.openapi.models import Example
 from pydantic import BaseModel, Field, model_validator
 
 from services.gateway.access import Seen, StreamId, Tenant
-from services.gateway.api.streams import Receipt, receipt
-from services.gateway.core import StreamView
+from services.gateway.api.streams import receipt
 from services.gateway.errors import UnknownPartError
 from services.gateway.handlers import Desk
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.timeline import Play, Timeline, Timelines, TimelineView
 from shared.contracts.commands import MAX_PROMPT_CHARS, MAX_PROMPT_PARTS, PromptPart, StreamPatch
+from shared.contracts.views import Receipt, StreamView
 
 EXAMPLES: dict[str, Example] = {
     "text": {"summary": "One prompt", "value": {"text": "a charcoal drawing, soft light", "blend_chunks": 6}},

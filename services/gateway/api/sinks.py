@@ -9,15 +9,16 @@ from fastapi.openapi.models import Example
 from pydantic import BaseModel
 
 from services.gateway.access import Operator, Seen, StreamId, Tenant
-from services.gateway.api.streams import Receipt, receipt
-from services.gateway.core import StreamView, sink_of_request
+from services.gateway.api.streams import receipt
+from services.gateway.core import sink_of_request
 from services.gateway.errors import UnknownPartError
-from services.gateway.files import FileView, Folder
+from services.gateway.files import Folder
 from services.gateway.problems import PROBLEM_RESPONSES
-from services.gateway.recording import Recording, RecordingView, is_of
+from services.gateway.recording import Recording, is_of
 from services.gateway.settings import Settings
 from services.gateway.sink_book import SinkBook
 from shared.contracts.sinks import SINK_ID_PATTERN, Sink
+from shared.contracts.views import FileView, Receipt, RecordingView, StreamView
 
 EXAMPLES: dict[str, Example] = {
     "hls": {"summary": "HLS for many viewers", "value": {"kind": "hls", "segment_s": 1.0}},

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field
 
 from services.gateway.access import Admin, Operator, Seen, StreamId, Tenant, Viewer
-from services.gateway.core import StreamCreate, StreamView, new_stream_id, spec_of_request
+from services.gateway.core import StreamCreate, new_stream_id, spec_of_request
 from services.gateway.handlers import Desk
 from services.gateway.idempotency import Idempotency, IdempotencyKey
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.settings import Settings
 from shared.contracts.commands import StreamPatch
 from shared.contracts.events import StreamEvent
+from shared.contracts.views import Receipt, StreamView
 from shared.session.state import StreamState
 
 EXAMPLE_CREATE = {
@@ -35,14 +36,6 @@ EXAMPLE_PATCH = {
     },
     "steps": {"summary": "Finer", "value": {"steps": 3}},
 }
-
-
-class Receipt(BaseModel):
-    """A command was accepted; ``version`` is the prompt version that will apply. ``GET …/receipts/{command}`` tells when."""
-
-    stream: str
-    command: str
-    version: int
 
 
 def receipt(event: StreamEvent) -> Receipt:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from services.gateway.access import Operator, Seen, StreamId, Tenant, Who
 from services.gateway.auth import Caller
-from services.gateway.core import StreamView, new_stream_id
+from services.gateway.core import new_stream_id
 from services.gateway.errors import InvalidError
 from services.gateway.handlers import Desk
 from services.gateway.ice import IceServers, ice_servers, link_headers
@@ -23,6 +23,7 @@ from shared.contracts.commands import MAX_SIDE, StreamSpec
 from shared.contracts.signalling import MAX_SDP_CHARS
 from shared.contracts.sinks import WhepSink
 from shared.contracts.sources import WhipSource
+from shared.contracts.views import StreamView
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
 SESSION = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="The session, from Location.")]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from services.scheduler.balancing import StageMeter
-from services.scheduler.batch_messages import timing
 from services.scheduler.batching import NEVER_NS
 from services.scheduler.core import Decisions, PipelineCore
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
@@ -16,6 +15,7 @@ from services.scheduler.simulator.workers import Rank, Worker
 from services.scheduler.stream_queue import Offer
 from shared.contracts.events import BatchDone, ChunkStamp, ItemResult, MotionEstimated, StageBatch, StageTiming
 from shared.contracts.refs import TensorPlace, TensorRef
+from shared.contracts.timing import timing_of
 from shared.contracts.unchecked import unchecked
 from shared.engine.plan.devices import LayerTimes
 from shared.engine.plan.spec import ModelSpec
@@ -133,7 +133,7 @@ class SimPipeline:
     def _timings(self, took: float) -> tuple[StageTiming, ...]:
         """Every fourth chunk tells how long its encoding took: enough for a model, and learning is not free."""
         self._told += 1
-        return (timing("encode", 0.0, took),) if self._told % 4 == 1 else ()
+        return (timing_of("encode", 0, 0, 0, took),) if self._told % 4 == 1 else ()
 
     def pump(self) -> None:
         """Schedule now, if a batch may leave; else when the next one may."""
@@ -219,7 +219,7 @@ class SimPipeline:
             BatchDone,
             {
                 "kind": "batch_done", "pipeline": self.name, "generation": batch.generation, "seq": batch.seq,
-                "results": results, "stage_ms": tuple(run.ms),
+                "results": results, "stage_ms": tuple(run.ms), "timings": (),
             },
         )  # fmt: skip
         if self.meter is not None:

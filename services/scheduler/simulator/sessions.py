@@ -40,7 +40,7 @@ def _stamp(
         ChunkStamp,
         {
             "stream": stream, "epoch": epoch, "chunk": chunk, "frames": frames, "padding": 0, "live": True,
-            "published_ns": now, "trace": "", "time_base": (1, 90_000),
+            "published_ns": now, "trace": "", "time_base": (1, 90_000), "begun_ns": 0,
         },
     )  # fmt: skip
 

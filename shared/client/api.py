@@ -1,0 +1,261 @@
+"""The API over HTTP, typed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from shared.client.errors import ClientError, NotFoundError, UnreachableError, error_of
+from shared.contracts.commands import StreamPatch, StreamSpec
+from shared.contracts.events import EventKind, StreamEvent
+from shared.contracts.sinks import Sink
+from shared.contracts.tiers import CapacityTold
+from shared.contracts.views import FileView, Problem, Receipt, ReceiptView, RecordingView, StatsView, StreamView
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+DEFAULT_URL = "http://127.0.0.1:7860"
+DONE = ("stopped", "failed")
+ENDS = (EventKind.STOPPED, EventKind.FAILED)
+ASK_AGAIN_S = 0.1
+COME_BACK_S = 0.5  # to a stream of events that was cut
+COMPLAINT_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event and the id after which to go on."""
+
+    id: str
+    event: StreamEvent
+
+
+class Api:
+    """``async with Api(url, token) as api``. Calls raise ``ApiError`` for what the API refuses, ``UnreachableError`` where
+    nobody answers. One object serves many tasks at a time."""
+
+    def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 40.0) -> None:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._url, self._timeout_s = url, timeout_s
+        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections. Idempotent."""
+        await self._http.aclose()
+
+    # --- streams -----------------------------------------------------------------------------------------------------
+
+    async def start(self, spec: StreamSpec, stream: str | None = None, *, key: str | None = None) -> StreamView:
+        """Start a stream; ``stream`` is the id it shall have. Paths in ``spec`` are relative to the media folder.
+
+        With the same ``key`` (Idempotency-Key) a repetition within an hour starts nothing anew.
+        """
+        body = spec.model_dump(mode="json", exclude_defaults=True) | {"source": spec.source.model_dump(mode="json")}
+        body["sinks"] = [sink.model_dump(mode="json") for sink in spec.sinks]
+        if stream is not None:
+            body["id"] = stream
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return await self._ask(StreamView, "POST", "/v1/streams", json=body, headers=headers)
+
+    async def stream(self, stream: str) -> StreamView:
+        """One stream, with its ledger."""
+        return await self._ask(StreamView, "GET", f"/v1/streams/{stream}")
+
+    async def streams(self, *states: str) -> AsyncIterator[StreamView]:
+        """All streams by id, or those in these states; fetched a page at a time."""
+        after = ""
+        while True:
+            params = [("state", state) for state in states] + ([("after", after)] if after else [])
+            page = (await self._send("GET", "/v1/streams", params=params)).json()
+            for view in page["streams"]:
+                yield StreamView.model_validate(view)
+            if not page.get("next"):
+                return
+            after = page["next"]
+
+    async def patch(self, stream: str, **changes: Any) -> Receipt:
+        """Change a running stream: the fields of StreamPatch, e.g. ``prompt="neon", blend_chunks=8``."""
+        body = StreamPatch(**changes).model_dump(mode="json", exclude_unset=True)
+        return await self._ask(Receipt, "PATCH", f"/v1/streams/{stream}", json=body)
+
+    async def pause(self, stream: str) -> Receipt:
+        """Take no further chunk; the picture stands."""
+        return await self._ask(Receipt, "POST", f"/v1/streams/{stream}/pause")
+
+    async def resume(self, stream: str) -> Receipt:
+        """Go on."""
+        return await self._ask(Receipt, "POST", f"/v1/streams/{stream}/resume")
+
+    async def stop(self, stream: str, *, drain: bool = True) -> Receipt:
+        """End a stream; ``drain`` finishes what is under way first."""
+        return await self._ask(Receipt, "DELETE", f"/v1/streams/{stream}", params={"drain": drain})
+
+    async def receipt(self, stream: str, command: str) -> ReceiptView:
+        """What became of a command."""
+        return await self._ask(ReceiptView, "GET", f"/v1/streams/{stream}/receipts/{command}")
+
+    async def applied(self, receipt: Receipt | RecordingView, timeout_s: float = 30.0) -> ReceiptView:
+        """Wait until a command is in force. Raises ClientError when it was refused, could not be done, or took too long."""
+        until = time.monotonic() + timeout_s
+        while True:
+            with suppress(NotFoundError):  # another gateway that has not heard of it yet
+                view = await self.receipt(receipt.stream, receipt.command)
+                if view.state == EventKind.APPLIED:
+                    return view
+                if view.state in (EventKind.REFUSED, EventKind.WARNING):
+                    raise ClientError(f"command {receipt.command} of stream {receipt.stream}: {view.reason}")
+            if time.monotonic() > until:
+                raise UnreachableError(f"command {receipt.command} was accepted but not applied within {timeout_s:g} s")
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def ended(self, stream: str, timeout_s: float = 60.0) -> StreamView:
+        """Wait for a stream's end; the view has its ledger and its figures."""
+        until = time.monotonic() + timeout_s
+        while (view := await self.stream(stream)).state not in DONE or view.stats is None:
+            if time.monotonic() > until:
+                raise UnreachableError(f"stream {stream} is still {view.state} after {timeout_s:g} s")
+            await asyncio.sleep(ASK_AGAIN_S)
+        return view
+
+    async def stats(self, stream: str) -> StatsView:
+        """How a stream runs now."""
+        return await self._ask(StatsView, "GET", f"/v1/streams/{stream}/stats")
+
+    async def capacity(self, **asked: Any) -> CapacityTold:
+        """How many more streams fit: ``model``, ``width``, ``height``, ``fps``, ``steps``, …"""
+        return await self._ask(CapacityTold, "GET", "/v1/capacity", params=asked)
+
+    async def events(self, stream: str, after: str | None = "0") -> AsyncIterator[Told]:
+        """What happens to a stream, to its last event; a connection that is cut goes on where it was.
+
+        ``after`` "0": from the first event that is kept; None: only what happens from now on. Raises UnreachableError when
+        nobody answers at first.
+        """
+        heard = False
+        while True:
+            headers = {} if after is None else {"Last-Event-ID": after}
+            try:
+                async with self._streamed("GET", f"/v1/streams/{stream}/events", headers=headers) as answer:
+                    heard = True
+                    if answer.status_code == 204:
+                        return
+                    async for told in events_of(answer.aiter_lines()):
+                        after = told.id
+                        yield told
+                        if told.event.event in ENDS:
+                            return
+            except httpx.HTTPError as error:
+                if not heard:
+                    raise self._unreachable(error) from error
+            after = after or f"{time.time_ns()}-"
+            await asyncio.sleep(COME_BACK_S)
+
+    # --- sinks and files ---------------------------------------------------------------------------------------------
+
+    async def add_sink(self, stream: str, sink: Sink) -> Receipt:
+        """One more sink while it runs."""
+        return await self._ask(Receipt, "POST", f"/v1/streams/{stream}/sinks", json=sink.model_dump(mode="json"))
+
+    async def remove_sink(self, stream: str, sink: str) -> Receipt:
+        """Finish and close a sink, by its id."""
+        return await self._ask(Receipt, "DELETE", f"/v1/streams/{stream}/sinks/{sink}")
+
+    async def record(self, stream: str) -> RecordingView:
+        """Begin a recording on the server."""
+        return await self._ask(RecordingView, "POST", f"/v1/streams/{stream}/record")
+
+    async def stop_recording(self, stream: str) -> RecordingView:
+        """End it; the file is whole once the command is ``applied``."""
+        return await self._ask(RecordingView, "DELETE", f"/v1/streams/{stream}/record")
+
+    async def download(self, name: str, to: Path) -> int:
+        """Fetch a recording; how many bytes it has."""
+        async with self._streamed("GET", f"/v1/recordings/{name}") as answer:
+            with to.open("wb") as file:
+                async for part in answer.aiter_bytes(1 << 20):
+                    file.write(part)
+                return file.tell()
+
+    async def upload(self, path: Path) -> FileView:
+        """Send a video or a picture; a file source names the answer's ``path``."""
+        content = await asyncio.to_thread(path.read_bytes)
+        return await self._ask(FileView, "POST", "/v1/uploads", params={"name": path.name}, content=content)
+
+    async def snapshot(self, stream: str) -> bytes:
+        """The next picture of the result: a JPEG file."""
+        return (await self._send("GET", f"/v1/streams/{stream}/snapshot.jpg")).content
+
+    # --- how it is asked ---------------------------------------------------------------------------------------------
+
+    async def _ask(self, kind: type[Answer], method: str, path: str, **request: Any) -> Answer:
+        answer = await self._send(method, path, **request)
+        try:
+            return kind.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise ClientError(
+                f"{method} {path}: this is no answer of Rheocast's: {error.errors()[0]['msg']}"
+            ) from error
+
+    async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            answer = await self._http.request(method, path, **request)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise error_of(_problem_of(answer))
+        return answer
+
+    @asynccontextmanager
+    async def _streamed(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        async with self._http.stream(method, path, headers=headers) as answer:
+            if answer.is_error:
+                await answer.aread()
+                raise error_of(_problem_of(answer))
+            yield answer
+
+    def _unreachable(self, error: httpx.HTTPError) -> UnreachableError:
+        if isinstance(error, httpx.TimeoutException):
+            return UnreachableError(f"{self._url} did not answer within {self._timeout_s:g} s")
+        reason = str(error) or type(error).__name__
+        return UnreachableError(f"nobody answers at {self._url} ({reason}): start `rheocast up`, or give its address")
+
+
+def _problem_of(answer: httpx.Response) -> Problem:
+    """The problem in an answer, or one made of what a proxy in between said."""
+    try:
+        return Problem.model_validate_json(answer.content)
+    except ValidationError:
+        said = answer.text.strip()[:COMPLAINT_CHARS] or answer.reason_phrase
+        return Problem(title=f"HTTP {answer.status_code}", status=answer.status_code, detail=said)
+
+
+async def events_of(lines: AsyncIterator[str]) -> AsyncIterator[Told]:
+    """Server-sent events → those that are StreamEvents; ``stats`` and pings are left out."""
+    fields: dict[str, str] = {}
+    async for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+        else:
+            if fields.get("event") != "stats" and fields.get("id") and "data" in fields:
+                yield Told(fields["id"], StreamEvent.model_validate_json(fields["data"]))
+            fields = {}
