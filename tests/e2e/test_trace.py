@@ -16,6 +16,7 @@ import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 
+from shared.client import Api
 from shared.contracts.commands import Mode, PatternSource
 from shared.contracts.events import EventKind
 from shared.embedded import free_port
@@ -154,6 +155,8 @@ async def test_the_waterfall_shows_the_spans_own_figures_over_the_api_and_in_the
     out = (await drawn.communicate())[0].decode()
     await traced.lab.stop(running)
     told = (await traced.http.get(path)).json()
+    async with Api(port) as api:
+        assert (await api.trace(running.stream)).model_dump(mode="json") == told
     closed = {each["chunk"]: each for each in told["chunks"] if each["verdict"] in ("on_time", "late")}
     assert closed, told
     traces = await traced.all_of(running.stream, len(closed))
