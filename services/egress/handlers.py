@@ -11,6 +11,7 @@ from typing import Any
 
 from services.egress.ledger import StreamLedger, verdicts_of
 from services.egress.live.desk import LiveDesk
+from services.egress.rtc.peer import PeerDesk
 from services.egress.rtc.viewers import WhepDesk
 from services.egress.settings import Settings
 from services.egress.sinks.opening import destinations, open_sinks, rate_of
@@ -57,6 +58,7 @@ class Handlers:
         self._files: dict[str, list[Path]] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._viewers: dict[str, WhepDesk] = {}
+        self._peers: dict[str, PeerDesk] = {}
         self._live: dict[str, LiveDesk] = {}
         self._ended: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,8 +113,8 @@ class Handlers:
 
     def _all_counters(self) -> dict[str, int]:
         counters = dict(self.counters)
-        for stream in self._streams.values():
-            for name, count in stream.counters.items():
+        for part in (*self._streams.values(), *self._peers.values()):
+            for name, count in part.counters.items():
                 counters[name] = counters.get(name, 0) + count
         return counters
 
@@ -211,6 +213,9 @@ class Handlers:
                     await subscription.unsubscribe()
             raise
         viewers = WhepDesk(take.stream, take.width, take.height, self._settings.whep_viewers, self._settings)
+        peer = None
+        if take.spec.peer_grace_s is not None:
+            peer = PeerDesk(take, viewers, self._settings, self._bus, self._clock)
         live = LiveDesk(
             take.stream,
             (take.width, take.height),
@@ -231,7 +236,7 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            {**sinks, "(live)": live.sink, "(webrtc)": viewers.sink},
+            {**sinks, "(live)": live.sink, "(webrtc)": viewers.sink, **({"(peer)": peer.sink} if peer else {})},
             ledger,
             self._on_done,
             self._latency,
@@ -245,6 +250,9 @@ class Handlers:
         stream.start()
         await viewers.start(self._bus)
         await live.start(named(take.spec.sinks))
+        if peer is not None:
+            self._peers[take.stream] = peer
+            await peer.start()
         return stream
 
     def _taken(self) -> set[Path]:
@@ -312,12 +320,9 @@ class Handlers:
         self._note_idle()
 
     async def _unsubscribe(self, stream: str) -> None:
-        viewers = self._viewers.pop(stream, None)
-        if viewers is not None:
-            await viewers.close()
-        live = self._live.pop(stream, None)
-        if live is not None:
-            await live.close()
+        for desk in (self._peers.pop(stream, None), self._viewers.pop(stream, None), self._live.pop(stream, None)):
+            if desk is not None:
+                await desk.close()
         for subscription in self._subscriptions.pop(stream, []):
             await subscription.unsubscribe()
 
