@@ -192,7 +192,7 @@ def test_the_last_event_ends_the_stream_of_events(platform: Platform) -> None:
 
 ENDLESS = ("streamEvents", "getMjpeg", "getSourceMjpeg", "getSnapshot", "getSourceSnapshot", "demoStream")
 """They go on for as long as pictures and events come, or wait for one: other tests ask for them."""
-SPOKEN_SDP = ("whip", "whep", "whipTrickle", "whepTrickle", "whipCreate")
+SPOKEN_SDP = ("whip", "whep", "whipTrickle", "whepTrickle", "whipCreate", "scopeOffer", "scopeTrickle")
 """SDP cannot be made up from a schema: test_webrtc.py sends these good and bad ones."""
 CONFIG = """
 [checks]
