@@ -23,7 +23,6 @@ from shared.contracts.sources import NoSource, PushSource
 from shared.rtc.fragments import MAX_CANDIDATES
 from shared.rtc.scope_parameters import Parameters, ParametersError, changes_of
 
-PEER_GRACE_S = 5.0  # a client that is gone offers anew: its old stream only holds a place
 DEFAULT_STEPS = 2
 _SESSION = re.compile(r"([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]{1,64})")
 
@@ -109,10 +108,13 @@ def loaded_by(load: Load) -> Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``served``: the models of which a pipeline runs (None: nobody says); ``default``: of clients who name none of them."""
+    """What the server has a say in. ``served``: the models of which a pipeline runs (None: nobody says); ``default``: of
+    clients who name none of them. A stream ends ``grace_s`` after its client has left: who comes back offers anew.
+    """
 
     default: str
     served: frozenset[str] | None
+    grace_s: float = 2.0
 
     def model(self, ids: Sequence[ModelId]) -> str:
         """What serves these pipelines: the last one that is a model here, else the default, else whatever there is."""
@@ -143,7 +145,7 @@ def stream_of(offer: Offer, loaded: Loaded, choice: Choice, tenant: str) -> tupl
         seed=seed,
         tenant=tenant,
         audio=False,
-        peer_grace_s=PEER_GRACE_S,
+        peer_grace_s=choice.grace_s,
     )
     return new_stream_id().replace("s-", "scope-", 1), spec
 

@@ -77,6 +77,9 @@ def router(desk: Desk, rtc: RtcDesk, store: SessionStore, settings: Settings, se
             return None
         return frozenset(pipeline.model for pipeline in told.pipelines)
 
+    async def choice_now() -> scope.Choice:
+        return scope.Choice(settings.demo_model or EMBEDDED_MODEL, await served(), settings.scope_grace_s)
+
     @api.get("/health", operation_id="scopeHealth")
     async def health() -> Health:
         """The gateway answers."""
@@ -90,7 +93,7 @@ def router(desk: Desk, rtc: RtcDesk, store: SessionStore, settings: Settings, se
     @api.post("/api/v1/webrtc/offer", operation_id="scopeOffer")
     async def offer(body: Offer, tenant: Tenant, caller: Operator) -> Answer:
         """Start a stream with one offer for both ways. It ends a few seconds after its client has left."""
-        choice = scope.Choice(settings.demo_model or EMBEDDED_MODEL, await served())
+        choice = await choice_now()
         stream, spec = scope.stream_of(body, await loaded_of(caller, tenant), choice, tenant)
         patches = scope.patches_of(body)
         await desk.create(stream, spec)
@@ -132,7 +135,7 @@ def router(desk: Desk, rtc: RtcDesk, store: SessionStore, settings: Settings, se
     async def status(tenant: Tenant, caller: Viewer) -> dict[str, Any]:
         """``loaded`` once a worker has the model."""
         loaded = await loaded_of(caller, tenant)
-        choice = scope.Choice(settings.demo_model or EMBEDDED_MODEL, await served())
+        choice = await choice_now()
         return scope.status_page(loaded, choice)
 
     @api.get("/api/v1/pipelines/schemas", operation_id="scopeSchemas")
