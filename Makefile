@@ -25,10 +25,10 @@ demo: install
 up: install
 	$(BIN)/rheocast up
 
-# What the tests drive from outside: Chromium, FFmpeg, Prometheus' promtool. Only what is missing, where root and apt are at hand.
-# And AsyncAPI's own schemas, which npm has.
+# What the tests drive from outside: Chromium, FFmpeg, Prometheus' promtool, docker-compose (it reads compose files without Docker).
+# Only what is missing, where root and apt are at hand. And AsyncAPI's own schemas, which npm has.
 ASYNCAPI := .tools/node_modules/@asyncapi/specs
-TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus
+TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus docker-compose:docker-compose
 tools:
 	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
@@ -38,8 +38,10 @@ tools:
 	  npm install --silent --no-save --no-package-lock --ignore-scripts --prefix .tools @asyncapi/specs@6.11.1; } || \
 	echo "not installed: AsyncAPI's schemas (no npm, or it failed); the test that needs them is skipped"
 
+# What computes alone runs in two processes of one thread each; what runs a system has the machine to itself.
 test: install tools
-	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/property tests/parity tests/integration
+	$(BIN)/python -m pytest tests/e2e tests/browser
 
 check: install
 	$(BIN)/ruff check .

@@ -52,12 +52,12 @@ class Settings(IceSettings, ServiceSettings):
     upload_max_bytes: int = Field(default=512 << 20, ge=1)
     upload_tenant_bytes: int = Field(default=4 << 30, ge=1)
 
+    jaeger_url: str = Field(default="", pattern=r"^(https?://\S+)?$")  # as a browser reaches it: links to traces
+
     demo_model: str = ""  # of clients of the public demo's and Scope's protocols; empty: the embedded one
     demo_max_clients: int = Field(default=8, ge=0)
     demo_idle_s: float = Field(default=120.0, gt=0)
-    scope_grace_s: float = Field(
-        default=2.0, ge=1.0, le=3600.0
-    )  # a client of Scope's has left so long: its stream ends
+    scope_grace_s: float = Field(default=2.0, ge=1, le=3600)  # after a client of Scope's has left, its stream ends
 
     @field_validator("ice_stun", "ice_turn")
     @classmethod

@@ -9,14 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from shared.access import Role, add_token, new_token
 from tests.e2e.conftest import Rheocast, processes_of
@@ -188,6 +195,88 @@ def test_the_last_event_ends_the_stream_of_events(platform: Platform) -> None:
         assert json.dumps(stopped)
         ledger = api.get("/v1/streams/changes/ledger").json()
         assert ledger["balanced"], ledger
+
+
+class DemoPage:
+    """What the public demo's page does: answers ``send_frame`` with settings and a JPEG, and shows the motion JPEG stream."""
+
+    def __init__(self, platform: Platform, prompt: str) -> None:
+        self.user, self.prompt = str(uuid.uuid4()), prompt
+        self.said: list[str] = []
+        self.colours: list[float] = []  # of each picture shown: mean distance between its strongest and weakest channel
+        self._url, self._token = platform.url, platform.tokens["operator"]
+        self._sent = 0
+
+    def address(self) -> str:
+        return f"{self._url.replace('http', 'ws', 1)}/api/ws/{self.user}?token={self._token}"
+
+    def play(self, socket: ClientConnection, until: Callable[[], bool], limit_s: float = 40.0) -> None:
+        """Send frames as they are asked for, until something is seen."""
+        end = time.monotonic() + limit_s
+        while not until() and time.monotonic() < end:
+            status = json.loads(socket.recv(timeout=20))["status"]
+            self.said.append(status)
+            if status == "send_frame":
+                socket.send(json.dumps({"status": "next_frame", "timestamp": self._sent}))
+                socket.send(json.dumps({"prompt": self.prompt, "width": 512, "height": 512, "restart": False}))
+                socket.send(self._frame())
+
+    def watch(self) -> None:
+        """Show what comes until the server ends it."""
+        data = b""
+        url = f"{self._url}/api/stream/{self.user}?token={self._token}"
+        with httpx.stream("GET", url, timeout=40) as answer:
+            assert answer.headers["content-type"].startswith("multipart/x-mixed-replace"), answer.headers
+            for more in answer.iter_bytes():
+                *parts, data = (data + more).split(b"--frame\r\n")
+                for part in parts:
+                    if jpeg := part.partition(b"\r\n\r\n")[2]:
+                        with Image.open(BytesIO(jpeg)) as picture:
+                            self.colours.append(float(np.ptp(np.asarray(picture.convert("RGB")), axis=-1).mean()))
+
+    def _frame(self) -> bytes:
+        """A red and a blue half, with a bar that moves."""
+        picture = np.zeros((96, 160, 3), np.uint8)
+        picture[:, :80], picture[:, 80:] = (220, 40, 30), (30, 60, 220)
+        left = self._sent * 5 % 150
+        picture[:, left : left + 10] = (240, 220, 40)
+        self._sent += 1
+        kept = BytesIO()
+        Image.fromarray(picture).save(kept, "JPEG")
+        return kept.getvalue()
+
+
+def test_a_page_of_the_public_demo_works_as_it_is(platform: Platform) -> None:
+    page = DemoPage(platform, "a pencil drawing")
+    with platform.client() as api, connect(page.address()) as socket:
+        shown = api.get("/api/settings").json()
+        assert {"prompt", "restart"} <= shown["input_params"]["properties"].keys()
+        assert shown["info"]["properties"]["input_mode"]["default"] == "image"
+        shows = threading.Thread(target=page.watch, daemon=True)
+        shows.start()
+        page.play(socket, lambda: len(page.colours) > 8 and max(page.colours[-4:]) < 40)
+        assert page.said[:3] == ["connected", "wait", "send_frame"]
+        assert page.colours, "no picture was shown"
+        assert max(page.colours[-4:]) < 40, f"a pencil drawing of red and blue halves has no colours: {page.colours}"
+        assert api.get("/api/queue").json() == {"queue_size": 1}
+        page.prompt = "thermal camera"
+        page.play(socket, lambda: min(page.colours[-4:]) > 80)
+        assert min(page.colours[-4:]) > 80, f"the new prompt is on the picture: {page.colours[-40:]}"
+    shows.join(20)
+    assert not shows.is_alive(), "its pictures end when it leaves"
+    stream = f"demo-{uuid.UUID(page.user).hex}"
+    with platform.client() as api:
+        until = time.monotonic() + 20
+        while api.get(f"/v1/streams/{stream}").json()["state"] != "stopped" and time.monotonic() < until:
+            time.sleep(0.1)
+        assert api.get(f"/v1/streams/{stream}").json()["state"] == "stopped"
+        ledger = api.get(f"/v1/streams/{stream}/ledger").json()
+        assert ledger["balanced"], ledger
+        assert api.get("/api/queue").json() == {"queue_size": 0}
+        assert api.get(f"/api/stream/{uuid.uuid4()}").status_code == 404, "no client of that id"
+    with pytest.raises(InvalidStatus) as refused, connect(page.address().partition("?")[0]):
+        pass
+    assert refused.value.response.status_code == 401
 
 
 ENDLESS = ("streamEvents", "getMjpeg", "getSourceMjpeg", "getSnapshot", "getSourceSnapshot", "demoStream")
