@@ -269,9 +269,13 @@ async def test_scopes_text_to_video_by_vp8_and_the_end_that_is_told(world: World
             await asyncio.sleep(0.05)
     await client.close()
 
-    deaf = ScopeClient(world.http)
-    refused = await deaf.offer(prompts=[{"text": "x", "weight": -1}])
+    mute = ScopeClient(world.http, direction="recvonly")
+    refused = await mute.offer(prompts=[{"text": "x", "weight": -1}])
     assert refused.status_code == 422
-    await deaf.pc.close()
+    refused = await mute.offer(input_mode="video")
+    assert (refused.status_code, "sends no video" in refused.json()["detail"]) == (422, True), refused.text
+    await mute.pc.close()
+    views = (await world.http.get("/v1/streams", params={"state": ["starting", "live", "degraded"]})).json()["streams"]
+    assert [view["id"] for view in views if view["id"].startswith("scope-")] == [], "a refused offer leaves no stream"
     odd = await world.http.post("/api/v1/webrtc/offer", json={"sdp": "hello", "type": "offer"})
     assert (odd.status_code, odd.headers["content-type"]) == (422, "application/problem+json")

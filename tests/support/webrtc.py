@@ -202,7 +202,9 @@ def fragment_of(sdp: str) -> str:
 class ScopeClient:
     """A client of Scope's API: one offer for both ways, candidates as JSON, the data channel "parameters"."""
 
-    def __init__(self, http: httpx.AsyncClient, camera: Camera | None = None, *, codec: str = "") -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, camera: Camera | None = None, *, codec: str = "", direction: str = "sendrecv"
+    ) -> None:
         self.http = http
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.channel = self.pc.createDataChannel("parameters", ordered=True)
@@ -213,7 +215,7 @@ class ScopeClient:
         self._task: asyncio.Task[None] | None = None
         self.channel.on("message", lambda message: self.said.append(json.loads(message)))
         self.pc.on("track", self._on_track)
-        video = self.pc.addTransceiver(camera if camera is not None else "video", direction="sendrecv")
+        video = self.pc.addTransceiver(camera if camera is not None else "video", direction=direction)
         self.pc.addTransceiver("audio", direction="recvonly")
         if codec:
             all_codecs = RTCRtpSender.getCapabilities("video").codecs
