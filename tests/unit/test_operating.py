@@ -83,6 +83,17 @@ async def test_a_worker_that_is_emptied_stays_so_when_the_scheduler_is_another()
     assert len(fourth.fleet.pipelines()) == 1, "a worker that was started anew is used"
 
 
+async def test_a_worker_that_was_drained_and_stopped_is_not_counted_as_lost() -> None:
+    leader = Leader(MemoryStore())
+    for name in ("p0", "p1"):
+        leader.fleet.beat(beat(instance=f"{name}-w", pipeline=name), 0.0)
+    await leader.ask(DrainWorker(worker="p0-w"))
+    assert leader.operating.worker_states() == {"drained": 1, "ready": 1}
+    for member in leader.fleet.members.values():
+        member.lost = True
+    assert leader.operating.worker_states() == {"lost": 1}
+
+
 def test_a_pipeline_that_is_not_there_is_told_apart_from_one_that_cannot() -> None:
     leader = Leader(MemoryStore())
     for name in ("p0", "p1"):
@@ -110,8 +121,8 @@ def test_encode_is_counted_by_what_was_encoded_and_decode_by_what_was_measured()
     recutter.on_encoded(core, encoded(1, 1, 10.0))  # never offered to the core: as if it had been dropped
     recutter.on_encoded(core, estimated(2, 1))  # nothing was encoded for it
     watched = recutter.of("p0")
-    assert watched.encoded == 3 * tokens
-    assert watched.encoded * watched.meter.encode_ms == pytest.approx(30.0)
+    assert watched.meter.encoded == 3 * tokens
+    assert watched.meter.encoded * watched.meter.encode_ms == pytest.approx(30.0)
     recutter.on_beat(beat(measured=(MeasuredCost(role="decode", items=1, units=2 * tokens, ms=50.0),)))
     recutter.on_beat(beat(role_ms={"decode": 999.0, "encode": 999.0}))
     assert watched.meter.decode_ms * tokens == pytest.approx(25.0)
