@@ -15,6 +15,7 @@ import numpy as np
 from services.egress.accounts import Accounts
 from services.egress.audio import AudioOrder
 from services.egress.core import Arrival, Decisions, Emit, Rules, StreamCore
+from services.egress.figures import Due, nothing_told
 from services.egress.ledger import StreamLedger, drop_key
 from services.egress.settings import Settings
 from services.egress.sink_thread import SinkThread
@@ -90,12 +91,12 @@ class EgressStream:
         self._accounts = Accounts(self.stream, ledger, store)
         self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set)
         self.remove_sink = self._sinks.remove
+        self.figures: Due = nothing_told
         self._meter = StreamMeter(clock.now_ns())
         self._pixels: dict[int, tuple[np.ndarray, ChunkStamp, int]] = {}
         self._sound = AudioOrder()
-        self._audio_parts = 0
+        self._audio_parts = self._paused = 0
         self._audio_known = False
-        self._paused = 0
         self._source_error: str | None = None
         self._ending: tuple[str | None, str] | None = None  # (failure, drop key) once told to leave at once
         self._closes = asyncio.Event()
@@ -311,6 +312,7 @@ class EgressStream:
             through=ledger.through,
             totals=ledger.totals(),
             latency_ms=self._meter.newest_latency_ms,
+            sinks=self.figures(),
         )
         await self._bus.publish(subjects.stream(self.stream, "closed"), message)
 

@@ -63,7 +63,7 @@ class StreamDesk:
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
         self.admitting = Admitting(settings, fleet, clock, lambda name: costs_of(self.cores, name))
         self.tiering = Tiering(store, self._messenger, clock, self.admitting, self.records, self.cores)
-        self.sinking = Sinking(bus, self._messenger, self.records)
+        self.sinking = Sinking(bus, store, self._messenger, self.records)
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
         self.changing = Changing(
             store,

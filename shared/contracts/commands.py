@@ -198,7 +198,8 @@ class TakeStream(Wire):
     When a stream changes its pipeline, chunks carry the new epoch from the first one on that ingest numbers after it was
     told, and that begins a frame block: ``block_start`` is the number of one that does, ``block_chunks`` their length. Its
     answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
-    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too.
+    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too. ``added_sinks`` (to
+    egress): ids of sinks that were added while it ran; one that takes the stream from a dead predecessor goes on with them.
     """
 
     kind: Literal["take"] = "take"
@@ -220,6 +221,7 @@ class TakeStream(Wire):
     keep: bool = False
     block_chunks: int = 1
     block_start: int = 0
+    added_sinks: tuple[str, ...] = ()
 
 
 class LeaveStream(Wire):

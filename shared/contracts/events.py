@@ -14,6 +14,7 @@ from pydantic import Field
 from shared.contracts.beats import Beat as Beat
 from shared.contracts.beats import MeasuredCost as MeasuredCost
 from shared.contracts.refs import TensorRef, Wire
+from shared.contracts.sinks import SinkFigures
 from shared.contracts.tiers import Promise, Refusal, Tier
 from shared.engine.plan.items import Item
 
@@ -321,6 +322,7 @@ class ChunkClosed(Wire):
     through: int
     totals: LedgerTotals
     latency_ms: float = 0.0  # newest frame: emitted − captured
+    sinks: tuple[SinkFigures, ...] | None = None  # once a second; None: not told this time
 
 
 # --- lifecycle -------------------------------------------------------------------------------------------------------
@@ -372,7 +374,8 @@ class StreamEvent(Wire):
     before it (−1: nothing fades). ``totals`` and ``stats`` come with stopped and failed. ``epoch`` is the stream's when it
     was told (0: not known): an id may be used again. ``retry_after_s`` above 0 in a refusal: the same command may be
     accepted then. A refused start has in ``tier`` what would be admitted now (None: nothing), an accepted one its ``promise``;
-    tier_changed tells the ``tier`` the stream runs with from now on, and why.
+    tier_changed tells the ``tier`` the stream runs with from now on, and why. A warning of one ``sink`` names it; ``gone``: it
+    is not tried again, and its id is free.
     """
 
     kind: Literal["stream_event"] = "stream_event"
@@ -393,3 +396,5 @@ class StreamEvent(Wire):
     refusal: Refusal = Refusal.OTHER
     tier: Tier | None = None
     promise: Promise | None = None
+    sink: str = ""
+    gone: bool = False

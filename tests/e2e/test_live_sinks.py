@@ -154,7 +154,12 @@ async def test_a_sink_that_cannot_be_opened_says_so(lab: Lab, running: Running) 
     twice = await add(lab, running, NatsSink(id="nobody"))
     assert twice.event is EventKind.REFUSED
     assert "already" in twice.reason
-    for name in ("nobody", "inside", "out"):
+    assert (closed.sink, closed.gone) == ("nobody", False), "it is tried again"
+    assert (outside.sink, outside.gone) == ("out", True)
+    assert (await remove(lab, running, "nobody")).event is EventKind.APPLIED
+    for name in ("inside", "out"):  # their places are free
+        assert (await remove(lab, running, name)).event is EventKind.REFUSED
+        assert (await add(lab, running, NatsSink(id=name))).event is EventKind.APPLIED
         assert (await remove(lab, running, name)).event is EventKind.APPLIED
 
 

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,19 @@ import pytest
 
 from shared.bus.port import Received
 from shared.contracts import subjects
-from shared.contracts.commands import Mode
+from shared.contracts.commands import Mode, TakeStream
 from shared.contracts.events import EventKind, StreamEvent
-from shared.contracts.sinks import ChangeSinks, HlsSink, Looking, Mp4Sink, NullSink, RtmpSink, Sink
+from shared.contracts.sinks import (
+    ChangeSinks,
+    HlsSink,
+    Looking,
+    Mp4Sink,
+    NullSink,
+    RtmpSink,
+    Sink,
+    SinkState,
+    named,
+)
 from shared.contracts.sources import PatternSource
 from tests.support import clips
 from tests.support.media_bench import Bench, RefusedError, bench
@@ -115,3 +126,53 @@ async def test_a_recording_that_begins_later_has_its_sound_from_its_first_pictur
     assert abs(times["audio"][0] - times["video"][0]) <= 0.08
     gaps = [b - a for a, b in zip(times["audio"], times["audio"][1:], strict=False)]
     assert max(gaps) <= 0.08, "no hole in it"
+
+
+async def test_an_egress_that_comes_back_opens_what_was_added_and_the_recording_goes_on(
+    tmp_path: Path, run_id: str
+) -> None:
+    async with bench(tmp_path, run_id) as media:
+        stream = await media.begin(PatternSource(), sinks=(NullSink(),), mode=Mode.LIVE, fps=20, latency_ms=400)
+        rec, hls = Mp4Sink(id="rec", path="rec.mp4"), HlsSink(id="hls", segment_s=0.4)
+        for sink in (rec, hls):
+            assert (await change(media, stream, sink)).event is EventKind.APPLIED
+        await until(lambda: media.closed and any(told.frames > 30 for told in media.closed[-1].sinks or ()))
+        figures = {told.id: told for told in next(c.sinks for c in reversed(media.closed) if c.sinks)}
+        assert {name: told.kind for name, told in figures.items()} == {"null-1": "null", "rec": "mp4", "hls": "hls"}
+        assert figures["rec"].state is SinkState.LIVE
+        assert figures["rec"].bytes > 1000
+        # The process is killed: its files are left as they are, and nobody hears of it.
+        dead = media.egress
+        for playing in dead._streams.values():
+            for task in (playing._task, playing._bookkeeper):
+                assert task is not None
+                task.cancel()
+        assert dead._assign is not None
+        await dead._assign.unsubscribe()
+        for subscription in dead._subscriptions.pop(stream):
+            await subscription.unsubscribe()
+        written = len(times_of(tmp_path / "rec.part.mp4")["video"])
+        media.egress = media.new_egress()
+        await media.egress.start()
+        session = await media.store.get(stream)
+        assert session is not None
+        spec = session["spec"].model_copy(update={"sinks": (*named(session["spec"].sinks), rec, hls)})
+        take = TakeStream(
+            instance="ingest-0", stream=stream, epoch=2, spec=spec, width=96, height=64, noise=0.5, credits=6
+        )
+        assert await media.take("ingest", take.model_copy(update={"source_held": True})) is None
+        again = {"instance": "egress-0", "given_up": "recovering", "added_sinks": ("rec", "hls")}
+        assert await media.take("egress", take.model_copy(update=again)) is None
+        assert await media.take("ingest", take.model_copy(update={"epoch": 3})) is None
+        seen = len(media.closed)
+        await until(lambda: any(told.frames > 20 for c in media.closed[seen:] for told in c.sinks or ()))
+        for service in ("ingest", "egress"):
+            await media.leave(service, stream, epoch=3)
+        event = await media.end()
+        dead._streams.clear()
+    assert event.event is EventKind.STOPPED, event.reason
+    assert event.totals is not None
+    assert event.totals.closed == event.totals.frames_in > 50
+    times = times_of(tmp_path / "rec.mp4")["video"]
+    assert len(times) > written + 15, "both parts of it are there"
+    assert max(b - a for a, b in pairwise(times)) < 0.5, "one after the other"
