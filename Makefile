@@ -25,10 +25,10 @@ demo: install
 up: install
 	$(BIN)/rheocast up
 
-# What the tests drive from outside: Chromium, FFmpeg, Prometheus' promtool. Only what is missing, where root and apt are at hand.
-# And AsyncAPI's own schemas, which npm has.
+# What the tests drive from outside: Chromium, FFmpeg, Prometheus' promtool, docker-compose (it reads compose files without Docker).
+# Only what is missing, where root and apt are at hand. And AsyncAPI's own schemas, which npm has.
 ASYNCAPI := .tools/node_modules/@asyncapi/specs
-TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus
+TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus docker-compose:docker-compose
 tools:
 	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \

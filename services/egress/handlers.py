@@ -299,7 +299,7 @@ class Handlers:
         if stream is None:
             self._count("frames_unknown_stream")
         elif isinstance(message, FramesDecoded):
-            await stream.on_frames(message, received.received_ns)
+            await stream.on_frames(message)
         else:
             stream.on_dropped(message)
 

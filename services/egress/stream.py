@@ -14,9 +14,11 @@ import numpy as np
 
 from services.egress.accounts import Accounts
 from services.egress.audio import AudioOrder
-from services.egress.core import Arrival, Decisions, Emit, Rules, StreamCore
+from services.egress.core import Arrival, Decisions, Emit, StreamCore
+from services.egress.ends import ChunkEnds
 from services.egress.figures import Due, nothing_told
-from services.egress.ledger import StreamLedger, drop_key
+from services.egress.ledger import ChunkVerdict, StreamLedger, drop_key
+from services.egress.rules import rules_of
 from services.egress.settings import Settings
 from services.egress.sink_thread import SinkThread
 from services.egress.sinks.port import OutFrame, Sink
@@ -24,7 +26,7 @@ from services.egress.stats import StreamMeter
 from shared.bus.port import Bus, BusError
 from shared.clock import Clock
 from shared.contracts import subjects
-from shared.contracts.commands import LeaveStream, Mode, TakeStream
+from shared.contracts.commands import LeaveStream, TakeStream
 from shared.contracts.events import (
     AudioCaptured,
     ChunkCaptured,
@@ -40,8 +42,8 @@ from shared.contracts.events import (
 )
 from shared.media.errors import one_line
 from shared.session.port import SessionStore
-from shared.telemetry.hops import record_hop
 from shared.telemetry.metrics import Timing
+from shared.telemetry.propagation import as_sampled
 from shared.tensors.port import TensorError, TensorReader
 
 log = logging.getLogger(__name__)
@@ -51,18 +53,6 @@ IDLE_S = 1.0
 BOOKS_STOP_S = 15.0
 LAST_EVENT_S = 10.0
 LAST_EVENT_PAUSE_S = 0.5
-
-
-def rules_of(take: TakeStream, settings: Settings) -> Rules:
-    """The constants a stream is played by."""
-    return Rules(
-        live=take.spec.mode is Mode.LIVE,
-        deadline_ns=take.spec.deadline_ms * 1_000_000,
-        lost_after_ns=int(settings.lost_after_s * 1e9),
-        reorder_ns=int(settings.reorder_ms * 1e6),
-        loss_timeout_ns=int(settings.loss_timeout_s * 1e9),
-        stall_ns=int(settings.stall_s * 1e9),
-    )
 
 
 class EgressStream:
@@ -84,16 +74,17 @@ class EgressStream:
     ) -> None:
         self.stream, self.spec = take.stream, take.spec
         self.counters: dict[str, int] = {}
-        self._settings, self._bus, self._tensors, self._tracer, self._clock = settings, bus, tensors, tracer, clock
+        self._settings, self._bus, self._tensors, self._clock = settings, bus, tensors, clock
         self._done, self._latency = done, latency
         self._wake = asyncio.Event()
         self._core = StreamCore(rules_of(take, settings), take.epoch, ledger)
         self._accounts = Accounts(self.stream, ledger, store)
+        self._ends = ChunkEnds(tracer, self.stream, take.epoch, clock.now_ns())
         self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set)
         self.remove_sink = self._sinks.remove
         self.figures: Due = nothing_told
         self._meter = StreamMeter(clock.now_ns())
-        self._pixels: dict[int, tuple[np.ndarray, ChunkStamp, int]] = {}
+        self._pixels: dict[int, tuple[np.ndarray, ChunkStamp]] = {}
         self._sound = AudioOrder()
         self._audio_parts = self._paused = 0
         self._audio_known = False
@@ -138,6 +129,7 @@ class EgressStream:
         if not self._audio_known:
             self._audio_known = True
             self._sinks.expect_audio(message.audio and self.spec.audio)
+        self._ends.captured(message.stamp)
         self._core.captured(message.stamp, message.totals, self._clock.now_ns())
         paused, self._paused = self._paused, max(self._paused, message.totals.dropped.get("paused", 0))
         self._meter.excuse(self._paused - paused)
@@ -156,7 +148,7 @@ class EgressStream:
             self._sinks.put_audio(part)
         self._sound_came.set()
 
-    async def on_frames(self, message: FramesDecoded, received_ns: int) -> None:
+    async def on_frames(self, message: FramesDecoded) -> None:
         """Frames: fetched at once, so that the worker's slot is free again."""
         stamp = message.stamp
         arrival = self._core.arrival(stamp)
@@ -168,9 +160,10 @@ class EgressStream:
                 self._core.lose(stamp, "egress:frames_gone")
                 self._wake.set()
                 return
-            arrival = self._core.ready(stamp, self._clock.now_ns())
+            arrival = self._core.ready(stamp, now := self._clock.now_ns())
             if arrival is Arrival.WANTED:
-                self._pixels[stamp.chunk] = (pixels, stamp, received_ns)
+                self._pixels[stamp.chunk] = (pixels, stamp)
+                self._ends.came(message, now)
         if arrival is not Arrival.WANTED:
             self._count(f"frames_{arrival.value}")
         await self._tensors.release_anywhere(message.pixels)
@@ -179,6 +172,7 @@ class EgressStream:
     def on_dropped(self, message: ChunkDropped) -> None:
         """A service gave a chunk up."""
         key = f"{message.service}:{message.reason}"
+        self._ends.came(message)
         if not self._core.dropped(message.stamp, key, message.skipped, self._clock.now_ns()):
             self._count("drops_ignored")
         elif message.skipped:
@@ -218,7 +212,7 @@ class EgressStream:
         except Exception as error:
             log.exception("stream %s: egress fails", self.stream)
             failure = f"egress failed: {one_line(error)}"
-            self._accounts.add(self._core.abort("egress:failed"))
+            self._close(self._core.abort("egress:failed"), self._clock.now_ns(), failed=True)
         try:
             await self._end(failure)
         except Exception as error:
@@ -234,7 +228,7 @@ class EgressStream:
             now = self._clock.now_ns()
             if self._ending is not None:
                 failure, key = self._ending
-                self._accounts.add(self._core.abort(key))
+                self._close(self._core.abort(key), now, failed=failure is not None)
                 return failure
             room = self._sinks.room
             decisions = self._core.due(now, room)
@@ -242,7 +236,7 @@ class EgressStream:
             failure = decisions.failure or self._sinks.error
             if failure is not None:
                 key = "egress:sink" if decisions.failure is None else "egress:lost"
-                self._accounts.add(self._core.abort(key))
+                self._close(self._core.abort(key), now, failed=True)
                 return failure
             if self._core.complete:
                 return None
@@ -266,23 +260,24 @@ class EgressStream:
         for verdict in decisions.closes:
             self._pixels.pop(verdict.chunk, None)
         if decisions.closes:
-            self._accounts.add(decisions.closes)
+            self._close(decisions.closes, now)
             self._closes.set()
 
+    def _close(self, closes: list[ChunkVerdict], now: int, failed: bool = False) -> None:
+        self._accounts.add(closes)
+        self._ends.closed(closes, now, failed)
+
     def _emit(self, emit: Emit, now: int) -> None:
-        pixels, stamp, received_ns = self._pixels[emit.chunk]
+        pixels, stamp = self._pixels[emit.chunk]
         frame, time_base = emit.frame, Fraction(*stamp.time_base)
         self._sinks.put(
             OutFrame(pixels[emit.position], frame.pts, frame.duration, time_base, emit.chunk, frame.captured_ns, now)
         )
         self._meter.emitted(frame, now, time_base)
-        if self._latency is not None:
-            self._latency.record((now - frame.captured_ns) / 1e9, stamp.trace)
-        if emit.position == len(stamp.frames) - 1:
-            # Waiting for the playout time is the jitter buffer's work; computing is what the sinks take per frame.
-            queue_ms = max(0.0, (now - received_ns) / 1e6)
-            compute_ns = int(self._sinks.compute_ms * 1e6 * len(stamp.frames))
-            record_hop(self._tracer, "egress", stamp, now, now + compute_ns, queue_ms)
+        self._ends.shown(emit.chunk, now)
+        if self._latency is not None:  # a late one's trace is written down, whatever the share is
+            late = 0 < frame.deadline_ns < now
+            self._latency.record((now - frame.captured_ns) / 1e9, as_sampled(stamp.trace) if late else stamp.trace)
 
     async def _keep_books(self) -> None:
         """Verdicts to the store and the bus, beside the playing; the newest is repeated every second."""
@@ -313,6 +308,7 @@ class EgressStream:
             totals=ledger.totals(),
             latency_ms=self._meter.newest_latency_ms,
             sinks=self.figures(),
+            ends=self._ends.take(),
         )
         await self._bus.publish(subjects.stream(self.stream, "closed"), message)
 
@@ -331,6 +327,7 @@ class EgressStream:
         await self._accounts.finish(self._meter.stats())
         with suppress(Exception):
             await self._tell_closed()
+        self._ends.finish(failure or "", self._core.ledger.totals())
         kind = EventKind.STOPPED if failure is None else EventKind.FAILED
         log.info("stream %s %s: %s", self.stream, kind.value, failure or "; ".join(made) or "done")
         await self._accounts.move(failed=failure is not None)

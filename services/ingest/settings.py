@@ -20,7 +20,8 @@ class Settings(RtcSettings, ServiceSettings):
     often the end of a source is told until everything is closed. ``skip_longest_s``: a picture in which nothing moves is
     made anew at least so often. Addresses are pulled from no private network, unless ``allow_private``; ``allowed_hosts``
     (names, addresses, CIDR networks, by commas) are fine always. ``devices``: cameras that may be opened, as patterns, by
-    commas. RTMP pushes are awaited at ``rtmp_host``, each on a port of ``rtmp_ports``.
+    commas. RTMP pushes are awaited at ``rtmp_host``, each on a port of ``rtmp_ports``. ``trace_ratio``: the share of chunks
+    whose spans are exported (where they are at all); late, dropped and failed ones are, whatever it is.
     """
 
     file_roots: str = ""
@@ -35,6 +36,7 @@ class Settings(RtcSettings, ServiceSettings):
     open_timeout_s: float = Field(default=8.0, gt=0)
     repeat_s: float = Field(default=0.5, gt=0)
     skip_longest_s: float = Field(default=5.0, gt=0)
+    trace_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
 
     @property
     def rules(self) -> AddressRules:

@@ -46,7 +46,7 @@ from shared.contracts.events import (
 from shared.contracts.sources import FileSource, PatternSource, PushSource, WhipSource
 from shared.media.errors import one_line
 from shared.session.port import SessionStore
-from shared.telemetry.hops import record_hop, start_chunk_trace
+from shared.telemetry.hops import record_ingest, start_chunk_trace
 from shared.tensors.port import TensorStore
 
 log = logging.getLogger(__name__)
@@ -279,21 +279,20 @@ class IngestStream:
             whole = np.stack(frames + [frames[-1]] * chunk.padding)
             ref = await put_pixels(self._tensors, whole, self._settings.stall_s)
         await self._send_audio((last.pts + last.duration) * self._time_base)
-        stamp = self._chunk_stamp(chunk)
+        stamp = self._chunk_stamp(chunk, began)
         # The mirror is written first: a successor must not number this chunk again.
         await self._mirror.write(self._intake.totals(), self._audio)
         if skipped:
-            skip = ChunkDropped(stamp=stamp, service="ingest", reason="similar", skipped=True)
-            await self._bus.publish(subjects.stream(self.stream, "frames"), skip)
+            message = ChunkDropped(stamp=stamp, service="ingest", reason="similar", skipped=True)
         else:
             message = ChunkCaptured(
                 stamp=stamp, pixels=ref, rmse=rmse, totals=self._intake.totals(), audio=self._audio is not None
             )
-            await self._bus.publish(subjects.stream(self.stream, "chunk"), message)
+        await self._bus.publish(subjects.stream(self.stream, "frames" if skipped else "chunk"), message)
         await self._tell_applied(resumed)
-        record_hop(self._tracer, "ingest", stamp, began, time.time_ns(), max(0.0, (began - last.captured_ns) / 1e6))
+        record_ingest(self._tracer, stamp)
 
-    def _chunk_stamp(self, chunk: Chunk[np.ndarray]) -> ChunkStamp:
+    def _chunk_stamp(self, chunk: Chunk[np.ndarray], began: int) -> ChunkStamp:
         return ChunkStamp(
             stream=self.stream,
             epoch=self.epochs.of(chunk.number),
@@ -302,8 +301,9 @@ class IngestStream:
             padding=chunk.padding,
             live=self._live,
             published_ns=time.time_ns(),
-            trace=start_chunk_trace(self._tracer, self.stream, chunk.number),
+            trace=start_chunk_trace(self._tracer, self._settings.trace_ratio),
             time_base=(self._time_base.numerator, self._time_base.denominator),
+            begun_ns=began,
         )
 
     def _stamp(self, frame: Captured[np.ndarray]) -> FrameStamp:
@@ -357,8 +357,8 @@ class IngestStream:
                 intake.drop_pending(DropReason.NO_CREDIT)
                 self._wake.set()
         if self._error is None and not self._leaving and intake.stalled_s(now) > self._settings.stall_s:
-            line = f"no verdict for chunk {intake.oldest_open} in {self._settings.stall_s:.0f} s: the pipeline stands still"
-            self._error = line
+            waited = f"no verdict for chunk {intake.oldest_open} in {self._settings.stall_s:.0f} s"
+            self._error = line = f"{waited}: the pipeline stands still"
             intake.stop()
             self._feed.stop()
             await self._fail(line)

@@ -11,7 +11,8 @@ from services.motion.settings import Settings
 from shared.bus.port import BusError, Received
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, NoSource, StreamSpec, TakeStream
-from shared.contracts.events import ChunkStamp, LatentsEncoded, MotionEstimated, StageTiming
+from shared.contracts.events import ChunkStamp, LatentsEncoded, MotionEstimated
+from shared.contracts.timing import ended_ns, timing_of
 from shared.engine.plan.noise_controller import MAX_TIMESTEP
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import NoiseSpec, SpecError
@@ -19,7 +20,7 @@ from shared.lifecycle import Context
 from shared.session.port import NoSuchStreamError, StoreUnavailableError
 from shared.session.state import TERMINAL_STATES, Owner
 from shared.telemetry import names
-from shared.telemetry.hops import hop_span
+from shared.telemetry.hops import record_hop
 
 log = logging.getLogger(__name__)
 
@@ -119,34 +120,33 @@ class Handlers:
             known = core.streams.get(stamp.stream)
             if known is None or stamp.epoch > known.epoch:
                 await self._adopt(stamp)
-        queue_ms = max(0.0, (time.time_ns() - received.received_ns) / 1e6)
-        began = time.perf_counter()
-        with hop_span(self._context.telemetry.tracer, names.MOTION, stamp, queue_ms):
-            estimate = core.estimate(chunk, self._context.clock.monotonic())
-            if isinstance(estimate, Refusal):
-                return
-            compute_ms = (time.perf_counter() - began) * 1e3
-            message = MotionEstimated(
-                stamp=stamp,
-                latents=chunk.latents,
-                latent_frames=chunk.latent_frames,
-                motion=estimate.motion,
-                noise_scale=estimate.noise_scale,
-                first_timestep=estimate.first_timestep,
-                noise_version=core.streams[stamp.stream].noise_version,
-                timings=(
-                    *chunk.timings,
-                    StageTiming(hop=names.MOTION, queue_ms=queue_ms, compute_ms=compute_ms),
-                ),
-            )
-            try:
-                await self._context.bus.publish(subjects.stream(stamp.stream, "motion"), message)
-            except BusError as error:
-                core.count("unsent")
-                log.warning("chunk %d of stream %s was not sent on: %s", stamp.chunk, stamp.stream, error)
+        begin_ns, began = time.time_ns(), time.perf_counter()
+        estimate = core.estimate(chunk, self._context.clock.monotonic())
+        if isinstance(estimate, Refusal):
+            return
+        compute_ms, after_ns = (time.perf_counter() - began) * 1e3, ended_ns(stamp, chunk.timings)
+        timing = timing_of(
+            names.MOTION, after_ns, received.received_ns, begin_ns, compute_ms, instance=self._context.instance
+        )
+        message = MotionEstimated(
+            stamp=stamp,
+            latents=chunk.latents,
+            latent_frames=chunk.latent_frames,
+            motion=estimate.motion,
+            noise_scale=estimate.noise_scale,
+            first_timestep=estimate.first_timestep,
+            noise_version=core.streams[stamp.stream].noise_version,
+            timings=(*chunk.timings, timing),
+        )
+        try:
+            await self._context.bus.publish(subjects.stream(stamp.stream, "motion"), message)
+        except BusError as error:
+            core.count("unsent")
+            log.warning("chunk %d of stream %s was not sent on: %s", stamp.chunk, stamp.stream, error)
+        record_hop(self._context.telemetry.tracer, stamp, timing)
         self._dirty[stamp.stream] = None
         self.compute_ms += 0.1 * (compute_ms - self.compute_ms)
-        self._queue_histogram.record(queue_ms, {names.HOP: names.MOTION})
+        self._queue_histogram.record(timing.queue_ms, {names.HOP: names.MOTION})
         self._compute_histogram.record(compute_ms, {names.HOP: names.MOTION})
         self._compute.record(compute_ms / 1e3, stamp.trace, hop=names.MOTION)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from operator import attrgetter
 
 from services.scheduler.batching import NEVER_NS, LosslessShare, Ready, choose
 from services.scheduler.cost_model import CostModel
 from services.scheduler.forecast import NS_PER_MS, Forecast
 from services.scheduler.policies import SLACK, Growth, Policy
-from services.scheduler.stream_queue import Applied, Offer, StreamQueue, Work
+from services.scheduler.stream_queue import Applied, Offer, StreamQueue, Timings, Work
+from services.scheduler.waits import passed, waited
 from shared.contracts.events import (
     BatchDone,
     BatchEntry,
@@ -23,7 +25,6 @@ from shared.contracts.events import (
     ChunkStamp,
     MotionEstimated,
     StageBatch,
-    StageTiming,
 )
 from shared.contracts.refs import TensorRef
 
@@ -133,7 +134,7 @@ class PipelineCore:
                 units = chunk.latent_frames * queue.model.tokens(queue.width, queue.height)
                 self.cost.observe("encode", units, timing.compute_ms)
         if offer in (Offer.OVERTAKEN, Offer.FULL):
-            self._drop(decisions, (chunk.stamp,), offer.value)
+            self._drop(decisions, (chunk.stamp,), offer.value, (chunk.timings,))
             decisions.released.append(chunk.latents)
         return offer, decisions
 
@@ -179,7 +180,7 @@ class PipelineCore:
         for key, ms in zip(self._stage_keys, done.stage_ms, strict=False):
             self.cost.observe(key, flight.units * items, ms, items)
         outputs = {(result.stream, result.block, result.step): result.output for result in done.results}
-        stage_ms = StageTiming(hop="stage", queue_ms=0.0, compute_ms=sum(done.stage_ms))
+        took = passed(done)
         for work in flight.works:
             item = work.item
             if item is None:
@@ -193,7 +194,7 @@ class PipelineCore:
             queue.plan.done(item)
             queue.touch()
             if output is not None:
-                queue.later[item.block] = work.at(item, (*work.timings, stage_ms), (output,), now_ns)
+                queue.later[item.block] = work.at(item, (*work.timings, *took), (output,), now_ns)
         return decisions
 
     def cut_over(self, factors: Mapping[int, float]) -> None:
@@ -343,15 +344,14 @@ class PipelineCore:
     def _forget(self, queue: StreamQueue, decisions: Decisions) -> None:
         work = self._ready[queue.stream][-1].work
         queue.forget(work)
-        self._drop(decisions, work.stamps, "stale")
+        self._drop(decisions, work.stamps, "stale", work.arrived or (work.timings,))
         decisions.released.extend(work.inputs)
 
     def _send(self, members: list[Ready], now_ns: int, decisions: Decisions) -> StageBatch:
         works: list[Work] = []
         for member in members:
             work, queue = member.work, self.streams[member.work.stream]
-            waited = StageTiming(hop="scheduler", queue_ms=(now_ns - work.ready_ns) / NS_PER_MS, compute_ms=0.0)
-            timings = (*work.timings, waited)
+            timings, arrived = waited(work, queue.arrived_ns, now_ns, self.pipeline)
             if work.item is None:
                 bound, applied = queue.enter(work)
                 decisions.applied.extend(applied)
@@ -360,7 +360,7 @@ class PipelineCore:
                 item = queue.plan.next(work.item)
                 del queue.later[item.block]
             if item is not None:
-                works.append(work.at(item, timings, work.inputs, work.ready_ns))
+                works.append(work.at(item, timings, work.inputs, work.ready_ns, arrived))
             queue.touch()
         first, units = self.streams[works[0].stream], members[0].units
         batch = StageBatch(
@@ -379,8 +379,13 @@ class PipelineCore:
         self.next_seq += 1
         return batch
 
-    def _drop(self, decisions: Decisions, stamps: Iterable[ChunkStamp], reason: str) -> None:
-        decisions.drops.extend(ChunkDropped(stamp=stamp, service="scheduler", reason=reason) for stamp in stamps)
+    def _drop(
+        self, decisions: Decisions, stamps: Iterable[ChunkStamp], reason: str, ways: Iterable[Timings] = ()
+    ) -> None:
+        decisions.drops.extend(
+            ChunkDropped(stamp=stamp, service="scheduler", reason=reason, timings=way)
+            for stamp, way in zip(stamps, chain(ways, repeat(())), strict=False)
+        )
 
 
 def _entry(work: Work) -> BatchEntry:
@@ -388,4 +393,4 @@ def _entry(work: Work) -> BatchEntry:
         raise ValueError("a work without an item cannot be sent")
     # Without a source there are no latents: what a chunk carries is an empty tensor.
     inputs = tuple([ref for ref in work.inputs if 0 not in ref.shape])
-    return BatchEntry(item=work.item, stamps=work.stamps, inputs=inputs, timings=work.timings)
+    return BatchEntry(item=work.item, stamps=work.stamps, inputs=inputs, timings=work.timings, arrived=work.arrived)

@@ -38,6 +38,7 @@ from shared.contracts.operating import MigrateStream
 from shared.contracts.refs import TensorRef
 from shared.contracts.sinks import AddSink, RemoveSink
 from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
+from shared.telemetry import names
 from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorReader
 
@@ -335,12 +336,11 @@ class Handlers:
 
     def _trace(self, batch: StageBatch) -> None:
         for entry in batch.entries:
-            if entry.item.step:
-                continue
-            queued_ms = entry.timings[-1].queue_ms if entry.timings else 0.0
-            for stamp in entry.stamps:
-                start = batch.scheduled_ns - int(queued_ms * 1e6)
-                record_hop(self._tracer, "scheduler", stamp, start, batch.scheduled_ns, queued_ms)
+            step = {names.STEP: entry.item.step}
+            for index, stamp in enumerate(entry.stamps):
+                way = entry.timings or (entry.arrived[index] if index < len(entry.arrived) else ())
+                if way:
+                    record_hop(self._tracer, stamp, way[-1], extra=step)
 
     def _log(self, batch: StageBatch) -> None:
         if self._batch_log is None:

@@ -18,6 +18,8 @@ from shared.engine.plan.noise_controller import step_timesteps
 from shared.engine.plan.spec import ModelSpec
 from shared.engine.plan.stream_plan import StreamPlan
 
+Timings = tuple[StageTiming, ...]
+Each = tuple[Timings, ...] | None
 FIRST_CHUNK_LATENTS = 2
 MAX_WAITING = 64
 SKIPPED_AFTER = 4  # a chunk that is late by a quarter of its time was skipped
@@ -85,7 +87,8 @@ class Work:
     item: Item | None = None
     context: int = 0  # latent frames of the window that run along (a re-cache)
     noise_version: int = 0
-    timings: tuple[StageTiming, ...] = ()
+    timings: Timings = ()
+    arrived: tuple[Timings, ...] = ()  # as in BatchEntry
 
     @property
     def live(self) -> bool:
@@ -97,7 +100,9 @@ class Work:
         """Latent frames of its forwards."""
         return self.context + self.frames
 
-    def at(self, item: Item, timings: tuple[StageTiming, ...], inputs: tuple[TensorRef, ...], ready_ns: int) -> Work:
+    def at(
+        self, item: Item, timings: Timings, inputs: tuple[TensorRef, ...], ready_ns: int, arrived: Each = None
+    ) -> Work:
         """The same block with another item, or ready again for its next step (three times as fast as ``replace``)."""
         return Work(
             self.stream,
@@ -113,6 +118,7 @@ class Work:
             self.context,
             self.noise_version,
             timings,
+            self.arrived if arrived is None else arrived,
         )
 
 
@@ -273,7 +279,8 @@ class StreamQueue:
             ready_ns=self.arrived_ns[stamps[-1].chunk],
             noise_scale=max(chunk.noise_scale for chunk in chunks),
             first_timestep=max(chunk.first_timestep for chunk in chunks),
-            timings=chunks[-1].timings,
+            timings=() if len(chunks) > 1 else chunks[-1].timings,
+            arrived=tuple([chunk.timings for chunk in chunks]) if len(chunks) > 1 else (),
         )
 
     def _may_enter(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import torch
 
@@ -13,9 +13,10 @@ from services.worker.calibration import Measured, units_of
 from services.worker.core import BatchSequencer, Rank, Role, SequenceVerdict
 from services.worker.device_thread import DeviceThread, Outcome, QueueFullError
 from services.worker.fencing import Lives, StaleError, is_stale
-from services.worker.messages import decoded, encoded, is_passed_by, passed_by, timing
+from services.worker.messages import decoded, encoded, is_passed_by, passed_by, way_until
 from services.worker.moving import Moving
 from services.worker.outbox import Outbox
+from services.worker.reports import Reports
 from services.worker.roles.stage import StageOutput
 from services.worker.runtime import Runtime
 from services.worker.threads import Threads
@@ -26,19 +27,18 @@ from shared.contracts.events import (
     BatchDone,
     BatchEntry,
     ChunkCaptured,
-    ChunkDropped,
     ChunkStamp,
     ItemResult,
     LatentsDenoised,
     PipelineFault,
     StageBatch,
+    StageTiming,
 )
 from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
+from shared.contracts.timing import ended_ns
 from shared.engine.plan.spec import VAE_STRIDE
 from shared.lifecycle import Context
-from shared.telemetry import names
-from shared.telemetry.hops import record_hop
 from shared.tensors.port import TensorError
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,6 @@ class Handlers:
         self._context = context
         self._bus = context.bus
         self._tensors = context.tensors
-        self._tracer = context.telemetry.tracer
         self._runtime = runtime
         self._device = device
         self._threads = threads or Threads(1)
@@ -69,8 +68,7 @@ class Handlers:
         self._moving = Moving(context, runtime, device, self.assignments, lambda: self._sequencer, self._hear_batches)
         self.assignments.on_move = self._moving.on_move
         self.counters: dict[str, int] = {}
-        self.role_ms: dict[str, float] = {}
-        self._compute = context.metrics.histogram(names.ROLE_COMPUTE)
+        self._reports = Reports(context, runtime, self._count)
         self.measured = Measured()
 
     async def start(self) -> None:
@@ -90,6 +88,11 @@ class Handlers:
         self._batches = await self._bus.subscribe(subject, self.on_batch, size=64)
         if former is not None:
             await former.unsubscribe()
+
+    @property
+    def role_ms(self) -> dict[str, float]:
+        """What each role's newest job took."""
+        return self._reports.role_ms
 
     @property
     def generation(self) -> int:
@@ -127,26 +130,26 @@ class Handlers:
             return
         if is_stale(stamp, time.time_ns()):  # it waited while this worker or its inbox stood still
             await self._tensors.release_anywhere(message.pixels)
-            await self._drop(stamp, "stale")
+            await self._reports.drop(stamp, "stale")
             return
         try:
             pixels = await self._tensors.fetch(message.pixels)
             await self._tensors.release_anywhere(message.pixels)
         except TensorError as error:
-            await self._drop(stamp, f"pixels_gone: {error}")
+            await self._reports.drop(stamp, f"pixels_gone: {error}")
             return
 
         def done(outcome: Outcome) -> None:
+            took = self._reports.took("encode", (stamp,), outcome, stamp.published_ns)
             if outcome.error is not None:
-                self._outbox.put(lambda: self._dropped_by(outcome, stamp))
+                self._outbox.put(lambda: self._reports.dropped_by(outcome, stamp))
                 return
-            self._record("encode", (stamp,), outcome)
             try:
                 ref = self._latents_ref(outcome.value.latents, placed.ttl_s, local=self._is_stage(0))
             except TensorError as error:
-                self._outbox.put(lambda reason=f"no_room: {error}": self._drop(stamp, reason))
+                self._outbox.put(lambda reason=f"no_room: {error}": self._reports.drop(stamp, reason))
                 return
-            latents = encoded(message, outcome, ref)
+            latents = encoded(message, outcome, ref, took)
             self._outbox.put(lambda: self._bus.publish(subjects.stream(stamp.stream, "latents"), latents))
 
         def run() -> object:
@@ -201,13 +204,14 @@ class Handlers:
             return
 
         def done(outcome: Outcome) -> None:
+            after_ns = batch.timings[-1].end_ns if batch.timings else batch.scheduled_ns
+            took = self._reports.batch_took(batch.entries, outcome, after_ns)
             if outcome.error is not None:
                 log.error("batch %d failed", batch.seq, exc_info=outcome.error)
                 self._outbox.put(lambda: self._fault(batch, one_line(outcome.error)))
                 return
-            stamps = tuple(stamp for entry in batch.entries for stamp in entry.stamps)
-            self._record("stage", stamps, outcome)
-            self._outbox.put(lambda: self._try_pass_on(batch, outcome))
+            passed = batch.model_copy(update={"timings": (*batch.timings, took)})
+            self._outbox.put(lambda: self._try_pass_on(passed, outcome))
 
         def run() -> StageOutput:
             # On the device's own stream: nothing that a job reads may be made elsewhere.
@@ -245,7 +249,7 @@ class Handlers:
             item = entry.item
             again: TensorRef | None = None
             if item.is_last_step:
-                await self._finish(entry, latents, ttl_s, outcome)
+                await self._finish(entry, latents, ttl_s, batch)
             else:
                 again = self._latents_ref(latents, ttl_s, local=self._is_stage(0))
             results.append(
@@ -257,17 +261,19 @@ class Handlers:
             seq=batch.seq,
             results=tuple(results),
             stage_ms=stage_ms,
+            timings=batch.timings,
         )
         await self._bus.publish(subjects.pipeline_done(batch.pipeline), report)
 
-    async def _finish(self, entry: BatchEntry, latents: torch.Tensor, ttl_s: float, outcome: Outcome) -> None:
+    async def _finish(self, entry: BatchEntry, latents: torch.Tensor, ttl_s: float, batch: StageBatch) -> None:
         denoised = LatentsDenoised(
             stamps=entry.stamps,
             latents=self._latents_ref(latents, ttl_s, local=Role.DECODE in self._settings.roles),
             block=entry.item.block,
             steps=entry.item.steps,
             prompt_version=entry.item.prompt_version,
-            timings=(*entry.timings, timing("stage", outcome)),
+            timings=(*entry.timings, *batch.timings),
+            arrived=entry.arrived,
         )
         await self._bus.publish(subjects.stream(entry.item.stream, "denoised"), denoised)
 
@@ -296,35 +302,37 @@ class Handlers:
         try:
             latents = await receive(self._tensors, message.latents, self._runtime.device)
         except TensorError as error:
-            for stamp in message.stamps:
-                await self._drop(stamp, f"latents_gone: {error}")
+            for index, stamp in enumerate(message.stamps):
+                await self._reports.drop(stamp, f"latents_gone: {error}", way_until(message, index))
             return
 
         def done(outcome: Outcome) -> None:
+            took = self._reports.took("decode", message.stamps, outcome, ended_ns(message.stamps[-1], message.timings))
             if outcome.error is not None:
                 for stamp in message.stamps:
-                    self._outbox.put(lambda stamp=stamp: self._dropped_by(outcome, stamp))
+                    self._outbox.put(lambda stamp=stamp: self._reports.dropped_by(outcome, stamp, message.timings))
                 return
-            self._record("decode", message.stamps, outcome)
             self.measured.add("decode", 1, units_of(message.latents.shape), outcome.compute_ms)
-            self._outbox.put(lambda: self._publish_frames(message, placed, outcome))
+            self._outbox.put(lambda: self._publish_frames(message, placed, outcome, took))
 
         deadline = message.stamps[0].frames[0].deadline_ns if message.stamps[0].live else 0
         frames, units = sum(stamp.pixel_frames for stamp in message.stamps), units_of(message.latents.shape)
         work, shares = self._threads.within("decode", units, lambda: decode.run(stream, latents, frames))
         await self._submit_or_drop(Rank.DECODE, work, shares, done, *message.stamps, deadline_ns=deadline)
 
-    async def _publish_frames(self, message: LatentsDenoised, placed: Placed, outcome: Outcome) -> None:
+    async def _publish_frames(
+        self, message: LatentsDenoised, placed: Placed, outcome: Outcome, took: StageTiming
+    ) -> None:
         start = 0
-        for stamp in message.stamps:
+        for index, stamp in enumerate(message.stamps):
             frames = outcome.value[start : start + stamp.pixel_frames]
             start += stamp.pixel_frames
             try:
                 ref = self._tensors.put(frames, ttl_s=placed.ttl_s)
             except TensorError as error:
-                await self._drop(stamp, f"no_room: {error}")
+                await self._reports.drop(stamp, f"no_room: {error}")
                 continue
-            await self._bus.publish(subjects.stream(stamp.stream, "frames"), decoded(message, stamp, outcome, ref))
+            await self._bus.publish(subjects.stream(stamp.stream, "frames"), decoded(message, index, ref, took))
 
     # --- shared ------------------------------------------------------------------------------------------------------
 
@@ -340,7 +348,7 @@ class Handlers:
             return True
         self._count(f"chunk_{arrival.value}")
         if arrival is Arrival.OVERTAKEN:
-            await self._drop(stamp, "overtaken")
+            await self._reports.drop(stamp, "overtaken")
         return False
 
     def _is_stage(self, stage: int) -> bool:
@@ -371,28 +379,7 @@ class Handlers:
             self._device.submit(rank, run, self._lives.of_this(done), deadline_ns, shares)
         except QueueFullError:
             for stamp in stamps:
-                await self._drop(stamp, "queue_full")
-
-    def _dropped_by(self, outcome: Outcome, stamp: ChunkStamp) -> Awaitable[None]:
-        if isinstance(outcome.error, StaleError):
-            return self._drop(stamp, "stale")
-        log.error("chunk %d of %s failed", stamp.chunk, stamp.stream, exc_info=outcome.error)
-        return self._drop(stamp, "error")
-
-    async def _drop(self, stamp: ChunkStamp, reason: str) -> None:
-        self._count("dropped")
-        short, _, detail = reason.partition(":")
-        if detail:
-            log.warning("chunk %d of %s dropped, %s", stamp.chunk, stamp.stream, reason)
-        dropped = ChunkDropped(stamp=stamp, service="worker", reason=short)
-        await self._bus.publish(subjects.stream(stamp.stream, "frames"), dropped)
-
-    def _record(self, hop: str, stamps: tuple[ChunkStamp, ...], outcome: Outcome) -> None:
-        self.role_ms[hop] = outcome.compute_ms
-        end_ns = outcome.started_ns + int(outcome.compute_ms * 1e6)
-        for stamp in stamps:
-            record_hop(self._tracer, hop, stamp, outcome.started_ns, end_ns, outcome.queue_ms)
-            self._compute.record(outcome.compute_ms / 1e3, stamp.trace, hop=hop)
+                await self._reports.drop(stamp, "queue_full")
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1

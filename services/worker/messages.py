@@ -6,7 +6,6 @@ from services.worker.device_thread import Outcome
 from shared.contracts.commands import NoSource, TakeStream
 from shared.contracts.events import (
     ChunkCaptured,
-    ChunkStamp,
     FramesDecoded,
     LatentsDenoised,
     LatentsEncoded,
@@ -21,12 +20,7 @@ def latent_frames(pixel_frames: int) -> int:
     return -(-pixel_frames // FRAMES_PER_LATENT)
 
 
-def timing(hop: str, outcome: Outcome) -> StageTiming:
-    """How long a job took on this worker."""
-    return StageTiming(hop=hop, queue_ms=outcome.queue_ms, compute_ms=outcome.compute_ms)
-
-
-def encoded(message: ChunkCaptured, outcome: Outcome, ref: TensorRef) -> LatentsEncoded:
+def encoded(message: ChunkCaptured, outcome: Outcome, ref: TensorRef, took: StageTiming) -> LatentsEncoded:
     """A chunk's latents are in ``ref``."""
     return LatentsEncoded(
         stamp=message.stamp,
@@ -34,7 +28,7 @@ def encoded(message: ChunkCaptured, outcome: Outcome, ref: TensorRef) -> Latents
         latent_frames=outcome.value.latents.shape[0],
         rmse=message.rmse,
         signature=outcome.value.signature,
-        timings=(timing("encode", outcome),),
+        timings=(took,),
     )
 
 
@@ -53,12 +47,17 @@ def is_passed_by(take: TakeStream) -> bool:
     return isinstance(take.spec.source, NoSource)
 
 
-def decoded(message: LatentsDenoised, stamp: ChunkStamp, outcome: Outcome, ref: TensorRef) -> FramesDecoded:
-    """A chunk's pixels are in ``ref``."""
+def way_until(message: LatentsDenoised, index: int) -> tuple[StageTiming, ...]:
+    """All hops so far of the ``index``-th chunk of a block: its own until they were joined, then those of the block."""
+    return (*message.arrived[index], *message.timings) if index < len(message.arrived) else message.timings
+
+
+def decoded(message: LatentsDenoised, index: int, ref: TensorRef, took: StageTiming) -> FramesDecoded:
+    """The pixels of the block's ``index``-th chunk are in ``ref``."""
     return FramesDecoded(
-        stamp=stamp,
+        stamp=message.stamps[index],
         pixels=ref,
         steps=message.steps,
         prompt_version=message.prompt_version,
-        timings=(*message.timings, timing("decode", outcome)),
+        timings=(*way_until(message, index), took),
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from services.worker.core import Role
@@ -16,13 +16,19 @@ from shared.engine.plan.spec import VaeKind
 
 
 class Settings(ServiceSettings):
-    """``RHEOCAST_…`` variables of a worker. ``roles`` is a comma-separated list."""
+    """``RHEOCAST_…`` variables of a worker. ``roles`` is a comma-separated list.
+
+    ``seat``: this worker's number among all that are alike, from 0 (a StatefulSet's ordinal). Its pipeline and stage follow
+    from it and ``stages``: with 2 stages, seat 5 is stage 1 of p2. So do the roles, unless they are given: text and
+    encode at the first stage, decode at the last.
+    """
 
     roles: Annotated[tuple[Role, ...], NoDecode] = (Role.TEXT, Role.ENCODE, Role.STAGE, Role.DECODE)
     model: str = "rheo-tiny"
     pipeline: str = "p0"
     stage: int = 0
-    stages: int = 1
+    stages: int = Field(default=1, ge=1)
+    seat: int = Field(default=-1, ge=-1)  # −1: ``pipeline`` and ``stage`` are as given
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: str = "auto"  # auto, float32, bfloat16
     speed: Speed = Speed.AUTO  # auto, eager, compiled, graphs (see shared/engine/compile.py)
@@ -64,6 +70,21 @@ class Settings(ServiceSettings):
         if value not in ("auto", *VaeKind):
             raise ValueError(f"{value!r} is no autoencoder: auto, {', '.join(VaeKind)}")
         return value
+
+    @model_validator(mode="after")
+    def _seated(self) -> Self:
+        if self.seat < 0:
+            return self
+        given = {"pipeline", "stage"} & self.model_fields_set
+        if given:
+            raise ValueError(f"a seat says the pipeline and the stage: leave {' and '.join(sorted(given))} out")
+        pipeline, self.stage = divmod(self.seat, self.stages)
+        self.pipeline = f"p{pipeline}"
+        if "roles" not in self.model_fields_set:
+            first = (Role.TEXT, Role.ENCODE) if self.stage == 0 else ()
+            last = (Role.DECODE,) if self.stage == self.stages - 1 else ()
+            self.roles = (*first, Role.STAGE, *last)
+        return self
 
     @property
     def part_paths(self) -> dict[Part, Path | None]:

@@ -16,6 +16,9 @@ from shared.contracts.beats import MeasuredCost as MeasuredCost
 from shared.contracts.refs import TensorRef, Wire
 from shared.contracts.sinks import SinkFigures
 from shared.contracts.tiers import Promise, Refusal, Tier
+from shared.contracts.timing import ChunkEnd as ChunkEnd
+from shared.contracts.timing import StageTiming as StageTiming
+from shared.contracts.timing import Verdict as Verdict
 from shared.engine.plan.items import Item
 
 # --- what a chunk is -------------------------------------------------------------------------------------------------
@@ -35,7 +38,7 @@ class ChunkStamp(Wire):
     """What every event of a chunk carries along, so that each hop stands alone.
 
     ``frames`` holds the real frames only: ``len(frames) + padding`` is 5 for a stream's first chunk and 4 after it.
-    ``published_ns`` is when ingest sent the chunk.
+    ``published_ns`` is when ingest sent the chunk, ``begun_ns`` when it began to make it.
     """
 
     stream: str
@@ -47,6 +50,7 @@ class ChunkStamp(Wire):
     published_ns: int = 0
     trace: str = ""  # W3C traceparent of the chunk's root span: a batch holds chunks of several traces
     time_base: tuple[int, int] = (1, 90_000)  # seconds per tick of ``pts`` (numerator, denominator), the source's own
+    begun_ns: int = 0
 
     @property
     def pixel_frames(self) -> int:
@@ -65,14 +69,6 @@ class SourceTotals(Wire):
     numbered: int = 0
     chunks: int = 0
     dropped: dict[str, int] = Field(default_factory=dict[str, int])
-
-
-class StageTiming(Wire):
-    """How long a hop took: ``queue_ms`` waiting, ``compute_ms`` working."""
-
-    hop: str
-    queue_ms: float
-    compute_ms: float
 
 
 # --- the way of a chunk ----------------------------------------------------------------------------------------------
@@ -158,13 +154,15 @@ class BatchEntry(Wire):
     """One item of a batch with where its input is.
 
     ``stamps`` are the chunks of the item's block, one per chunk (T of them for a block of T > 1). ``inputs`` are the chunks'
-    latents at step 0, in order, and what was re-noised later; empty only for text to video at step 0.
+    latents at step 0, in order, and what was re-noised later; empty only for text to video at step 0. ``arrived``: of a block
+    of T > 1, each chunk's own hops until they were joined; ``timings`` go on from there.
     """
 
     item: Item
     stamps: tuple[ChunkStamp, ...]
     inputs: tuple[TensorRef, ...]
     timings: tuple[StageTiming, ...] = ()
+    arrived: tuple[tuple[StageTiming, ...], ...] = ()
 
 
 class StageBatch(Wire):
@@ -186,6 +184,7 @@ class StageBatch(Wire):
     activations: TensorRef | None = None
     scheduled_ns: int = 0
     compute_ms: tuple[float, ...] = ()  # one per stage passed
+    timings: tuple[StageTiming, ...] = ()  # as well
 
 
 class ItemResult(Wire):
@@ -207,6 +206,7 @@ class BatchDone(Wire):
     seq: int
     results: tuple[ItemResult, ...]
     stage_ms: tuple[float, ...]
+    timings: tuple[StageTiming, ...] = ()  # one per stage
 
 
 class PipelineFault(Wire):
@@ -254,6 +254,7 @@ class LatentsDenoised(Wire):
     steps: int
     prompt_version: int
     timings: tuple[StageTiming, ...] = ()
+    arrived: tuple[tuple[StageTiming, ...], ...] = ()  # as in BatchEntry
 
 
 class FramesDecoded(Wire):
@@ -275,6 +276,7 @@ class ChunkDropped(Wire):
     service: str
     reason: str
     skipped: bool = False
+    timings: tuple[StageTiming, ...] = ()  # of the hops before
 
 
 class LedgerTotals(Wire):
@@ -313,6 +315,7 @@ class ChunkClosed(Wire):
 
     Cumulative, so that a lost one is healed by the next; egress repeats the newest every second while a stream is open.
     ``closed_chunks`` counts chunks with a verdict; ``through`` is the watermark: every chunk below it is closed.
+    ``ends``: the chunks closed since the last one, of many the newest; for who draws them, and lost with the message.
     """
 
     kind: Literal["chunk_closed"] = "chunk_closed"
@@ -323,6 +326,7 @@ class ChunkClosed(Wire):
     totals: LedgerTotals
     latency_ms: float = 0.0  # newest frame: emitted − captured
     sinks: tuple[SinkFigures, ...] | None = None  # once a second; None: not told this time
+    ends: tuple[ChunkEnd, ...] = ()
 
 
 # --- lifecycle -------------------------------------------------------------------------------------------------------

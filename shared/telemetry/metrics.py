@@ -7,7 +7,6 @@ that very chunk's trace. Names and help texts stand in ``names.py``, in base uni
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,11 +16,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
 from shared.telemetry import names
+from shared.telemetry.propagation import is_sampled, span_context_of
 
 Samples = Iterable[tuple[Mapping[str, str], float]]
 Reader = Callable[[], Samples]
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class _Read:
@@ -60,14 +58,14 @@ class Timing:
         self._histogram, self._labels = histogram, labels
 
     def record(self, seconds: float, trace: str = "", **labels: str) -> None:
-        """One duration; ``trace`` is the chunk's W3C traceparent, "" for none."""
+        """One duration; ``trace`` is the chunk's W3C traceparent, "" for none. One that nobody writes down is no exemplar."""
         into = (
             self._histogram.labels(*(labels.get(label, "") for label in self._labels))
             if self._labels
             else self._histogram
         )
-        found = _TRACEPARENT.fullmatch(trace)
-        into.observe(max(0.0, seconds), {"trace_id": found[1]} if found else None)
+        context = span_context_of(trace) if is_sampled(trace) else None
+        into.observe(max(0.0, seconds), {"trace_id": f"{context.trace_id:032x}"} if context is not None else None)
 
 
 class Metrics:

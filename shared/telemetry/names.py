@@ -4,22 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Span attributes.
-STREAM = "rheocast.stream.id"
-CHUNK = "rheocast.chunk"
-EPOCH = "rheocast.epoch"
+# Span attributes. Beside ours: OpenTelemetry's for messaging.
+STREAM = "stream.id"
+EPOCH = "stream.epoch"
+STREAM_SPAN = "stream.span"  # start | whole: the two spans of a stream's own trace
+CHUNK = "chunk.id"
+VERDICT = "chunk.verdict"
+REASON = "chunk.reason"
+FRAMES_IN_CHUNK = "chunk.frames"
+HOP = "rheocast.hop"
+PIPELINE = "rheocast.pipeline"
+STAGE_INDEX = "rheocast.stage"
+STEP = "rheocast.step"
+INSTANCE = "rheocast.instance"  # who did the work; of a stage: the worker
+TRANSFER_MS = "rheocast.transfer_ms"
 QUEUE_MS = "rheocast.queue_ms"
 COMPUTE_MS = "rheocast.compute_ms"
-HOP = "rheocast.hop"
+KEPT = "rheocast.kept"  # egress wrote this trace down after the verdict: it was not in the share
+MESSAGING_SYSTEM = "messaging.system"
+DESTINATION = "messaging.destination.name"
+TEMPLATE = "messaging.destination.template"
+OPERATION = "messaging.operation.name"
+OPERATION_TYPE = "messaging.operation.type"
+BATCH_COUNT = "messaging.batch.message_count"
 
 # Spans.
 CHUNK_SPAN = "chunk"
+STREAM_START = "start stream"
+STREAM_WHOLE = "stream"
 
-# Hops, which are span names: "hop encode", …
+# Hops.
+CAPTURE = "capture"
 INGEST = "ingest"
 ENCODE = "encode"
 MOTION = "motion"
-SCHEDULE = "schedule"
+SCHEDULE = "scheduler"
 STAGE = "stage"
 DECODE = "decode"
 EGRESS = "egress"
@@ -40,9 +59,35 @@ TENSORS_EXPIRED = "rheocast.tensors.expired"
 BATCH_SIZE = "rheocast.batch.size"
 
 
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a hop is in the words of the messaging conventions. ``destination``: the subject its message came (or went) by."""
+
+    name: str
+    kind: str  # send | process
+    destination: str
+
+
+OPERATIONS = {
+    INGEST: Operation("ingest", "send", "rheo.stream.{stream}.chunk"),
+    ENCODE: Operation("encode", "process", "rheo.stream.{stream}.chunk"),
+    MOTION: Operation("estimate", "process", "rheo.stream.{stream}.latents"),
+    SCHEDULE: Operation("schedule", "process", "rheo.stream.{stream}.motion"),
+    STAGE: Operation("denoise", "process", "rheo.pipeline.{pipeline}.stage.{stage}"),
+    DECODE: Operation("decode", "process", "rheo.stream.{stream}.denoised"),
+    EGRESS: Operation("show", "process", "rheo.stream.{stream}.frames"),
+}
+
+
 def hop_span_name(hop: str) -> str:
-    """The span name of a hop."""
-    return f"hop {hop}"
+    """The span name of a hop's work: "<operation> <destination>", as the conventions have it."""
+    operation = OPERATIONS.get(hop)
+    return f"{operation.name} {operation.destination}" if operation is not None else hop
+
+
+def wait_span_name(hop: str) -> str:
+    """The span name of what comes before a hop's work: the way from the hop before, and the queue."""
+    return f"wait {hop}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextvars import Token
+from contextvars import ContextVar, Token
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -12,6 +12,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 TRACEPARENT = "traceparent"
+GIVEN: ContextVar[SpanContext | None] = ContextVar("given", default=None)
+"""The ids that the next root span takes: whoever ends a chunk writes down the root that ingest gave it."""
 
 _FORM = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
@@ -31,6 +33,16 @@ def span_context_of(traceparent: str) -> SpanContext | None:
     trace_id, span_id, flags = (int(part, 16) for part in match.groups())
     context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
     return context if context.is_valid else None
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Whether every service writes down its spans of this trace."""
+    return traceparent.endswith(("1", "3", "5", "7", "9", "b", "d", "f")) and span_context_of(traceparent) is not None
+
+
+def as_sampled(traceparent: str) -> str:
+    """The same parent, in the share; "" stays ""."""
+    return f"{traceparent[:-2]}01" if traceparent else ""
 
 
 def context_of(traceparent: str) -> Context | None:

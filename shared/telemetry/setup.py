@@ -49,10 +49,12 @@ def setup(service: str, instance: str, otlp_endpoint: str) -> Telemetry:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from shared.telemetry.ids import GivenIds
+
     base = otlp_endpoint.rstrip("/")
     resource = Resource.create({"service.name": f"rheocast-{service}", "service.instance.id": instance})
     # atexit handlers would flush a second time, after the event loop and maybe the receiver are gone.
-    traces = TracerProvider(resource=resource, shutdown_on_exit=False)
+    traces = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=GivenIds())
     traces.add_span_processor(
         BatchSpanProcessor(
             OTLPSpanExporter(f"{base}/v1/traces", timeout=EXPORT_TIMEOUT_S),

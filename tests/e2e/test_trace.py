@@ -1,40 +1,122 @@
-"""One chunk, one trace: spans of all seven hops, received by a real OTLP/HTTP endpoint."""
+"""One chunk, one trace: spans of all hops, received by a real OTLP/HTTP endpoint, with no time that nobody accounts for."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
 
+import httpx
 import pytest
+import pytest_asyncio
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.e2e.conftest import Rheocast
+from shared.contracts.events import EventKind
+from shared.embedded import free_port
 from tests.support import clips
-from tests.support.otlp import attributes, otlp_receiver
+from tests.support.lab import Lab
+from tests.support.otlp import OtlpReceiver, attributes, otlp_receiver
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
-HOPS = {"ingest", "encode", "motion", "scheduler", "stage", "decode", "egress"}
+HOPS = {"capture", "ingest", "encode", "motion", "scheduler", "stage", "decode", "egress"}
+SERVICES = {"ingest", "worker", "motion", "scheduler", "egress"}
+GAP_MS = 5.0
+TRACED_S = 20.0  # spans are exported once a second
 
 
-def test_every_chunk_has_one_trace_through_all_seven_hops(rheocast: Rheocast, tmp_path: Path) -> None:
-    source = clips.make_clip(tmp_path / "in.mp4", frames=21, width=96, height=64)
+class Traced:
+    """A running system whose spans and waterfalls can be read."""
+
+    def __init__(self, lab: Lab, receiver: OtlpReceiver, http: httpx.AsyncClient) -> None:
+        self.lab, self.receiver, self.http = lab, receiver, http
+
+    def traces(self, stream: str) -> dict[int, list[Span]]:
+        """By chunk, all spans of its trace, the root first."""
+        by_trace: dict[bytes, list[Span]] = defaultdict(list)
+        for span in list(self.receiver.spans):
+            if attributes(span).get("stream.id") == stream and "chunk.id" in attributes(span):
+                by_trace[span.trace_id].append(span)
+        return {
+            int(attributes(spans[0])["chunk.id"]): sorted(spans, key=lambda span: span.name != "chunk")
+            for spans in by_trace.values()
+        }
+
+    async def all_of(self, stream: str, chunks: int) -> dict[int, list[Span]]:
+        """The same, once every service has exported what it has of these chunks."""
+        until = time.monotonic() + TRACED_S
+        while time.monotonic() < until:
+            traces = self.traces(stream)
+            whole = [spans for spans in traces.values() if spans[0].name == "chunk" and hops(spans) >= HOPS]
+            if len(whole) >= chunks:
+                return traces
+            await asyncio.sleep(0.2)
+        raise AssertionError({chunk: sorted(hops(spans)) for chunk, spans in self.traces(stream).items()})
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def traced(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Traced]:
+    port = free_port()
     with otlp_receiver() as (endpoint, receiver):
-        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
-        result = rheocast("run", source, "out.mp4", "--prompt", "neon", "--size", "96x64", "--json", env=env)
-        assert result.code == 0, result.err
-        by_chunk: dict[int, list[tuple[bytes, dict[str, Any]]]] = {}
-        for span in receiver.spans:
-            values = attributes(span)
-            if "rheocast.chunk" in values:
-                by_chunk.setdefault(int(values["rheocast.chunk"]), []).append((span.trace_id, values))
-    assert sorted(by_chunk) == [0, 1, 2, 3, 4]
-    for chunk, spans in by_chunk.items():
-        assert len({trace for trace, _ in spans}) == 1, f"chunk {chunk} is one trace"
-        hops = {values["rheocast.hop"] for _, values in spans if "rheocast.hop" in values}
-        assert hops == HOPS
-        for _, values in spans:
-            assert values["rheocast.stream.id"].startswith("run-")
-            if "rheocast.hop" in values:
-                assert values["rheocast.queue_ms"] >= 0
-                assert values["rheocast.compute_ms"] >= 0
-    assert len({spans[0][0] for spans in by_chunk.values()}) == 5
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "RHEOCAST_JAEGER_URL": "http://jaeger.test:16686"}
+        folder = tmp_path_factory.mktemp("trace")
+        async with (
+            Lab.start(folder, stages=2, env=env, gateway_port=port) as lab,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,
+        ):
+            yield Traced(lab, receiver, http)
+
+
+def hops(spans: list[Span]) -> set[str]:
+    return {attributes(span)["rheocast.hop"] for span in spans if "rheocast.hop" in attributes(span)}
+
+
+def uncovered_ms(spans: list[Span]) -> float:
+    """The longest time of the root (which comes first) in which none of its children is under way."""
+    root, at, longest = spans[0], spans[0].start_time_unix_nano, 0
+    for span in sorted(spans[1:], key=lambda each: each.start_time_unix_nano):
+        longest = max(longest, span.start_time_unix_nano - at)
+        at = max(at, span.end_time_unix_nano)
+    return max(longest, root.end_time_unix_nano - at) / 1e6
+
+
+def check_tree(stream: str, chunk: int, spans: list[Span], links: set[bytes]) -> None:
+    root, children = spans[0], spans[1:]
+    assert [span.name for span in spans].count("chunk") == 1, f"chunk {chunk} has one root"
+    assert not root.parent_span_id
+    assert {span.parent_span_id for span in children} == {root.span_id}, f"chunk {chunk} is one tree"
+    assert {link.trace_id for link in root.links} == links, "the root is linked to the stream's"
+    assert uncovered_ms(spans) <= GAP_MS, f"chunk {chunk}: some of its time is nobody's"
+    for span in spans:
+        told = attributes(span)
+        assert told["stream.id"] == stream
+        assert root.start_time_unix_nano <= span.start_time_unix_nano + 1000
+        assert span.start_time_unix_nano <= span.end_time_unix_nano <= root.end_time_unix_nano + 1000
+        if span.kind in (Span.SPAN_KIND_CONSUMER, Span.SPAN_KIND_PRODUCER):
+            assert told["messaging.system"] == "nats"
+            assert told["messaging.operation.type"] == ("send" if span.kind == Span.SPAN_KIND_PRODUCER else "process")
+            assert span.name == f"{told['messaging.operation.name']} {told['messaging.destination.template']}"
+            assert told["messaging.destination.name"].startswith(("rheo.stream." + stream, "rheo.pipeline."))
+
+
+async def test_every_chunk_is_one_tree_without_gaps_whatever_its_block(traced: Traced) -> None:
+    """Lossless, two steps over two stages, frame blocks of two chunks: each chunk has its own waits."""
+    source = clips.make_clip(traced.lab.folder / "in.mp4", frames=21, width=96, height=64)
+    running = await traced.lab.run(source, width=96, height=64, steps=2, frames_per_block=2)
+    assert running.last.event is EventKind.STOPPED, running.last.reason
+    traces = await traced.all_of(running.stream, 5)
+    assert sorted(traces) == [0, 1, 2, 3, 4]
+    starts = [span for span in traced.receiver.named("start stream") if attributes(span)["stream.id"] == running.stream]
+    (whole,) = [span for span in traced.receiver.named("stream") if span.trace_id == starts[0].trace_id]
+    assert attributes(whole)["stream.frames.on_time"] == 21
+    for chunk, spans in traces.items():
+        check_tree(running.stream, chunk, spans, {starts[0].trace_id})
+        assert hops(spans) == HOPS
+        assert attributes(spans[0])["chunk.verdict"] == "on_time"
+        denoised = [attributes(span) for span in spans if span.name.startswith("denoise")]
+        assert {(told["rheocast.stage"], told["rheocast.step"]) for told in denoised} == {
+            (stage, step) for stage in (0, 1) for step in (0, 1)
+        }
+        assert all(told["rheocast.instance"] and told["rheocast.pipeline"] for told in denoised)
+    assert {service.removeprefix("rheocast-") for service in traced.receiver.service_of.values()} == SERVICES

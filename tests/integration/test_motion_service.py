@@ -22,6 +22,7 @@ from shared.session.port import StoreUnavailableError
 from shared.session.state import Owner, StreamState
 from shared.telemetry.hops import start_chunk_trace
 from shared.telemetry.metrics import Metrics
+from shared.telemetry.propagation import span_context_of
 from shared.telemetry.setup import Telemetry, setup, silent
 from shared.tensors.store import HostTensorStore
 from tests.support.messages import ref, spec, stamp
@@ -265,11 +266,14 @@ async def test_its_hop_is_a_span_of_the_chunks_trace(bench: Bench) -> None:
         await bench.start(telemetry=telemetry)
         await bench.take()
         await asyncio.sleep(0.02)
-        await bench.chunk(0, trace=start_chunk_trace(telemetry.tracer, "s1", 0))
+        await bench.chunk(0, trace=start_chunk_trace(telemetry.tracer))
         await until(lambda: len(bench.estimates) == 1)
         await asyncio.to_thread(telemetry.shutdown)
-        (root,), (hop,) = receiver.named("chunk"), receiver.named("hop motion")
-        assert hop.trace_id == root.trace_id
-        assert hop.parent_span_id == root.span_id
-        assert attributes(hop)["rheocast.stream.id"] == "s1"
+        (hop,) = receiver.named("estimate rheo.stream.{stream}.latents")
+        parent = span_context_of(bench.estimates[0].stamp.trace)
+        assert parent is not None
+        assert int.from_bytes(hop.trace_id, "big") == parent.trace_id
+        assert int.from_bytes(hop.parent_span_id, "big") == parent.span_id
+        assert attributes(hop)["stream.id"] == "s1"
+        assert attributes(hop)["rheocast.compute_ms"] == bench.estimates[0].timings[-1].compute_ms
         assert "rheocast.hop.compute" in receiver.metrics

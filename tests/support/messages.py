@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from shared.contracts.commands import PatternSource, StreamSpec
 from shared.contracts.events import ChunkStamp, FrameStamp
 from shared.contracts.refs import TensorPlace, TensorRef
@@ -12,10 +14,11 @@ def spec(**changes: object) -> StreamSpec:
     return StreamSpec.model_validate({"source": PatternSource(), "prompt": "a pencil drawing", **changes})
 
 
-def stamp(stream: str = "s1", chunk: int = 0, epoch: int = 1, trace: str = "") -> ChunkStamp:
+def stamp(stream: str = "s1", chunk: int = 0, epoch: int = 1, trace: str = "", **changes: Any) -> ChunkStamp:
     """A chunk of four frames."""
     frames = tuple(FrameStamp(index=4 * chunk + i, pts=4 * chunk + i, captured_ns=1_000 + i) for i in range(4))
-    return ChunkStamp(stream=stream, epoch=epoch, chunk=chunk, frames=frames, trace=trace)
+    made = ChunkStamp(stream=stream, epoch=epoch, chunk=chunk, frames=frames, trace=trace)
+    return made.model_copy(update=changes)
 
 
 def ref(owner: str = "worker-0") -> TensorRef:

@@ -21,6 +21,7 @@ class OtlpReceiver:
         self.spans: list[Span] = []
         self.metrics: dict[str, list[Any]] = {}
         self.services: set[str] = set()
+        self.service_of: dict[bytes, str] = {}  # by span id
         self._lock = threading.Lock()
 
     def take(self, path: str, body: bytes) -> None:
@@ -29,9 +30,10 @@ class OtlpReceiver:
             if path == "/v1/traces":
                 traces = ExportTraceServiceRequest.FromString(body)
                 for resource in traces.resource_spans:
-                    self._resource(resource.resource)
+                    service = self._resource(resource.resource)
                     for scope in resource.scope_spans:
                         self.spans.extend(scope.spans)
+                        self.service_of.update({span.span_id: service for span in scope.spans})
             elif path == "/v1/metrics":
                 metrics = ExportMetricsServiceRequest.FromString(body)
                 for resource in metrics.resource_metrics:
@@ -42,10 +44,10 @@ class OtlpReceiver:
             else:
                 raise LookupError(path)
 
-    def _resource(self, resource: Any) -> None:
-        for attribute in resource.attributes:
-            if attribute.key == "service.name":
-                self.services.add(attribute.value.string_value)
+    def _resource(self, resource: Any) -> str:
+        names = [each.value.string_value for each in resource.attributes if each.key == "service.name"]
+        self.services.update(names)
+        return names[0] if names else ""
 
     def named(self, name: str) -> list[Span]:
         """The spans of this name."""

@@ -1,97 +1,202 @@
-"""compose.yaml is not run here, so it is read: every command, variable, port and folder must be real."""
+"""compose.yaml and its overlays are not run here, so they are read: every command, variable, port and folder must be real."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
-import tomllib
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
-OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DOCKERFILE = (ROOT / "deploy/docker/Dockerfile").read_text()
-NOT_OURS = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+from shared.rtc.places import RtcSettings
+from tests.support.compose import (
+    COMPOSE,
+    NAMES,
+    NOT_OURS,
+    OVERLAYS,
+    ROOT,
+    module_of,
+    ours,
+    services,
+    settings_of,
+    variables,
+    variables_of,
+)
 
-
-def settings_of(service: str) -> set[str]:
-    fields = importlib.import_module(f"services.{service}.settings").Settings.model_fields
-    return {f"RHEOCAST_{name.upper()}" for name in fields}
-
-
-def test_the_six_services_are_there_and_nothing_else_is_built() -> None:
-    assert set(OURS) == {"gateway", "ingest", "motion", "scheduler", "worker", "egress"}
-
-
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_the_command_is_a_real_module(name: str) -> None:
-    command = OURS[name]["command"]
-    assert command[:2] == ["python", "-m"]
-    assert importlib.util.find_spec(f"{command[2]}.__main__") is not None
-    assert command[2] == f"services.{name}"
+BASE = services(COMPOSE)
+FILES = {"compose": BASE, **{path.stem: services(COMPOSE, path) for path in OVERLAYS}}
+EACH = [pytest.param(found[name], id=f"{file}-{name}") for file, found in FILES.items() for name in ours(found)]
 
 
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_every_variable_is_one_that_the_service_reads(name: str) -> None:
-    given = set(OURS[name]["environment"]) - NOT_OURS
-    assert given <= settings_of(name), f"unknown: {given - settings_of(name)}"
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in service["environment"].items()}
 
 
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_the_values_are_ones_that_the_service_accepts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in OURS[name]["environment"].items():
-        monkeypatch.setenv(variable, str(value))
-    settings = importlib.import_module(f"services.{name}.settings").Settings()
-    assert settings.instance == OURS[name]["environment"]["RHEOCAST_INSTANCE"]
-    assert settings.nats_url == "nats://nats:4222"
+def test_the_six_services_run_without_any_profile() -> None:
+    plain = {name for name, service in ours(BASE).items() if "profiles" not in service}
+    assert plain == set(NAMES)
+    assert {profile for service in BASE.values() for profile in service.get("profiles", ())} >= {"gpu", "observe"}
 
 
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_health_is_asked_on_the_port_the_service_listens_on(name: str) -> None:
-    port = OURS[name]["environment"]["RHEOCAST_HEALTH_PORT"]
-    assert f"127.0.0.1:{port}/readyz" in OURS[name]["healthcheck"]["test"][-1]
+@pytest.mark.parametrize("service", EACH)
+def test_the_command_is_a_real_module(service: dict[str, Any]) -> None:
+    module = module_of(service)
+    assert importlib.util.find_spec(f"{module}.__main__") is not None
+    assert module.removeprefix("services.") in NAMES
 
 
-def test_services_that_exchange_tensors_share_the_workers_memory_and_run_id() -> None:
-    for name in ("scheduler", "motion", "ingest", "egress"):
-        assert OURS[name]["ipc"] == "service:worker"
-    assert OURS["worker"]["ipc"] == "shareable"
-    assert len({service["environment"]["RHEOCAST_RUN_ID"] for service in OURS.values()}) == 1
+@pytest.mark.parametrize("service", EACH)
+def test_every_variable_is_one_that_the_service_reads(service: dict[str, Any]) -> None:
+    given = set(environment(service)) - NOT_OURS
+    known = variables_of(module_of(service).removeprefix("services."))
+    assert given <= known, f"unknown: {given - known}"
 
 
-def test_the_api_is_published_on_loopback_only_at_the_gateways_port() -> None:
-    port = OURS["gateway"]["environment"]["RHEOCAST_GATEWAY_PORT"]
-    assert OURS["gateway"]["ports"] == [f"127.0.0.1:{port}:{port}"]
-    assert all("ports" not in service for name, service in COMPOSE["services"].items() if name != "gateway")
+@pytest.mark.parametrize("service", EACH)
+def test_the_values_are_ones_that_the_service_accepts(service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in environment(service).items():
+        monkeypatch.setenv(variable, value)
+    settings = settings_of(module_of(service).removeprefix("services."))()
+    assert settings.instance == environment(service)["RHEOCAST_INSTANCE"]
+    assert "nats:4222" in settings.nats_url
 
 
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_the_image_installs_the_extras_that_the_service_imports(name: str) -> None:
-    media = {"media", "webrtc"}
-    needs = {"ingest": media, "egress": media, "worker": {"worker"}}
-    target = OURS[name]["build"]["target"]
-    stage = re.search(rf"FROM base AS {target}\n(.*?)(?=\nFROM|\Z)", DOCKERFILE, re.DOTALL)
-    assert stage is not None
-    extras = set(re.findall(r"\[([a-z,]+)\]", stage.group(1))[0].split(","))
-    assert extras <= set(PROJECT["optional-dependencies"])
-    assert needs.get(name, {"gateway"}) <= extras
+@pytest.mark.parametrize("service", EACH)
+def test_health_is_asked_on_the_port_the_service_listens_on(service: dict[str, Any]) -> None:
+    port = environment(service)["RHEOCAST_HEALTH_PORT"]
+    assert f"127.0.0.1:{port}/readyz" in service["healthcheck"]["test"][-1]
 
 
-def test_the_gateway_has_the_folder_of_uploads_recordings_and_hls() -> None:
-    media = OURS["gateway"]["environment"]["RHEOCAST_MEDIA_DIR"]
+@pytest.mark.parametrize("found", FILES.values(), ids=FILES)
+def test_services_of_a_host_share_one_memory_and_one_run_id(found: dict[str, Any]) -> None:
+    assert found["memory"]["ipc"] == "shareable"
+    assert found["memory"]["shm_size"]
+    for name, service in ours(found).items():
+        assert service["ipc"] == "service:memory", name
+        assert environment(service)["RHEOCAST_SHM_DIR"] == "/dev/shm"
+    assert len({environment(service)["RHEOCAST_RUN_ID"] for service in ours(found).values()}) == 1
+
+
+@pytest.mark.parametrize("found", FILES.values(), ids=FILES)
+def test_no_two_instances_have_one_name_and_no_two_workers_one_seat(found: dict[str, Any]) -> None:
+    names = Counter(environment(service)["RHEOCAST_INSTANCE"] for service in ours(found).values())
+    assert max(names.values()) == 1, names
+    places = Counter(
+        (settings.pipeline, settings.stage)
+        for service in ours(found).values()
+        if module_of(service) == "services.worker"
+        for settings in [worker_settings(service)]
+    )
+    assert max(places.values()) == 1, places
+
+
+def worker_settings(service: dict[str, Any]) -> Any:
+    plain = {name.removeprefix("RHEOCAST_").lower(): value for name, value in environment(service).items()}
+    return settings_of("worker")(
+        **{name: value for name, value in plain.items() if name in settings_of("worker").model_fields}
+    )
+
+
+@pytest.mark.parametrize(("overlay", "count"), [("two-gpus", 2), ("four-gpus", 4)])
+def test_a_gpu_overlay_has_a_worker_for_each_gpu_that_is_like_the_first(overlay: str, count: int) -> None:
+    found = FILES[overlay]
+    workers = [found[f"gpu-{number}"] for number in range(count)]
+    settings = [worker_settings(worker) for worker in workers]
+    assert [each.seat for each in settings] == list(range(count))
+    assert [each.device for each in settings] == [f"cuda:{number}" for number in range(count)]
+    assert {each.stages for each in settings} == {count}, "one model over all of them, unless STAGES says otherwise"
+    own = {"environment", "volumes", "build", "depends_on"}
+    plain = [{key: value for key, value in worker.items() if key not in own} for worker in workers]
+    assert all(each == plain[0] for each in plain)
+    differs = {"RHEOCAST_INSTANCE", "RHEOCAST_SEAT", "RHEOCAST_DEVICE"}
+    common = [{k: v for k, v in environment(worker).items() if k not in differs} for worker in workers]
+    assert all(each == common[0] for each in common)
+
+
+def published(service: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Address, port on the host, port within; each as written."""
+    found = [re.fullmatch(r"([\d.]+):([\d-]+):([\d-]+)(?:/udp)?", port) for port in service.get("ports", ())]
+    return [match.groups() for match in found if match is not None]  # type: ignore[misc]
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    for name, service in BASE.items():
+        assert len(published(service)) == len(service.get("ports", ())), name
+        assert {address for address, _, _ in published(service)} <= {"127.0.0.1"}, name
+
+
+def test_who_publishes_the_api_to_others_asks_for_tokens() -> None:
+    gateway = FILES["public"]["gateway"]
+    given = environment(gateway)
+    assert given["RHEOCAST_ALLOW_NO_AUTH"] == "0"
+    assert given["RHEOCAST_TOKENS_FILE"] == f"/run/secrets/{gateway['secrets'][0]}"
+    assert variables(ROOT / "deploy/compose/public.yaml")["PUBLIC_ADDRESS"] is None, "nobody publishes it by accident"
+
+
+def test_published_ports_are_those_the_services_listen_on() -> None:
+    assert [inner for _, _, inner in published(BASE["gateway"])] == [
+        environment(BASE["gateway"])["RHEOCAST_GATEWAY_PORT"]
+    ]
+    for name, more in (("ingest", ["RHEOCAST_RTMP_PORTS"]), ("egress", [])):
+        wanted = [environment(BASE[name])[variable] for variable in ("RHEOCAST_RTC_PORTS", *more)]
+        assert [(outer, inner) for _, outer, inner in published(BASE[name])] == [(each, each) for each in wanted]
+
+
+def test_a_browser_on_the_host_reaches_webrtc_within_the_containers() -> None:
+    """All addresses are bound, the published one is told, and no two services use one port."""
+    seen: set[int] = set()
+    for name in ("ingest", "egress"):
+        given = environment(BASE[name])
+        places = RtcSettings(
+            rtc_hosts=given["RHEOCAST_RTC_HOSTS"],
+            rtc_ports=given["RHEOCAST_RTC_PORTS"],
+            rtc_public_ip=given["RHEOCAST_RTC_PUBLIC_IP"],
+        ).places
+        assert places.hosts == ("every",)
+        assert places.public == "127.0.0.1"
+        ports = set(range(places.ports[0], places.ports[1] + 1))
+        assert not ports & seen
+        seen |= ports
+
+
+def test_files_are_shared_by_who_writes_and_who_serves_them() -> None:
+    media = environment(BASE["gateway"])["RHEOCAST_MEDIA_DIR"]
     for name in ("gateway", "egress"):
-        assert f"./media:{media}" in OURS[name]["volumes"]
-    assert OURS["egress"]["environment"]["RHEOCAST_FILE_ROOTS"] == media
+        assert f"media:{media}" in BASE[name]["volumes"]
+    assert f"media:{media}:ro" in BASE["ingest"]["volumes"]
+    assert environment(BASE["egress"])["RHEOCAST_FILE_ROOTS"] == media
+    for service in ours(BASE).values():
+        if any(volume.startswith("models:") for volume in service.get("volumes", ())):
+            assert environment(service)["RHEOCAST_MODELS_DIR"] == "/models"
 
 
-def test_mounted_files_exist() -> None:
-    for service in COMPOSE["services"].values():
+@pytest.mark.parametrize("found", FILES.values(), ids=FILES)
+def test_mounted_files_exist(found: dict[str, Any]) -> None:
+    for service in found.values():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
-            if source.startswith("./deploy"):
-                assert (ROOT / source).is_file(), source
+            if source.startswith("./deploy") and (ROOT / source).parent.exists():
+                assert (ROOT / source).exists(), source
+
+
+def test_the_example_environment_names_every_variable_with_its_default() -> None:
+    told = dict(
+        line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line and line[0] != "#"
+    )
+    read: dict[str, str | None] = {}
+    for path in (COMPOSE, *OVERLAYS):
+        for name, default in variables(path).items():
+            read.setdefault(name, default)
+    own = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
+    assert set(told) - own == set(read)
+    for name, default in read.items():
+        assert told[name] == (default or ""), name
+
+
+def test_paths_named_in_comments_exist() -> None:
+    for path in (COMPOSE, ROOT / ".env.example", *OVERLAYS):
+        comments = "\n".join(re.findall(r"#(.*)$", path.read_text(), re.MULTILINE))
+        for named in re.findall(r"\b(?:docs|deploy)/[\w./-]+\.(?:md|yaml|conf)", comments):
+            assert Path(ROOT / named).is_file(), f"{path.name}: {named}"
