@@ -6,13 +6,13 @@ Times are UNIX nanoseconds (``*_ns``) unless they say otherwise; ``pts`` counts 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
 from shared.contracts.beats import Beat as Beat
 from shared.contracts.beats import MeasuredCost as MeasuredCost
+from shared.contracts.kinds import EventKind as EventKind
 from shared.contracts.refs import TensorRef, Wire
 from shared.contracts.sinks import SinkFigures
 from shared.contracts.tiers import Promise, Refusal, Tier
@@ -330,26 +330,6 @@ class ChunkClosed(Wire):
 
 
 # --- lifecycle -------------------------------------------------------------------------------------------------------
-
-
-class EventKind(StrEnum):
-    """What ``rheo.stream.<id>.event`` may tell."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    APPLIED = "applied"
-    LIVE = "live"
-    TIER_CHANGED = "tier_changed"
-    RECOVERING = "recovering"
-    RESUMED = "resumed"
-    WARNING = "warning"
-    MIGRATED = "migrated"  # from this chunk on another pipeline makes it
-    REBALANCED = "rebalanced"  # its pipeline's DiT blocks changed hands
-    LISTENING = "listening"  # ingest waits for a push; ``reason`` is the address
-    SOURCE_LOST = "source_lost"  # it gives nothing; it is opened again
-    SOURCE_BACK = "source_back"
-    STOPPED = "stopped"
-    FAILED = "failed"
 
 
 class StreamStats(Wire):
