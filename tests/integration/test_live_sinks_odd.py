@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -29,6 +30,7 @@ from shared.contracts.sinks import (
     named,
 )
 from shared.contracts.sources import PatternSource
+from shared.embedded import free_port
 from tests.support import clips
 from tests.support.media_bench import Bench, RefusedError, bench
 
@@ -176,3 +178,34 @@ async def test_an_egress_that_comes_back_opens_what_was_added_and_the_recording_
     times = times_of(tmp_path / "rec.mp4")["video"]
     assert len(times) > written + 15, "both parts of it are there"
     assert max(b - a for a, b in pairwise(times)) < 0.5, "one after the other"
+
+
+MAX_OFFSET_S = 0.08
+MOMENTS = (0.8, 1.8, 2.8)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg: apt-get install ffmpeg")
+async def test_a_flash_and_its_beep_stay_together_whatever_they_go_through(tmp_path: Path, run_id: str) -> None:
+    """Measured by what is in the files and what a server got: lip sync, with pictures half a second behind their sound."""
+    audio = clips.Audio("aac", seconds=3.6, beeps=MOMENTS)
+    source = clips.make_clip(tmp_path / "in.mp4", frames=90, fps=25, audio=audio, flashes=MOMENTS)
+    assert max(map(abs, clips.lip_sync(source))) < 0.04, "the clip itself"
+    url, pushed = f"rtmp://127.0.0.1:{free_port()}/live/key", tmp_path / "pushed.flv"
+    command = ["ffmpeg", "-v", "error", "-listen", "1", "-i", url, "-c", "copy", str(pushed)]
+    server = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+    await asyncio.sleep(0.4)
+    async with bench(tmp_path, run_id, latency_ms=3000, allowed_hosts="127.0.0.1") as media:
+        media.delay_s = 0.5
+        whole = tmp_path / "whole.mp4"
+        stream = await media.begin(source, whole, mode=Mode.LIVE, deadline_ms=3000, credits=40)
+        hls = HlsSink(id="hls", segment_s=1.0, window=20)
+        for sink in (Mp4Sink(id="rec", path="rec.mp4"), hls, RtmpSink(id="push", url=url)):
+            added = await change(media, stream, sink)
+            assert added.event is EventKind.APPLIED, added.reason
+        assert (await media.end()).event is EventKind.STOPPED
+        played = tmp_path / "hls" / stream / "index.m3u8"
+        await asyncio.wait_for(server.wait(), 20)
+        for made in (whole, tmp_path / "rec.mp4", played, pushed):
+            offsets = clips.lip_sync(made)
+            assert len(offsets) >= 2, f"{made.name}: {offsets}"
+            assert max(map(abs, offsets)) <= MAX_OFFSET_S, f"{made.name}: {offsets}"
