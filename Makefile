@@ -38,8 +38,10 @@ tools:
 	  npm install --silent --no-save --no-package-lock --ignore-scripts --prefix .tools @asyncapi/specs@6.11.1; } || \
 	echo "not installed: AsyncAPI's schemas (no npm, or it failed); the test that needs them is skipped"
 
+# What computes alone runs in two processes of one thread each; what runs a system has the machine to itself.
 test: install tools
-	$(BIN)/python -m pytest tests/unit tests/property tests/parity tests/integration tests/e2e tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/property tests/parity tests/integration
+	$(BIN)/python -m pytest tests/e2e tests/browser
 
 check: install
 	$(BIN)/ruff check .

@@ -22,7 +22,8 @@ class ServiceSettings(BaseSettings):
     ``instance`` names the process on the bus; an empty one becomes "<service>-<8 hex>". ``health_port`` 0 takes any free
     port, −1 opens none. ``bus_faults`` is for tests only: "drop=0.01,duplicate=0.01,delay=0.01,seed=1". ``threads`` 0
     leaves thread counts as they are. ``otlp_endpoint`` also reads the standard OTEL_EXPORTER_OTLP_ENDPOINT; empty: no
-    telemetry is exported. ``parent_pid``: the service stops when that process is gone.
+    telemetry is exported. ``log_json``: logs are one JSON object a line; not set: unless stderr is a terminal.
+    ``parent_pid``: the service stops when that process is gone.
     """
 
     model_config = SettingsConfigDict(env_prefix="RHEOCAST_", extra="ignore", populate_by_name=True)
@@ -36,7 +37,7 @@ class ServiceSettings(BaseSettings):
     health_host: str = "127.0.0.1"
     health_port: int = Field(default=0, ge=-1, le=65535)
     log_level: str = "INFO"
-    log_json: bool = False
+    log_json: bool | None = None
     drain_s: float = Field(default=10.0, ge=0.0)
     bus_faults: str = ""
     threads: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""The commands of ``rheocast``: demo, up, run, generate, models, plan, simulate, doctor."""
+"""The commands of ``rheocast``: demo, up, run, generate, models, plan, simulate, trace, doctor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from services.cli.errors import CommandError, ExitCode
 from services.cli.interrupts import HeldInterrupt
 from services.cli.planning import plan, simulate
+from services.cli.trace import trace
 
 if TYPE_CHECKING:
     from services.cli.validate import RunRequest
@@ -352,6 +353,7 @@ def doctor(as_json: bool) -> None:
 
 cli.add_command(plan)
 cli.add_command(simulate)
+cli.add_command(trace)
 
 
 def run_command_line() -> None:

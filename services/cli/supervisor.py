@@ -141,7 +141,7 @@ class Supervisor:
                 sys.executable,
                 "-m",
                 child.spec.module,
-                env={**self._env, **child.spec.env},
+                env={"RHEOCAST_LOG_JSON": "false", **self._env, **child.spec.env},  # a person reads these files
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

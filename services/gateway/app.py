@@ -78,6 +78,7 @@ class Parts:
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         self.denied: dict[str, int] = {}
         self.watch.on_progress.append(self.chunks.on_progress)
+        self.watch.on_ends.append(self.chunks.on_ends)
         self.watch.on_end.append(self.viewing.ended)
 
     async def start(self) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, Field
 
+from services.gateway.traces import TraceList, search_url, trace_of
 from shared.bus.port import Bus, Received, Subscription
 from shared.contracts import subjects
-from shared.contracts.events import ChunkDropped, ChunkStamp, FramesDecoded, StageTiming
+from shared.contracts.events import ChunkDropped, ChunkEnd, ChunkStamp, FramesDecoded, StageTiming
 
 KEPT = 50
 MAX_STREAMS = 64
@@ -43,10 +44,29 @@ class ChunkList(BaseModel):
 
 
 @dataclass(slots=True)
+class _Way:
+    """What was heard of a chunk: from who made its frames or gave it up, and from who closed it."""
+
+    stamp: ChunkStamp | None = None
+    timings: tuple[StageTiming, ...] = ()
+    end: ChunkEnd | None = None
+
+
+@dataclass(slots=True)
 class _Heard:
     asked_s: float
     subscription: Subscription | None = None
     chunks: OrderedDict[int, ChunkTimes] = field(default_factory=lambda: OrderedDict[int, ChunkTimes]())
+    ways: OrderedDict[int, _Way] = field(default_factory=lambda: OrderedDict[int, _Way]())
+
+    def way(self, chunk: int) -> _Way:
+        """Of this chunk; the oldest make room."""
+        found = self.ways.get(chunk)
+        if found is None:
+            found = self.ways[chunk] = _Way()
+            while len(self.ways) > KEPT:
+                self.ways.popitem(last=False)
+        return found
 
 
 class Chunks:
@@ -58,6 +78,15 @@ class Chunks:
 
     async def of(self, stream: str) -> ChunkList:
         """The newest chunks; from the first question on they are heard."""
+        return ChunkList(chunks=list((await self._listen(stream)).chunks.values()))
+
+    async def traces(self, stream: str, jaeger: str = "") -> TraceList:
+        """The same as waterfalls, each from capture to verdict. ``jaeger``: its address, "" for none."""
+        ways = sorted((await self._listen(stream)).ways.items())
+        found = [trace_of(chunk, way.stamp, way.timings, way.end, jaeger) for chunk, way in ways]
+        return TraceList(stream=stream, chunks=found, jaeger_url=search_url(jaeger, stream))
+
+    async def _listen(self, stream: str) -> _Heard:
         now = time.monotonic()
         heard = self._heard.get(stream)
         if heard is None:
@@ -66,7 +95,13 @@ class Chunks:
         heard.asked_s = now
         self._heard.move_to_end(stream)
         await self._forget(now)
-        return ChunkList(chunks=list(heard.chunks.values()))
+        return heard
+
+    def on_ends(self, stream: str, ends: tuple[ChunkEnd, ...]) -> None:
+        """These chunks have their verdicts."""
+        if (heard := self._heard.get(stream)) is not None:
+            for end in ends:
+                heard.way(end.chunk).end = end
 
     def on_progress(self, stream: str, through: int) -> None:
         """Every chunk below ``through`` is closed."""
@@ -83,6 +118,11 @@ class Chunks:
         heard = self._heard.get(message.stamp.stream)
         if heard is None:
             return
+        if message.stamp.chunk == 0:  # a new stream of the same id
+            heard.chunks.clear()
+            heard.ways.clear()
+        way = heard.way(message.stamp.chunk)
+        way.stamp, way.timings = message.stamp, message.timings
         heard.chunks[message.stamp.chunk] = times_of(message.stamp, message, received.received_ns)
         while len(heard.chunks) > KEPT:
             heard.chunks.popitem(last=False)

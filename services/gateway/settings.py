@@ -52,6 +52,8 @@ class Settings(IceSettings, ServiceSettings):
     upload_max_bytes: int = Field(default=512 << 20, ge=1)
     upload_tenant_bytes: int = Field(default=4 << 30, ge=1)
 
+    jaeger_url: str = Field(default="", pattern=r"^(https?://\S+)?$")  # as a browser reaches it: links to traces
+
     demo_model: str = ""  # of clients of the public demo's protocol; empty: the embedded one
     demo_max_clients: int = Field(default=8, ge=0)
     demo_idle_s: float = Field(default=120.0, gt=0)

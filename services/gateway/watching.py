@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from services.gateway.errors import BusyError, UnknownPartError
 from shared.bus.port import Bus, Received
 from shared.contracts import subjects
-from shared.contracts.events import ChunkClosed, EventKind, StreamEvent
+from shared.contracts.events import ChunkClosed, ChunkEnd, EventKind, StreamEvent
 from shared.contracts.sinks import SinkFigures
 from shared.contracts.views import LiveStats, ReceiptView
 
@@ -67,6 +67,7 @@ class Watch:
         self._streams: OrderedDict[str, _Stream] = OrderedDict()
         self._following = 0
         self.on_progress: list[Callable[[str, int], None]] = []
+        self.on_ends: list[Callable[[str, tuple[ChunkEnd, ...]], None]] = []
         self.on_end: list[Callable[[str], None]] = []
         self.counters: dict[str, int] = {"followers_dropped": 0, "streams_forgotten": 0}
 
@@ -117,6 +118,9 @@ class Watch:
         fresh = held.newest is None or closed.closed_chunks != held.newest.closed_chunks
         held.newest, held.newest_ns = closed, received.received_ns
         held.sinks = held.sinks if closed.sinks is None else closed.sinks
+        if closed.ends:
+            for tell in self.on_ends:
+                tell(closed.stream, closed.ends)
         if fresh:
             totals = closed.totals
             held.samples.append(_Sample(time.monotonic(), totals.on_time, totals.late, closed.latency_ms))

@@ -8,6 +8,7 @@ there may be two such threads, or "hands" (:mod:`services.worker.hands`).
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import threading
 import time
@@ -42,6 +43,7 @@ class Outcome:
 class _DeviceWork:
     run: Callable[[], Any]
     done: Callable[[Outcome], None]
+    context: contextvars.Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +108,13 @@ class DeviceThread:
         deadline_ns: int = 0,
         shares: bool = False,
     ) -> None:
-        """Queue ``run``; ``done`` is called on the event loop with its outcome. ``shares``: beside other hands' sharing jobs.
+        """Queue ``run``; ``done`` is called on the event loop with its outcome, in the caller's context.
+
+        ``shares``: beside other hands' sharing jobs.
 
         Raises QueueFullError.
         """
-        job = Job(rank, deadline_ns, time.time_ns(), _DeviceWork(run, done), shares)
+        job = Job(rank, deadline_ns, time.time_ns(), _DeviceWork(run, done, contextvars.copy_context()), shares)
         with self._wake:
             if not self._jobs.put(job):
                 raise QueueFullError(f"{rank.name.lower()} queue is full")
@@ -209,7 +213,7 @@ class DeviceThread:
             self._busy_s += took_ms / 1e3
         outcome = Outcome(value, error, started_ns, (started_ns - job.queued_ns) / 1e6, took_ms)
         try:
-            self._loop.call_soon_threadsafe(job.work.done, outcome)
+            self._loop.call_soon_threadsafe(job.work.done, outcome, context=job.work.context)
         except RuntimeError:  # the loop has closed: nobody is left to tell
             self._stopping = True
 

@@ -12,6 +12,7 @@ from shared.contracts import subjects
 from shared.contracts.events import BatchEntry, ChunkDropped, ChunkStamp, StageTiming
 from shared.contracts.timing import NS_PER_MS, timing_of
 from shared.lifecycle import Context
+from shared.logs import about
 from shared.telemetry import names
 from shared.telemetry.hops import record_hop
 
@@ -72,7 +73,8 @@ class Reports:
         if isinstance(outcome.error, StaleError):
             await self.drop(stamp, "stale", timings)
             return
-        log.error("chunk %d of %s failed", stamp.chunk, stamp.stream, exc_info=outcome.error)
+        with about(stamp):
+            log.error("chunk %d of %s failed", stamp.chunk, stamp.stream, exc_info=outcome.error)
         await self.drop(stamp, "error", timings)
 
     async def drop(self, stamp: ChunkStamp, reason: str, timings: tuple[StageTiming, ...] = ()) -> None:
@@ -80,6 +82,7 @@ class Reports:
         self._count("dropped")
         short, _, detail = reason.partition(":")
         if detail:
-            log.warning("chunk %d of %s dropped, %s", stamp.chunk, stamp.stream, reason)
+            with about(stamp):
+                log.warning("chunk %d of %s dropped, %s", stamp.chunk, stamp.stream, reason)
         dropped = ChunkDropped(stamp=stamp, service="worker", reason=short, timings=timings)
         await self._context.bus.publish(subjects.stream(stamp.stream, "frames"), dropped)

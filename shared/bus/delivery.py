@@ -16,6 +16,7 @@ from shared.bus.port import Counters, Handler, MessageTooLargeError, Received
 from shared.contracts.catalog import Channel, channel_of
 from shared.contracts.codec import BadMessageError, decode, encode
 from shared.contracts.refs import Wire
+from shared.logs import ABOUT
 from shared.telemetry.propagation import attach, detach
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,9 @@ class Decoder:
 
 
 async def run_handler(handler: Handler, received: Received, counters: Counters) -> bool:
-    """Run a handler with the sender's trace context; False when it raised, which is logged and counted."""
+    """Run a handler with the sender's trace context, its logs about the message; False when it raised (logged, counted)."""
     token = attach(received.headers) if received.headers else None
+    about = ABOUT.set(received.message)
     try:
         await handler(received)
     except Exception:
@@ -113,6 +115,7 @@ async def run_handler(handler: Handler, received: Received, counters: Counters) 
     else:
         return True
     finally:
+        ABOUT.reset(about)
         detach(token)
 
 

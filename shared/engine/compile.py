@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import config as dynamo_config
-from torch._dynamo.exc import TorchDynamoException
 
 from shared.engine.forward import StepForward, StepInputs
 from shared.engine.model.dit import Block
@@ -50,10 +48,15 @@ class Speed(StrEnum):
 
 
 class Piece:
-    """A compiled function that falls back to the plain one, once and for good, when the compiler fails."""
+    """A compiled function that falls back to the plain one, once and for good, when the compiler fails.
+
+    The compiler is imported here, not above: a worker that runs eager forwards would load a second of it for nothing.
+    """
 
     def __init__(self, plain: Callable[..., Any]) -> None:
-        self._plain = plain
+        from torch._dynamo.exc import TorchDynamoException
+
+        self._plain, self._failure = plain, TorchDynamoException
         self._fast: Callable[..., Any] | None = torch.compile(plain, dynamic=False)
 
     def __call__(self, *args: Any) -> Any:
@@ -62,7 +65,7 @@ class Piece:
             return self._plain(*args)
         try:
             return self._fast(*args)
-        except TorchDynamoException as error:
+        except self._failure as error:
             log.warning("%s runs without the compiler: %s", self._plain.__name__, str(error).splitlines()[0])
             self._fast = None
             return self._plain(*args)
@@ -73,6 +76,8 @@ def make_forward(forward: StepForward, speed: Speed, device: torch.device) -> Ca
     speed = speed.on(device)
     if speed is Speed.EAGER:
         return forward
+    from torch._dynamo import config as dynamo_config
+
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
     fast = StepForward(forward.model, forward.prompts, forward.kernel, Piece(Block.project), Piece(Block.finish))
     return GraphedForward(fast, cuda_recorder()) if speed is Speed.GRAPHS else fast

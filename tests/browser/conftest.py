@@ -35,7 +35,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     rheocast = Rheocast(folder)
     log = (folder / "log").open("w")
-    process = rheocast.start("up", "--port", str(port), "--media", folder / "media")
+    jaeger = {"RHEOCAST_JAEGER_URL": "http://127.0.0.1:16686"}
+    process = rheocast.start("up", "--port", str(port), "--media", folder / "media", env=jaeger)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "Rheocast is up" in line, line

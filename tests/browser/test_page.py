@@ -83,6 +83,11 @@ def test_nothing_serious_is_found_in_any_view(open_page: Open) -> None:
     page.click("#toggle-mix")
     page.click("#timeline-fold summary")
     page.click("#waterfall-fold summary")
+    expect(page.locator("#waterfall svg.falls rect").first).to_be_visible(timeout=20_000)
+    hint = page.locator("#waterfall svg.falls rect title").first.text_content() or ""
+    assert re.fullmatch(r"\w+: [\d.]+ ms waiting, [\d.]+ ms working", hint), hint
+    jaeger = page.get_by_role("link", name="Open in Jaeger")
+    expect(jaeger).to_have_attribute("href", re.compile(r"^http://127\.0\.0\.1:16686/search\?.*stream\.id"))
     page.wait_for_timeout(1500)
     assert serious_findings(page) == []
     page.click("#toggle-theme")

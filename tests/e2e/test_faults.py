@@ -28,6 +28,7 @@ FPS = 16
 async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
     folder = tmp_path_factory.mktemp("faults")
     clips.make_clip(folder / "in.mp4", frames=10 * FPS, width=176, height=112, fps=FPS)
+    clips.make_clip(folder / "short.mp4", frames=FPS, width=176, height=112, fps=FPS)
     env = {"RHEOCAST_LOSS_TIMEOUT_S": "3", "RHEOCAST_STALL_S": "8"}
     async with Lab.start(folder, env=env, gateway_port=free_port()) as lab:
         yield lab
@@ -54,30 +55,34 @@ async def back(lab: Lab, name: str, pid: int) -> None:
 
 
 @pytest.mark.parametrize("service", ["ingest-0", "motion-0", "scheduler-0", "worker-0", "egress-0", "gateway-0"])
-@pytest.mark.parametrize("mode", ["live", "lossless"])
-async def test_kill_9_in_the_middle_of_a_run(lab: Lab, service: str, mode: str) -> None:
-    output = lab.folder / f"{service}-{mode}.mp4"
-    running = await lab.begin(lab.folder / "in.mp4", output, mode=mode, deadline_ms=800)
-    await until_under_way(running, 20)
+async def test_kill_9_in_the_middle_of_a_live_and_a_lossless_run(lab: Lab, service: str) -> None:
+    outputs = {mode: lab.folder / f"{service}-{mode}.mp4" for mode in ("live", "lossless")}
+    running = {
+        mode: await lab.begin(lab.folder / "in.mp4", output, mode=mode, deadline_ms=800)
+        for mode, output in outputs.items()
+    }
+    for one in running.values():
+        await until_under_way(one, 20)
     pid = lab.system.supervisor.children[service].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    event = await lab.end(running, 60)
+    live, lossless = await asyncio.gather(*(lab.end(one, 60) for one in running.values()))
     await back(lab, service, pid)
-    assert reconciles(event), event
-    if service == "gateway-0":
-        assert event.event is EventKind.STOPPED, "the gateway stands beside the way: streams go on without it"
-    if service in ("worker-0", "egress-0") and mode == "live":
-        assert event.event is EventKind.STOPPED, f"a live stream goes on when {service} is back: {event.reason}"
-    if mode == "lossless" and event.event is EventKind.STOPPED:
-        assert event.totals is not None
-        assert event.totals.dropped_total == 0, "a lossless run that lost a frame must not end as if it had not"
-        assert len(frames_of(output)) == 10 * FPS
-    elif event.event is EventKind.FAILED:
-        assert event.reason, "a failure says why"
-        assert "\n" not in event.reason
-    assert len(frames_of(output)) > 0, "what was done is playable"
-    again = await lab.run(lab.folder / "in.mp4", None, mode="lossless")
+    for event in (live, lossless):
+        assert reconciles(event), event
+        if service == "gateway-0":
+            assert event.event is EventKind.STOPPED, "the gateway stands beside the way: streams go on without it"
+        if event.event is EventKind.FAILED:
+            assert event.reason, "a failure says why"
+            assert "\n" not in event.reason
+    if service in ("worker-0", "egress-0"):
+        assert live.event is EventKind.STOPPED, f"a live stream goes on when {service} is back: {live.reason}"
+    if lossless.event is EventKind.STOPPED:
+        assert lossless.totals is not None
+        assert lossless.totals.dropped_total == 0, "a lossless run that lost a frame must not end as if it had not"
+        assert len(frames_of(outputs["lossless"])) == 10 * FPS
+    assert all(len(frames_of(output)) > 0 for output in outputs.values()), "what was done is playable"
+    again = await lab.run(lab.folder / "short.mp4", None, mode="lossless")
     assert again.last.event is EventKind.STOPPED, (
         f"after {service} came back, the next stream runs: {again.last.reason}"
     )
@@ -108,8 +113,7 @@ async def test_two_commands_at_once_a_repeated_id_and_a_missing_file(lab: Lab) -
     assert outside.last.event is EventKind.REFUSED, "a path outside the allowed folders"
 
 
-@pytest.mark.parametrize("mode", ["live", "lossless"])
-async def test_a_lossy_transport(tmp_path: Path, mode: str) -> None:
+async def test_a_lossy_transport(tmp_path: Path) -> None:
     clips.make_clip(tmp_path / "in.mp4", frames=12 * FPS, width=176, height=112, fps=FPS)
     env = {
         "RHEOCAST_BUS_FAULTS": "drop=0.01,duplicate=0.01,delay=0.01,seed=3",
@@ -119,17 +123,16 @@ async def test_a_lossy_transport(tmp_path: Path, mode: str) -> None:
         "RHEOCAST_STALL_S": "8",
     }
     async with Lab.start(tmp_path, env=env) as lab:
-        output = tmp_path / "out.mp4"
-        running = await lab.run(tmp_path / "in.mp4", output, mode=mode)
-        event = running.last
+        runs = (lab.run(tmp_path / "in.mp4", tmp_path / f"{mode}.mp4", mode=mode) for mode in ("live", "lossless"))
+        live, lossless = (running.last for running in await asyncio.gather(*runs))
+    for event in (live, lossless):
         assert reconciles(event), event
-        if mode == "live":
-            assert event.event is EventKind.STOPPED, event.reason
-            assert event.totals is not None
-            assert event.totals.frames_in == 12 * FPS
-            assert event.stats is not None
-            assert event.stats.frames_out == len(frames_of(output))
-        elif event.event is EventKind.FAILED:
-            assert event.reason
-        else:
-            assert len(frames_of(output)) == 12 * FPS, "luck: nothing that mattered was lost"
+    assert live.event is EventKind.STOPPED, live.reason
+    assert live.totals is not None
+    assert live.totals.frames_in == 12 * FPS
+    assert live.stats is not None
+    assert live.stats.frames_out == len(frames_of(tmp_path / "live.mp4"))
+    if lossless.event is EventKind.FAILED:
+        assert lossless.reason
+    else:
+        assert len(frames_of(tmp_path / "lossless.mp4")) == 12 * FPS, "luck: nothing that mattered was lost"

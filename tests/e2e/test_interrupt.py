@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 OPTIONS = ("--prompt", "a pencil drawing", "--size", "96x64", "--json")
 
 
-@pytest.mark.parametrize("seconds", [0.6, 2.0, 9.0])
+@pytest.mark.parametrize("seconds", [0.6, 2.0])
 def test_ctrl_c_after_some_seconds(rheocast: Rheocast, tmp_path: Path, seconds: float) -> None:
     source = clips.make_clip(tmp_path / "in.mp4", frames=600, width=96, height=64, fps=16)
     process = rheocast.start("run", source, "out.mp4", *OPTIONS, "--realtime")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -12,6 +15,7 @@ import pytest
 import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from shared.contracts.commands import Mode, PatternSource
 from shared.contracts.events import EventKind
 from shared.embedded import free_port
 from tests.support import clips
@@ -120,3 +124,54 @@ async def test_every_chunk_is_one_tree_without_gaps_whatever_its_block(traced: T
         }
         assert all(told["rheocast.instance"] and told["rheocast.pipeline"] for told in denoised)
     assert {service.removeprefix("rheocast-") for service in traced.receiver.service_of.values()} == SERVICES
+
+
+def figures_of(spans: list[Span]) -> dict[tuple[str, int, int], tuple[int, int, float, float]]:
+    """Of each hop's span: (hop, stage, when its work began) → begin, end, transfer, queue."""
+    found = {}
+    for span in spans[1:]:
+        told = attributes(span)
+        if not span.name.startswith("wait "):
+            begin = span.end_time_unix_nano if told["rheocast.hop"] == "scheduler" else span.start_time_unix_nano
+            key = (told["rheocast.hop"], told.get("rheocast.stage", -1), begin)
+            found[key] = (begin, span.end_time_unix_nano, told["rheocast.transfer_ms"], told["rheocast.queue_ms"])
+    return found
+
+
+async def test_the_waterfall_shows_the_spans_own_figures_over_the_api_and_in_the_terminal(traced: Traced) -> None:
+    live = {"mode": Mode.LIVE, "width": 96, "height": 64, "steps": 1, "fps": 12.0, "deadline_ms": 4000}
+    running = await traced.lab.begin(PatternSource(), **live)
+    assert running.accepted, running.last.reason
+    path = f"/v1/streams/{running.stream}/trace"
+    assert (await traced.http.get(path)).json()["stream"] == running.stream
+    port = str(traced.http.base_url)
+    drawn = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", "trace", running.stream, "--api", port, "--chunks", "2", "--wait", "30",
+        stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    out = (await drawn.communicate())[0].decode()
+    await traced.lab.stop(running)
+    told = (await traced.http.get(path)).json()
+    closed = {each["chunk"]: each for each in told["chunks"] if each["verdict"] in ("on_time", "late")}
+    assert closed, told
+    traces = await traced.all_of(running.stream, len(closed))
+    for number, chunk in closed.items():
+        spans, root = traces[number], traces[number][0]
+        assert chunk["trace_id"] == root.trace_id.hex()
+        assert chunk["jaeger_url"] == f"http://jaeger.test:16686/trace/{root.trace_id.hex()}"
+        assert chunk["verdict"] == attributes(root)["chunk.verdict"]
+        assert chunk["begin_ns"] == root.start_time_unix_nano
+        assert abs(chunk["end_ns"] - root.end_time_unix_nano) <= 1000
+        figures = figures_of(spans)
+        assert len(figures) == len(chunk["hops"])
+        for hop in chunk["hops"]:
+            begin, end, transfer_ms, queue_ms = figures[hop["hop"], hop["stage"], hop["begin_ns"]]
+            assert (hop["transfer_ms"], hop["queue_ms"]) == (transfer_ms, queue_ms)
+            assert hop["wait_ms"] == transfer_ms + queue_ms
+            assert abs(begin + round(hop["duration_ms"] * 1e6) - end) <= 1000
+    assert drawn.returncode == 0
+    lines = [line.split() for line in out.splitlines() if line.startswith("chunk ")]
+    assert len(lines) == 2
+    assert {line[-1] for line in lines} <= {spans[0].trace_id.hex() for spans in traces.values()}
+    assert {"encode", "scheduler", "decode", "egress"} <= {line.split()[0] for line in out.splitlines() if line}
+    assert "in Jaeger: http://jaeger.test:16686/search?" in out

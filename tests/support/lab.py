@@ -89,13 +89,15 @@ class Lab:
         env: Mapping[str, str] | None = None,
         gateway_port: int | None = None,
         pipelines: int = 1,
+        roots: tuple[Path, ...] = (),
     ) -> AsyncIterator[Lab]:
+        """``roots``: other folders that may be read and written; ``folder`` always may."""
         batch_log = folder / "batches.jsonl"
         topology = Topology(
             model="rheo-tiny",
             stages=stages,
-            read_roots=(folder,),
-            write_roots=(folder,),
+            read_roots=(folder, *roots),
+            write_roots=(folder, *roots),
             gateway_port=gateway_port,
             batch_log=batch_log,
             extra_env=env or {},

@@ -1,4 +1,4 @@
-"""``/v1/streams/{id}/…``: events, receipts, stats, ledger, chunks, share links."""
+"""``/v1/streams/{id}/…``: events, receipts, stats, ledger, chunks, traces, share links."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fastapi.exceptions import HTTPException
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
-from services.gateway.access import Seen, StreamId
+from services.gateway.access import Seen, StreamId, Who
 from services.gateway.chunks import ChunkList, Chunks
 from services.gateway.errors import InvalidError, UnknownPartError
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares, ShareView
+from services.gateway.traces import TraceList
 from services.gateway.watching import ENDS, Watch, since
 from shared.contracts.events import LedgerTotals
 from shared.contracts.views import LiveStats, ReceiptView, StatsView, StreamView
@@ -101,6 +102,14 @@ def router(watch: Watch, chunks: Chunks, shares: Shares, settings: Settings, see
     async def list_chunks(view: StreamView = found) -> ChunkList:
         """Where each millisecond of the last 50 chunks went. They are heard from the first question on."""
         return await chunks.of(view.id)
+
+    @api.get("/trace", operation_id="getTrace")
+    async def trace(caller: Who, view: StreamView = found) -> TraceList:
+        """The way of the last 50 chunks, hop by hop, from capture to verdict. They are heard from the first question on.
+
+        The figures are those of their spans. ``jaeger_url`` is for who is not here by a share link: Jaeger shows every stream.
+        """
+        return await chunks.traces(view.id, "" if caller.stream else settings.jaeger_url)
 
     @api.post("/shares", status_code=201, operation_id="createShare")
     async def share(view: StreamView = changing, body: ShareAsked | None = None) -> ShareView:

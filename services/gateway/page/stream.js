@@ -18,7 +18,7 @@ export class Stream extends EventTarget {
     this.view = view;
     this.label = label;
     this.stats = null;
-    this.chunks = [];
+    this.trace = { chunks: [] };
     this.changes = new Map();
     this.applied = [];
     this.lastId = "";
@@ -96,7 +96,7 @@ export class Stream extends EventTarget {
   async poll() {
     try {
       await this.refresh();
-      if (this.wantsChunks) this.chunks = (await api.chunks(this.id)).chunks ?? [];
+      if (this.wantsChunks) this.trace = await api.trace(this.id);
       this.dispatchEvent(new Event("stats"));
     } catch (error) {
       if (error.status === 404) return this.end("the stream is gone: its time has passed, or it was closed elsewhere");

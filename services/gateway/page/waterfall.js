@@ -14,24 +14,19 @@ const rank = (hop) => {
   return found < 0 ? ORDER.length : found;
 };
 
-/** A chunk's way as [{name, from, wait, work}], in ms from its capture, and its whole length. */
+/** A chunk's way as [{name, from, wait, work}], in ms from its first frame's capture, and its whole length. */
 export function wayOf(chunk) {
-  const parts = [];
-  let at = 0;
-  const published = Math.max(0, (chunk.published_ns - chunk.captured_ns) / NS);
-  parts.push({ name: "capture", wait: 0, work: published, from: 0 });
-  at = published;
-  for (const hop of chunk.hops ?? []) {
-    parts.push({ name: hop.hop, wait: hop.queue_ms, work: hop.compute_ms, from: at });
-    at += hop.queue_ms + hop.compute_ms;
-  }
-  const decoded = chunk.decoded_ns ? (chunk.decoded_ns - chunk.captured_ns) / NS : at;
-  if (decoded > at + 0.5) parts.push({ name: "bus", wait: decoded - at, work: 0, from: at });
-  at = Math.max(at, decoded);
-  const closed = chunk.closed_ns ? (chunk.closed_ns - chunk.captured_ns) / NS : at;
-  if (closed > at) parts.push({ name: "egress", wait: 0, work: closed - at, from: at });
-  return { parts, length: Math.max(at, closed) };
+  let length = chunk.end_ns ? (chunk.end_ns - chunk.begin_ns) / NS : 0;
+  const parts = chunk.hops.map((hop) => {
+    const begin = (hop.begin_ns - chunk.begin_ns) / NS;
+    length = Math.max(length, begin + hop.duration_ms);
+    return { name: hop.hop, from: Math.max(0, begin - hop.wait_ms), wait: hop.wait_ms, work: hop.duration_ms };
+  });
+  return { parts, length };
 }
+
+/** A link to Jaeger; whoever gives its address does not see where it was followed from. */
+const linked = (href) => ({ href, target: "_blank", rel: "noreferrer noopener" });
 
 function svg(tag, attributes, text = "") {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -39,6 +34,8 @@ function svg(tag, attributes, text = "") {
   if (text) element.textContent = text;
   return element;
 }
+
+const outcome = ({ verdict, reason }) => (reason ? `, ${verdict}: ${reason.replace(":", ", ")}` : verdict === "late" ? ", late" : "");
 
 /** The fold ``#waterfall``. Asked for chunks only while it is open. */
 export class Waterfall {
@@ -55,12 +52,12 @@ export class Waterfall {
     const stream = this.now();
     if (stream) stream.wantsChunks = this.fold.open;
     if (!this.fold.open) return;
-    const chunks = (stream?.chunks ?? []).filter((chunk) => !chunk.dropped || chunk.captured_ns).slice(-ROWS).reverse();
+    const chunks = (stream?.trace.chunks ?? []).filter((chunk) => chunk.begin_ns).slice(-ROWS).reverse();
     if (!chunks.length) {
       this.box.replaceChildren(make("p", { class: "empty" }, stream ? "Waiting for the next chunks." : "Start a stream to see its chunks."));
       return;
     }
-    this.draw(chunks.map((chunk) => ({ chunk, ...wayOf(chunk) })));
+    this.draw(chunks.map((chunk) => ({ chunk, ...wayOf(chunk) })), stream.trace.jaeger_url);
   }
 
   colour(name) {
@@ -68,7 +65,7 @@ export class Waterfall {
     return COLOURS[this.names.indexOf(name) % COLOURS.length];
   }
 
-  draw(rows) {
+  draw(rows, jaeger) {
     const width = Math.max(320, this.box.clientWidth);
     const longest = Math.max(100, ...rows.map((row) => row.length));
     const scale = (width - LEFT - 56) / longest;
@@ -77,11 +74,10 @@ export class Waterfall {
     for (const row of rows) for (const part of row.parts) this.colour(part.name);
     rows.forEach(({ chunk, parts, length }, index) => {
       const y = index * ROW;
-      drawing.append(svg("text", { x: LEFT - 8, y: y + 10, "text-anchor": "end" }, `${chunk.chunk}`));
-      if (chunk.dropped) {
-        drawing.append(svg("text", { x: LEFT, y: y + 10 }, `dropped, ${chunk.dropped.replace(":", ": ")}`));
-        return;
-      }
+      const number = svg("text", { x: LEFT - 8, y: y + 10, "text-anchor": "end" }, `${chunk.chunk}`);
+      const link = chunk.jaeger_url ? svg("a", linked(chunk.jaeger_url)) : null;
+      link?.append(number);
+      drawing.append(link ?? number);
       for (const { name, from, wait, work } of parts) {
         const hint = `${name}: ${wait.toFixed(1)} ms waiting, ${work.toFixed(1)} ms working`;
         const bar = (start, size, more) => {
@@ -92,7 +88,7 @@ export class Waterfall {
         if (wait > 0.05) bar(from, wait, { class: "queue" });
         if (work > 0.05) bar(from + wait, work, { fill: this.colour(name) });
       }
-      drawing.append(svg("text", { x: LEFT + length * scale + 6, y: y + 10 }, `${Math.round(length)} ms`));
+      drawing.append(svg("text", { x: LEFT + length * scale + 6, y: y + 10 }, `${Math.round(length)} ms${outcome(chunk)}`));
     });
     for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
       drawing.append(svg("text", { x: LEFT + tick * longest * scale, y: height - 4, "text-anchor": "middle" }, `${Math.round(tick * longest)}`));
@@ -103,8 +99,9 @@ export class Waterfall {
     for (const name of this.names) {
       const swatch = make("i", {});
       swatch.style.background = this.colour(name);
-      legend.append(make("span", {}, swatch, name === "bus" ? "on the bus" : name));
+      legend.append(make("span", {}, swatch, name));
     }
+    if (jaeger) legend.append(make("a", linked(jaeger), "Open in Jaeger"));
     this.box.replaceChildren(legend, drawing);
   }
 }
