@@ -140,6 +140,7 @@ class Handlers:
                 return
             if take.epoch > running.epoch:
                 running.adopt(take)
+                await self._resize(take)
             await self._answer(take, None)
         elif take.epoch <= self._ended.get(take.stream, (-1, 0.0))[0]:
             self._count("take_repeated")
@@ -154,6 +155,12 @@ class Handlers:
                 await self._answer(take, str(error))
                 return
             await self._answer(take, None)
+
+    async def _resize(self, take: TakeStream) -> None:
+        live, size = self._live.get(take.stream), (take.width, take.height)
+        if live is not None and size != live.size:
+            live.size = size
+            await live.resize(*size)
 
     async def _on_leave(self, leave: LeaveStream) -> None:
         stream = self._streams.get(leave.stream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
@@ -79,6 +80,11 @@ class Recovering:
         if verdict is Fate.NOTHING or self._fail is None:
             return None
         return self._fail(record.stream, f"{instance} {how}")
+
+    def anew(self, record: StreamRecord, reason: str) -> Awaitable[None] | None:
+        """Place a running stream anew, as if a worker of it were lost. None: it is not running."""
+        recovery = self._begin(record, reason) if record.phase is Phase.RUNNING else None
+        return None if recovery is None else self._recover(record, recovery)
 
     def _begin(self, record: StreamRecord, reason: str) -> Recovery | None:
         """From here on nothing of the lost placement counts: a new epoch, and no queue."""
@@ -183,7 +189,7 @@ class Recovering:
         version = await self._prompting.prepare(record, await self._prompt(record), record.parts)
         if record.phase is not Phase.RECOVERING or self._core_for is None:
             return  # it was stopped meanwhile
-        queue = renewed(recovery.queue, record.epoch, version)
+        queue = replace(renewed(recovery.queue, record.epoch, version), width=record.width, height=record.height)
         self._core_for(pipeline).add(queue)
         record.source_held = False
         try:

@@ -47,7 +47,8 @@ class LiveDesk:
         clock: Clock,
         taken: Callable[[], Collection[Path]],
     ) -> None:
-        self.stream, self.epoch = stream, 0
+        self.stream, self.epoch, self.size = stream, 0, size
+        self._opened = size
         self._rules = rules
         self._roots, self._bus, self._clock, self._taken = roots, bus, clock, taken
         self.sink = Fanout(size, rate, lambda: encoder_of(encoder), self._publish, self._hear)
@@ -100,6 +101,16 @@ class LiveDesk:
                 await self._answer(message.command, "")
         else:
             self._spawn(self._remove(message.remove, message.command))
+
+    async def resize(self, width: int, height: int) -> None:
+        """The stream has another size from here on: files and pushes keep theirs, and that is told."""
+        keep = self.sink.resize(width, height)
+        if (width, height) != self._opened:
+            keep += [name for name, kind in self.others.items() if kind == "mp4"]
+        if keep:
+            names = "sinks " + ", ".join(keep) if len(keep) > 1 else f"sink {keep[0]}"
+            line = f"{names} keep{'' if len(keep) > 1 else 's'} the size at opening: {width}×{height} is fitted into it"
+            await self._answer("", line)
 
     async def close(self) -> None:
         """Nobody is heard any more. The sinks end with the sink thread."""

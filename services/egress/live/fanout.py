@@ -8,8 +8,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from fractions import Fraction
 
+from services.egress.fitted import fitted
 from services.egress.live.feed import Feed, Told
 from services.egress.live.h264 import SharedEncoder
 from services.egress.live.muxers import Muxer
@@ -85,6 +87,15 @@ class Fanout:
             feed.end()
         return feed
 
+    def resize(self, width: int, height: int) -> list[str]:
+        """The stream has another size. Ids of the sinks that keep the one they were opened with; none: the next has the new."""
+        with self._lock:
+            self._size = (width, height)
+            if not self._feeds:
+                self._encoder = None
+            keeps = self._encoder is not None and self._encoder.size != self._size
+            return list(self._feeds) if keeps else []
+
     def has(self, name: str) -> bool:
         """Whether there is a sink of that id."""
         return name in self._feeds or name in self._frames
@@ -152,6 +163,7 @@ class Fanout:
         key = due or any(feed.wants_key for feed in feeds)
         if key:
             self._keyed = at
+        frame = replace(frame, pixels=fitted(frame.pixels, *self._encoder.size))
         for packet in self._encoder.encode(frame, key):
             for feed in feeds:
                 feed.put_video(packet, self._header)
