@@ -41,7 +41,7 @@ class SinkReport:
         for name, kind in self._live.others.items():
             if kind == "whep":
                 fanout = self._viewers.fanout
-                found.append(SinkFigures(id=name, kind=kind, frames=fanout.encoded, viewers=len(fanout)))
+                found.append(SinkFigures(id=name, sink_kind=kind, frames=fanout.encoded, viewers=len(fanout)))
             else:
-                found.append(SinkFigures(id=name, kind=kind, frames=self._shown()))
+                found.append(SinkFigures(id=name, sink_kind=kind, frames=self._shown()))
         return found

@@ -100,7 +100,7 @@ class SinkFigures(Wire):
     """
 
     id: str
-    kind: str
+    sink_kind: str
     state: SinkState = SinkState.LIVE
     slow: bool = False
     frames: int = 0

@@ -140,7 +140,11 @@ async def test_an_egress_that_comes_back_opens_what_was_added_and_the_recording_
             assert (await change(media, stream, sink)).event is EventKind.APPLIED
         await until(lambda: media.closed and any(told.frames > 30 for told in media.closed[-1].sinks or ()))
         figures = {told.id: told for told in next(c.sinks for c in reversed(media.closed) if c.sinks)}
-        assert {name: told.kind for name, told in figures.items()} == {"null-1": "null", "rec": "mp4", "hls": "hls"}
+        assert {name: told.sink_kind for name, told in figures.items()} == {
+            "null-1": "null",
+            "rec": "mp4",
+            "hls": "hls",
+        }
         assert figures["rec"].state is SinkState.LIVE
         assert figures["rec"].bytes > 1000
         # The process is killed: its files are left as they are, and nobody hears of it.

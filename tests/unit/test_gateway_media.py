@@ -258,7 +258,7 @@ async def test_sinks_come_and_go(studio: Studio) -> None:
     assert (await client.delete("/v1/streams/a/sinks/hls-2")).status_code == 202
     assert (await client.delete("/v1/streams/a/sinks/hls-2")).status_code == 404
     assert [s["id"] for s in (await client.get("/v1/streams/a/sinks")).json()["sinks"]] == ["null-1", "w"]
-    figures = (SinkFigures(id="null-1", kind="null", frames=9), SinkFigures(id="hls-2", kind="hls", frames=5))
+    figures = (SinkFigures(id="null-1", sink_kind="null", frames=9), SinkFigures(id="hls-2", sink_kind="hls", frames=5))
     closed = ChunkClosed(stream="a", epoch=1, closed_chunks=1, through=1, totals=LedgerTotals(), sinks=figures)
     await studio.bus.publish(subjects.stream("a", "closed"), closed)
     await studio.bus.publish(subjects.stream("a", "closed"), closed.model_copy(update={"sinks": None}))

@@ -102,7 +102,7 @@ def test_a_slow_output_loses_whole_pictures_up_to_a_keyframe(told: list[Told]) -
     assert output.written[:MAX_FRAMES] == list(range(MAX_FRAMES))
     assert feed.counters["dropped_frames"] >= 20
     figures = feed.figures()
-    assert (figures.id, figures.kind, figures.state, figures.slow) == ("s", "rtmp", SinkState.CLOSED, False)
+    assert (figures.id, figures.sink_kind, figures.state, figures.slow) == ("s", "rtmp", SinkState.CLOSED, False)
     assert (figures.frames, figures.bytes) == (len(output.written), 10 * len(output.written))
 
 

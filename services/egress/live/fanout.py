@@ -112,7 +112,7 @@ class Fanout:
         found = [feed.figures() for feed in list(self._feeds.values())]
         for name in list(self._frames):
             frames, size, missed = self._sent.get(name, (0, 0, 0))
-            found.append(SinkFigures(id=name, kind="nats", frames=frames, bytes=size, dropped=missed))
+            found.append(SinkFigures(id=name, sink_kind="nats", frames=frames, bytes=size, dropped=missed))
         return found
 
     # --- in the sink thread ------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class Feed:
         counted = self.counters
         return SinkFigures(
             id=self.name,
-            kind=self.kind,
+            sink_kind=self.kind,
             state=self.state,
             slow=self.slow,
             frames=counted["frames"],
