@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 
 MARGIN_NS = 10_000_000  # kept above what recent chunks needed: a loop that wakes late, a thread that waits for a core
@@ -32,7 +33,8 @@ class PlayoutDelay:
     def __init__(self, deadline_ns: int) -> None:
         self._deadline = deadline_ns
         self._bound = max(0, deadline_ns - max(DEADLINE_MARGIN_NS, deadline_ns // DEADLINE_SHARE))
-        self._recent: deque[int] = deque(maxlen=WINDOW)
+        self._recent: deque[int] = deque()
+        self._ordered: list[int] = []  # the same, the shortest first
         self.delay_ns: int | None = None
 
     def observe(self, latency_ns: int, *, first: bool = False) -> None:
@@ -44,7 +46,7 @@ class PlayoutDelay:
         if latency_ns > self._deadline and self.delay_ns is not None:
             return  # late whatever the delay: it teaches nothing about the others
         if not first:
-            self._recent.append(min(latency_ns, self._bound))
+            self._remember(min(latency_ns, self._bound))
         needed = self._needed_ns() if self._recent else latency_ns
         wanted = min(needed + MARGIN_NS, self._bound)
         if self.delay_ns is None or wanted > self.delay_ns:
@@ -57,8 +59,14 @@ class PlayoutDelay:
         """When the frame captured then is to be shown, UNIX ns."""
         return captured_ns + (self.delay_ns or 0)
 
+    def _remember(self, latency_ns: int) -> None:
+        self._recent.append(latency_ns)
+        insort(self._ordered, latency_ns)
+        if len(self._recent) > WINDOW:
+            del self._ordered[bisect_left(self._ordered, self._recent.popleft())]
+
     def _needed_ns(self) -> int:
         """The quantile by nearest rank: of a few chunks the slowest, of ``FEW`` and more never a single slow one."""
         count = len(self._recent)
         rank = min(math.ceil(COVERED * count), count - (count >= FEW))
-        return sorted(self._recent)[rank - 1]
+        return self._ordered[rank - 1]

@@ -49,13 +49,12 @@ class StageMeter:
     encode_ms: float = 0.0  # per unit
     decode_ms: float = 0.0
     since: float = 0.0
+    encoded: float = 0.0  # units since the last batch came back, whether they entered a batch or were dropped
 
-    def batch(self, now: float, units: int, stage_ms: Sequence[float], encoded: float, finished: float) -> None:
-        """A batch of ``units`` came back.
-
-        ``encoded`` since the one before, whether it entered a batch or was dropped; ``finished`` with it, to be decoded.
-        """
-        self.batches.append(_Passed(now, max(1, units), tuple(stage_ms), encoded, finished))
+    def batch(self, now: float, units: int, stage_ms: Sequence[float], finished: float) -> None:
+        """A batch of ``units`` came back; so much was ``finished`` with it, to be decoded."""
+        self.batches.append(_Passed(now, max(1, units), tuple(stage_ms), self.encoded, finished))
+        self.encoded = 0.0
 
     def role(self, role: str, ms: float) -> None:
         """Encode or decode took ``ms`` for one unit; others are ignored."""
@@ -67,7 +66,7 @@ class StageMeter:
     def cleared(self, now: float) -> None:
         """The cuts moved, or the pipeline was rebuilt: what was measured before tells nothing any more."""
         self.batches.clear()
-        self.since = now
+        self.since, self.encoded = now, 0.0
 
     def workers(self, cuts: Cuts, layers: int, decode_stage: int, now: float) -> list[WorkerCost] | None:
         """Each worker's costs in busy milliseconds per second, or None while too little has been measured."""

@@ -45,8 +45,10 @@ class Ready:
         decode = forecast.decode_ns(self.decode_units)
         self.remaining_ns = forecast.forward_ns(self.units, 1) * self.left + decode
         context = self.work.context
-        plain = self.units if not context else self.units * self.work.frames // (self.work.frames + context)
-        self.fresh_ns = forecast.forward_ns(plain, 1) * self.left + decode
+        self.fresh_ns = self.remaining_ns
+        if context:
+            plain = self.units * self.work.frames // (self.work.frames + context)
+            self.fresh_ns = forecast.forward_ns(plain, 1) * self.left + decode
         # A window that runs along once may make its block late; it must not have every block dropped instead.
         self.stale_ns = self.expires_ns - (0 if self.probes else self.fresh_ns)
         work = self.work
@@ -84,6 +86,8 @@ def choose(
         return []
     leader = ordered[0]
     batch = [leader]
+    if len(ordered) == 1:
+        return batch
     if policy.growth is not Growth.DEADLINES:
         own = leader.work.stream if policy.growth is Growth.OWN else None
         for ready in ordered:
@@ -138,6 +142,8 @@ class LosslessShare:
 
     def sent(self, batch: Sequence[Ready], lossless_waits: bool, forecast: Forecast) -> None:
         """A batch left; ``lossless_waits``: some lossless work stayed behind."""
+        if not lossless_waits and not self._owed_ns:
+            return
         takes = max(forecast.slowest_ns(batch[0].units, len(batch)), MIN_COST_NS)
         lossless = sum(not ready.work.deadline_ns for ready in batch)
         if lossless:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
 
+from services.scheduler.batch_messages import stage_batch
 from services.scheduler.batching import NEVER_NS, LosslessShare, Ready, choose
 from services.scheduler.cost_model import CostModel
 from services.scheduler.forecast import NS_PER_MS, Forecast
 from services.scheduler.policies import SLACK, Growth, Policy
-from services.scheduler.stream_queue import Applied, Offer, StreamQueue, Timings, Work
+from services.scheduler.stream_queue import Applied, Offer, StreamQueue, Work
 from services.scheduler.waits import passed, waited
+from services.scheduler.works import Timings
 from shared.contracts.events import (
     BatchDone,
-    BatchEntry,
     ChunkDropped,
     ChunkStamp,
     MotionEstimated,
@@ -36,18 +37,21 @@ MAX_AGED = 40
 _key_of = attrgetter("key")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Decisions:
     """What the service must do now."""
 
-    batches: list[StageBatch] = field(default_factory=lambda: list[StageBatch]())
-    drops: list[ChunkDropped] = field(default_factory=lambda: list[ChunkDropped]())
-    applied: list[Applied] = field(default_factory=lambda: list[Applied]())
-    failed: dict[str, str] = field(default_factory=lambda: dict[str, str]())  # stream → one line
-    released: list[TensorRef] = field(default_factory=lambda: list[TensorRef]())  # inputs nobody will read
+    batches: list[StageBatch]
+    drops: list[ChunkDropped]
+    applied: list[Applied]
+    failed: dict[str, str]  # stream → one line
+    released: list[TensorRef]  # inputs nobody will read
+
+    def __init__(self) -> None:  # by hand: three are made for every chunk, and most stay empty
+        self.batches, self.drops, self.applied, self.failed, self.released = [], [], [], {}, []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Flight:
     """A batch that stage 0 has been given and the last stage has not reported."""
 
@@ -129,10 +133,10 @@ class PipelineCore:
         if queue is None:
             return None, decisions
         offer = queue.offer(chunk, now_ns)
-        for timing in chunk.timings:
-            if timing.hop == "encode":
-                units = chunk.latent_frames * queue.model.tokens(queue.width, queue.height)
-                self.cost.observe("encode", units, timing.compute_ms)
+        for told in chunk.timings:
+            if told.hop == "encode":
+                units = chunk.latent_frames * queue.tokens
+                self.cost.observe("encode", units, told.compute_ms)
         if offer in (Offer.OVERTAKEN, Offer.FULL):
             self._drop(decisions, (chunk.stamp,), offer.value, (chunk.timings,))
             decisions.released.append(chunk.latents)
@@ -174,19 +178,23 @@ class PipelineCore:
         if flight is None:
             return decisions
         if self.stages == 1:  # the one stage is free now, but for what is in flight behind
-            behind = sum(self.forecast.stage0_ms(other.units, len(other.works)) for other in self.in_flight.values())
+            behind = sum([self.forecast.stage0_ms(other.units, len(other.works)) for other in self.in_flight.values()])
             self._stage0_free_ns = now_ns + int(behind * NS_PER_MS)
         items = len(flight.works)
         for key, ms in zip(self._stage_keys, done.stage_ms, strict=False):
             self.cost.observe(key, flight.units * items, ms, items)
-        outputs = {(result.stream, result.block, result.step): result.output for result in done.results}
-        took = passed(done)
+        outputs = {
+            (result.stream, result.block, result.step): result.output
+            for result in done.results
+            if result.output is not None
+        }
+        took: Timings | None = None
         for work in flight.works:
             item = work.item
             if item is None:
                 continue
             queue = self.streams.get(work.stream)
-            output = outputs.get((item.stream, item.block, item.step))
+            output = outputs.get((item.stream, item.block, item.step)) if outputs else None
             if queue is None or not queue.takes(item.epoch):
                 if output is not None:
                     decisions.released.append(output)
@@ -194,6 +202,7 @@ class PipelineCore:
             queue.plan.done(item)
             queue.touch()
             if output is not None:
+                took = took or passed(done)
                 queue.later[item.block] = work.at(item, (*work.timings, *took), (output,), now_ns)
         return decisions
 
@@ -256,16 +265,20 @@ class PipelineCore:
         Only streams in which something happened are asked again, and only changed predictions are worked out again.
         """
         begin_ns = self._begin_ns(now_ns)
-        if self.forecast.renew():
+        if self.forecast.version != self.cost.order_version:
+            self.forecast.renew()
             for ready in self._ordered:
                 ready.plan(self.forecast, self.policy)
             self._ordered.sort(key=_key_of)
             self._stale_ns = 0
-        self._ask_all(begin_ns)
+        heard = self._heard
+        while heard:
+            self._ask(heard.pop(), begin_ns)
         if self._skippers:
             for queue in self._skippers.values():
                 queue.hurry(now_ns)
-            self._ask_all(begin_ns)
+            while heard:
+                self._ask(heard.pop(), begin_ns)
         if begin_ns > self._stale_ns:
             for stream, queue in self.streams.items():
                 while self._is_stale(stream, begin_ns):
@@ -273,10 +286,6 @@ class PipelineCore:
                     self._ask(stream, begin_ns)
             self._heard.clear()
             self._stale_ns = min((found[-1].stale_ns for found in self._ready.values() if found), default=NEVER_NS)
-
-    def _ask_all(self, begin_ns: int) -> None:
-        while self._heard:
-            self._ask(self._heard.pop(), begin_ns)
 
     def _withdraw(self, stream: str) -> None:
         """What it had ready is out of the order."""
@@ -288,14 +297,17 @@ class PipelineCore:
 
     def _ask(self, stream: str, begin_ns: int) -> None:
         """What of one stream could run now: steps of blocks under way, and last the block that could enter."""
-        self._withdraw(stream)
+        if stream in self._ready:
+            self._withdraw(stream)
         queue = self.streams.get(stream)
         if queue is None:
             return
         if queue.skips:
             self._skippers[stream] = queue
-        tokens = queue.model.tokens(queue.width, queue.height)
-        found = [self._as_ready(work, queue, tokens) for work in queue.next_steps()]
+        if not queue.waiting and not queue.later:
+            return
+        tokens = queue.tokens
+        found = [self._as_ready(work, queue, tokens) for work in queue.next_steps()] if queue.later else []
         entering = queue.candidate()
         if entering is not None:
             ready = self._as_ready(entering, queue, tokens)
@@ -353,25 +365,17 @@ class PipelineCore:
             work, queue = member.work, self.streams[member.work.stream]
             timings, arrived = waited(work, queue.arrived_ns, now_ns, self.pipeline)
             if work.item is None:
-                bound, applied = queue.enter(work)
+                bound, applied = queue.enter(work, timings, arrived)
                 decisions.applied.extend(applied)
-                item = bound.item
+                works.append(bound)
             else:
                 item = queue.plan.next(work.item)
                 del queue.later[item.block]
-            if item is not None:
                 works.append(work.at(item, timings, work.inputs, work.ready_ns, arrived))
             queue.touch()
         first, units = self.streams[works[0].stream], members[0].units
-        batch = StageBatch(
-            pipeline=self.pipeline,
-            term=self.term,
-            generation=self.generation,
-            seq=self.next_seq,
-            entries=tuple([_entry(work) for work in works]),
-            height=first.height,
-            width=first.width,
-            scheduled_ns=now_ns,
+        batch = stage_batch(
+            self.pipeline, self.term, self.generation, self.next_seq, works, first.height, first.width, now_ns
         )
         self.in_flight[self.next_seq] = Flight(tuple(works), now_ns, units, any(work.live for work in works))
         takes_ns = int(self.forecast.stage0_ms(units, len(works)) * NS_PER_MS)
@@ -386,11 +390,3 @@ class PipelineCore:
             ChunkDropped(stamp=stamp, service="scheduler", reason=reason, timings=way)
             for stamp, way in zip(stamps, chain(ways, repeat(())), strict=False)
         )
-
-
-def _entry(work: Work) -> BatchEntry:
-    if work.item is None:
-        raise ValueError("a work without an item cannot be sent")
-    # Without a source there are no latents: what a chunk carries is an empty tensor.
-    inputs = tuple([ref for ref in work.inputs if 0 not in ref.shape])
-    return BatchEntry(item=work.item, stamps=work.stamps, inputs=inputs, timings=work.timings, arrived=work.arrived)

@@ -16,6 +16,7 @@ The window of keys that an item attends to is full but for a stream's first chun
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -37,28 +38,44 @@ ERRORS = 64
 FIRST_ERRORS = 8
 ASSUMED_ERROR = 0.2  # of a key with few measurements
 MIN_MS = 1e-3
+ENCODE = "encode"
 
 
 @dataclass(slots=True)
 class _Cell:
     """One shape: its newest times at speed 1, and the level that predictions use."""
 
-    times: deque[float] = field(default_factory=lambda: deque[float](maxlen=LEVELS))
+    times: deque[float] = field(default_factory=lambda: deque[float]())
+    ordered: list[float] = field(default_factory=list[float])  # the same, the shortest first
     level: float = 0.0
+
+    def fill(self, ms: float, times: int) -> None:
+        """The same time, so many times over."""
+        for _ in range(times):
+            self._remember(ms)
 
     def add(self, ms: float) -> bool:
         """Whether the level moved materially."""
-        self.times.append(ms)
-        level = middle(self.times)
+        self._remember(ms)
+        level = _middle(self.ordered)
         if abs(level - self.level) <= MATERIAL * self.level:
             return False
         self.level = level
         return True
 
+    def _remember(self, ms: float) -> None:
+        self.times.append(ms)
+        insort(self.ordered, ms)
+        if len(self.times) > LEVELS:
+            del self.ordered[bisect_left(self.ordered, self.times.popleft())]
+
 
 def middle(values: Iterable[float]) -> float:
     """The mean without the largest and the smallest quarter (at least one each of three): neither stalls nor parity rule it."""
-    ordered = sorted(values)
+    return _middle(sorted(values))
+
+
+def _middle(ordered: list[float]) -> float:
     count = len(ordered)
     cut = max(1, count // 4) if count > 2 else 0
     kept = ordered[cut : count - cut]
@@ -113,14 +130,16 @@ class Curve:
         if expected <= 0.0:
             self._enter(shape, ms)
             return
-        self._errors.append(abs(ms / expected - 1.0))
-        residual = math.log(ms / expected)
+        ratio = ms / expected
+        residual = math.log(ratio)
+        self._errors.append(abs(ratio - 1.0))
         self._window.append((shape, ms, residual))
-        if abs(residual) > JUMP and (shift := self._change()):
-            self.scale(math.exp(shift))
-        else:
-            self._speed *= math.exp(DRIFT * max(-MAX_DRIFT, min(MAX_DRIFT, residual)))
+        if -JUMP <= residual <= JUMP or not (shift := self._change()):
+            drift = MAX_DRIFT if residual > MAX_DRIFT else -MAX_DRIFT if residual < -MAX_DRIFT else residual
+            self._speed *= math.exp(DRIFT * drift)
             self._tell()
+        else:
+            self.scale(math.exp(shift))
         cell = self._cells.get(shape)
         if cell is None or len(cell.times) < MIN_OBSERVATIONS:  # a new shape: its line is all there is to compare with
             self._window.pop() if self._window else None
@@ -136,8 +155,8 @@ class Curve:
             self.scale(math.exp(median(math.log(ms / self.predict(items, units)) for items, units, ms in points)))
         for items, units, ms in points:
             cell = self._cell((items, units))
-            cell.times.extend([ms / self._speed] * MIN_OBSERVATIONS)
-            cell.level = middle(cell.times)
+            cell.fill(ms / self._speed, MIN_OBSERVATIONS)
+            cell.level = _middle(cell.ordered)
             self.count += MIN_OBSERVATIONS
         self._changed()
 
@@ -165,7 +184,7 @@ class Curve:
             curve._speed = curve._told_speed = float(plain["speed"])
             for items, units, level, count in plain["cells"]:
                 cell = curve._cell((int(items), float(units)))
-                cell.times.extend([float(level)] * min(int(count), MIN_OBSERVATIONS))
+                cell.fill(float(level), min(int(count), MIN_OBSERVATIONS))
                 cell.level = float(level)
                 curve.count += len(cell.times)
             curve._errors.extend(float(error) for error in plain["errors"])
@@ -213,12 +232,9 @@ class CostModel:
     """Predicted milliseconds by key. A key nobody has measured enough costs 0: optimism admits, measurement corrects."""
 
     def __init__(self) -> None:
+        self.version = 0  # changes whenever a prediction did by more than 1 %
+        self.order_version = 0  # the same of what the order of works depends on: all but encoding, which is behind them
         self._curves: dict[str, Curve] = {}
-
-    @property
-    def version(self) -> int:
-        """Changes whenever a prediction changes by more than 1 %; what was computed from the old ones is to be redone."""
-        return sum([curve.version for curve in self._curves.values()])
 
     def observe(self, key: str, units: float, ms: float, items: int = 1) -> None:
         """One measurement: a forward of ``items`` items with ``units`` latent tokens in all took ``ms`` milliseconds."""
@@ -226,7 +242,10 @@ class CostModel:
             curve = self._curves.get(key)
             if curve is None:
                 curve = self._curves[key] = Curve()
+            before = curve.version
             curve.observe(items, units, ms)
+            if curve.version != before:
+                self._changed(key)
 
     def predict(self, key: str, units: float, items: int = 1) -> float:
         """Expected milliseconds of a forward of ``items`` items with ``units`` latent tokens in all."""
@@ -255,6 +274,7 @@ class CostModel:
     def seed(self, key: str, points: Iterable[tuple[int, float, float]]) -> None:
         """A calibration: (items, units, ms), each a median. Shapes known from before follow the speed it shows."""
         self._curves.setdefault(key, Curve()).seed(points)
+        self._changed(key)
 
     def scale(self, key: str, factor: float) -> None:
         """What the key stands for became ``factor`` times as much: DiT blocks moved, for instance."""
@@ -262,6 +282,7 @@ class CostModel:
             raise ValueError(f"costs cannot be scaled by {factor}: a positive number is needed")
         if (curve := self._curves.get(key)) is not None:
             curve.scale(factor)
+            self._changed(key)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that was learnt, as plain values."""
@@ -271,3 +292,9 @@ class CostModel:
         """Take what a former model knew, for keys that this one has not measured enough. Raises ValueError on nonsense."""
         curves = {key: Curve.from_snapshot(plain) for key, plain in snapshot.items() if not self.known(key)}
         self._curves.update(curves)
+        for key in curves:
+            self._changed(key)
+
+    def _changed(self, key: str) -> None:
+        self.version += 1
+        self.order_version += key != ENCODE

@@ -15,9 +15,10 @@ class Forecast:
         self.cost = cost
         self.stages = stages
         self._keys = tuple(f"stage.{stage}" for stage in range(stages))
-        self._version = -1
+        self.version = -1  # the cost model's order_version that everything here is of
         self._forwards: dict[tuple[int, int], int] = {}
         self._slowest: dict[tuple[int, int], int] = {}
+        self._firsts: dict[tuple[int, int], float] = {}
         self._decodes: dict[int, int] = {}
         self._gains: dict[tuple[int, int], bool] = {}
         self.margin = 1.0
@@ -25,11 +26,10 @@ class Forecast:
 
     def renew(self) -> bool:
         """Forget what the cost model would answer differently by now. Returns whether there was any."""
-        version = self.cost.version
-        if version == self._version:
+        if self.version == self.cost.order_version:
             return False
-        self._version = version
-        for kept in (self._forwards, self._slowest, self._decodes, self._gains):
+        self.version = self.cost.order_version
+        for kept in (self._forwards, self._slowest, self._firsts, self._decodes, self._gains):
             kept.clear()
         self.margin = 1.0 + (self.cost.error(self._keys[0]) if self.cost.known(self._keys[0]) else 0.0)
         return True
@@ -54,7 +54,11 @@ class Forecast:
 
     def stage0_ms(self, units: int, items: int) -> float:
         """One step of a batch on the first stage, in milliseconds."""
-        return self.cost.predict(self._keys[0], units * items, items)
+        shape = (units, items)
+        found = self._firsts.get(shape)
+        if found is None:
+            found = self._firsts[shape] = self.cost.predict(self._keys[0], units * items, items)
+        return found
 
     def decode_ns(self, units: int) -> int:
         """Decoding a block of so many latent tokens."""

@@ -291,9 +291,9 @@ class Ladder:
         for name, state in self._streams.items():
             while state.closed and now_s - state.closed[0][0] > self.rules.window_s:
                 state.closed.popleft()
-            if state.closed:
-                frames = sum(frames for _, frames, _ in state.closed)
-                missed = sum(missed for _, _, missed in state.closed)
+            missed = sum([missed for _, _, missed in state.closed])
+            if missed:
+                frames = sum([frames for _, frames, _ in state.closed])
                 if missed > self.rules.missed_share * frames:
                     late.add(name)
         return late

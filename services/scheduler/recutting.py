@@ -45,7 +45,6 @@ class _Watched:
     balancer: Balancer = field(default_factory=Balancer)
     block_pause_s: float = ASSUMED_PAUSE_S
     unfit_since: float | None = None
-    encoded: int = 0  # latent tokens since the last batch came back
     opening: int = 0  # streams that are being opened on its workers
     task: asyncio.Task[None] | None = None
 
@@ -75,8 +74,7 @@ class Recutter:
         last = [work for work in flight.works if work.item is not None and work.item.is_last_step]
         finished = sum(flight.units * work.frames / work.forward_frames for work in last)
         watched = self.of(core.pipeline)
-        watched.meter.batch(self._clock.monotonic(), units, done.stage_ms, watched.encoded, finished)
-        watched.encoded = 0
+        watched.meter.batch(self._clock.monotonic(), units, done.stage_ms, finished)
 
     def on_encoded(self, core: PipelineCore, chunk: MotionEstimated) -> None:
         """A chunk was encoded, whatever becomes of it: the first of a stream has more latent frames than those after."""
@@ -86,7 +84,7 @@ class Recutter:
             return
         units = chunk.latent_frames * queue.model.tokens(queue.width, queue.height)
         watched = self.of(core.pipeline)
-        watched.encoded += units
+        watched.meter.encoded += units
         watched.meter.role("encode", sum(took) / units)
 
     def on_beat(self, beat: Beat) -> None:
@@ -220,7 +218,6 @@ class Recutter:
             raise RefusedError(state.last) from error
         finally:
             watched.meter.cleared(now())
-            watched.encoded = 0
             core.holding = False
             self._desk.pump()
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
 
-from shared.contracts.events import ChunkStamp, MotionEstimated, StageTiming
+from services.scheduler.works import Applied as Applied
+from services.scheduler.works import Each, Timings
+from services.scheduler.works import Work as Work
+from shared.contracts.events import MotionEstimated
 from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
-from shared.engine.plan.items import Item
 from shared.engine.plan.noise_controller import step_timesteps
 from shared.engine.plan.spec import ModelSpec
 from shared.engine.plan.stream_plan import StreamPlan
 
-Timings = tuple[StageTiming, ...]
-Each = tuple[Timings, ...] | None
 FIRST_CHUNK_LATENTS = 2
 MAX_WAITING = 64
 SKIPPED_AFTER = 4  # a chunk that is late by a quarter of its time was skipped
@@ -71,69 +71,6 @@ class Fade:
         return max(0.0, 1.0 - (passed + 1) / (self.chunks + 1))
 
 
-@dataclass(slots=True)
-class Work:
-    """One candidate for a batch. ``item`` is None for a block that has not entered step 0 yet. Never changed once made."""
-
-    stream: str
-    frames: int
-    stamps: tuple[ChunkStamp, ...]
-    inputs: tuple[TensorRef, ...]
-    deadline_ns: int  # of the first frame; 0 when lossless
-    last_deadline_ns: int
-    ready_ns: int
-    noise_scale: float = 0.0
-    first_timestep: int = 0
-    item: Item | None = None
-    context: int = 0  # latent frames of the window that run along (a re-cache)
-    noise_version: int = 0
-    timings: Timings = ()
-    arrived: tuple[Timings, ...] = ()  # as in BatchEntry
-
-    @property
-    def live(self) -> bool:
-        """Whether late is worse than lost for this work."""
-        return self.stamps[0].live
-
-    @property
-    def forward_frames(self) -> int:
-        """Latent frames of its forwards."""
-        return self.context + self.frames
-
-    def at(
-        self, item: Item, timings: Timings, inputs: tuple[TensorRef, ...], ready_ns: int, arrived: Each = None
-    ) -> Work:
-        """The same block with another item, or ready again for its next step (three times as fast as ``replace``)."""
-        return Work(
-            self.stream,
-            self.frames,
-            self.stamps,
-            inputs,
-            self.deadline_ns,
-            self.last_deadline_ns,
-            ready_ns,
-            self.noise_scale,
-            self.first_timestep,
-            item,
-            self.context,
-            self.noise_version,
-            timings,
-            self.arrived if arrived is None else arrived,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """A command's change took effect with this chunk; a blend is over with chunk ``until`` (−1: there is none)."""
-
-    stream: str
-    command: str
-    version: int
-    chunk: int
-    pts: int
-    until: int = -1
-
-
 class Offer(StrEnum):
     """What became of a chunk that was offered."""
 
@@ -179,6 +116,10 @@ class StreamQueue:
     arrived_ns: dict[int, int] = field(default_factory=lambda: dict[int, int]())
     dropped_in_row: int = 0  # chunks dropped here since a block last entered
     heard: set[str] = field(default_factory=lambda: set[str]())
+    tokens: int = field(init=False)  # of one latent frame
+
+    def __post_init__(self) -> None:
+        self.tokens = self.model.tokens(self.width, self.height)
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -246,7 +187,7 @@ class StreamQueue:
         A prompt that fades, or a window that is to run along, was promised in blocks of the stream's own T.
         """
         own = self.settings.frames_per_block
-        if self.fade is not None or self.recache:
+        if self.settings.max_frames_per_block <= own or self.fade is not None or self.recache:
             return own
         return max(own, min(self.settings.max_frames_per_block, len(self.waiting)))
 
@@ -264,6 +205,8 @@ class StreamQueue:
         going = self.ended or self.hurried or (self.live and (self.paused or self.flush))
         if len(self.waiting) < wanted and not going:
             return None
+        if wanted == 1 or len(self.waiting) == 1:
+            return self._alone(self.waiting[0])
         chunks = list(islice(self.waiting, wanted))
         stamps = tuple(chunk.stamp for chunk in chunks)
         frames = sum(chunk.latent_frames for chunk in chunks)
@@ -281,6 +224,25 @@ class StreamQueue:
             first_timestep=max(chunk.first_timestep for chunk in chunks),
             timings=() if len(chunks) > 1 else chunks[-1].timings,
             arrived=tuple([chunk.timings for chunk in chunks]) if len(chunks) > 1 else (),
+        )
+
+    def _alone(self, chunk: MotionEstimated) -> Work:
+        """The same of a block of one chunk, which most are."""
+        stamp, frames = chunk.stamp, chunk.latent_frames
+        return Work(
+            self.stream,
+            frames,
+            (stamp,),
+            (chunk.latents,),
+            stamp.frames[0].deadline_ns if self.live else 0,
+            stamp.frames[-1].deadline_ns if self.live else 0,
+            self.arrived_ns[stamp.chunk],
+            chunk.noise_scale,
+            chunk.first_timestep,
+            None,
+            self.plan.context_of(frames) if self._recaches(stamp.chunk) else 0,
+            chunk.noise_version,
+            chunk.timings,
         )
 
     def _may_enter(self) -> bool:
@@ -311,8 +273,11 @@ class StreamQueue:
                 oldest.setdefault(work.item.step + 1, work)
         return list(oldest.values())
 
-    def enter(self, work: Work) -> tuple[Work, list[Applied]]:
-        """Let the candidate enter step 0: its item is bound now, and pending changes are reported as applied."""
+    def enter(self, work: Work, timings: Timings = (), arrived: Each = None) -> tuple[Work, list[Applied]]:
+        """Let the candidate enter step 0: its item is bound now, and pending changes are reported as applied.
+
+        ``timings`` and ``arrived``: what it carries from now on, if that is more than it did.
+        """
         for stamp in work.stamps:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
@@ -323,7 +288,9 @@ class StreamQueue:
         recache = self._recaches(work.stamps[-1].chunk)
         share = self._fade_on(work)
         fade = self.fade
-        self.shown = fade.version if fade is not None and share > 0.5 else self.settings.prompt_version
+        shown = fade.version if fade is not None and share > 0.5 else self.settings.prompt_version
+        if shown != self.shown:
+            self.shown = shown
         steps = self.model.steps_from_text if self.from_text else self.model.steps
         item = self.plan.enter(
             frames=work.frames,
@@ -335,9 +302,11 @@ class StreamQueue:
             blend=share,
             recache=recache,
         )
-        self.recache = self.recache and not recache
-        self.dropped_in_row, self.hurried = 0, False
-        return work.at(item, work.timings, work.inputs, work.ready_ns), self._applied(work)
+        if recache:
+            self.recache = False
+        if self.dropped_in_row or self.hurried:
+            self.dropped_in_row, self.hurried = 0, False
+        return work.at(item, timings or work.timings, work.inputs, work.ready_ns, arrived), self._applied(work)
 
     def _recaches(self, last_chunk: int) -> bool:
         """Whether a block that ends with this chunk takes its window along: once, when no old prompt is left in it."""

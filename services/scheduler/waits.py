@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.scheduler.stream_queue import Work
+from services.scheduler.works import Timings, Work
 from shared.contracts.events import BatchDone, StageTiming
 from shared.contracts.timing import SCHEDULER, STAGE, ended_ns, timing_of
-
-Timings = tuple[StageTiming, ...]
 
 
 def waited(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -41,12 +43,20 @@ class Told:
 
 class Api:
     """``async with Api(url, token) as api``. Calls raise ``ApiError`` for what the API refuses, ``UnreachableError`` where
-    nobody answers. One object serves many tasks at a time."""
+    nobody answers. One object serves many tasks at a time. ``tls`` knows an authority that the machine does not."""
 
-    def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 40.0) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        token: str | None = None,
+        timeout_s: float = 40.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._url, self._timeout_s = url, timeout_s
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=timeout_s, trust_env=False, verify=tls or True
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,7 +86,7 @@ class Api:
 
     async def stream(self, stream: str) -> StreamView:
         """One stream, with its ledger."""
-        return await self._ask(StreamView, "GET", f"/v1/streams/{stream}")
+        return await self._ask(StreamView, "GET", _at(stream))
 
     async def streams(self, *states: str) -> AsyncIterator[StreamView]:
         """All streams by id, or those in these states; fetched a page at a time."""
@@ -93,23 +103,23 @@ class Api:
     async def patch(self, stream: str, **changes: Any) -> Receipt:
         """Change a running stream: the fields of StreamPatch, e.g. ``prompt="neon", blend_chunks=8``."""
         body = StreamPatch(**changes).model_dump(mode="json", exclude_unset=True)
-        return await self._ask(Receipt, "PATCH", f"/v1/streams/{stream}", json=body)
+        return await self._ask(Receipt, "PATCH", _at(stream), json=body)
 
     async def pause(self, stream: str) -> Receipt:
         """Take no further chunk; the picture stands."""
-        return await self._ask(Receipt, "POST", f"/v1/streams/{stream}/pause")
+        return await self._ask(Receipt, "POST", f"{_at(stream)}/pause")
 
     async def resume(self, stream: str) -> Receipt:
         """Go on."""
-        return await self._ask(Receipt, "POST", f"/v1/streams/{stream}/resume")
+        return await self._ask(Receipt, "POST", f"{_at(stream)}/resume")
 
     async def stop(self, stream: str, *, drain: bool = True) -> Receipt:
         """End a stream; ``drain`` finishes what is under way first."""
-        return await self._ask(Receipt, "DELETE", f"/v1/streams/{stream}", params={"drain": drain})
+        return await self._ask(Receipt, "DELETE", _at(stream), params={"drain": drain})
 
     async def receipt(self, stream: str, command: str) -> ReceiptView:
         """What became of a command."""
-        return await self._ask(ReceiptView, "GET", f"/v1/streams/{stream}/receipts/{command}")
+        return await self._ask(ReceiptView, "GET", f"{_at(stream)}/receipts/{quote(command, safe='')}")
 
     async def applied(self, receipt: Receipt | RecordingView, timeout_s: float = 30.0) -> ReceiptView:
         """Wait until a command is in force. Raises ClientError when it was refused, could not be done, or took too long."""
@@ -136,7 +146,7 @@ class Api:
 
     async def stats(self, stream: str) -> StatsView:
         """How a stream runs now."""
-        return await self._ask(StatsView, "GET", f"/v1/streams/{stream}/stats")
+        return await self._ask(StatsView, "GET", f"{_at(stream)}/stats")
 
     async def capacity(self, **asked: Any) -> CapacityTold:
         """How many more streams fit: ``model``, ``width``, ``height``, ``fps``, ``steps``, …"""
@@ -152,7 +162,7 @@ class Api:
         while True:
             headers = {} if after is None else {"Last-Event-ID": after}
             try:
-                async with self._streamed("GET", f"/v1/streams/{stream}/events", headers=headers) as answer:
+                async with self._streamed("GET", f"{_at(stream)}/events", headers=headers) as answer:
                     heard = True
                     if answer.status_code == 204:
                         return
@@ -171,27 +181,30 @@ class Api:
 
     async def add_sink(self, stream: str, sink: Sink) -> Receipt:
         """One more sink while it runs."""
-        return await self._ask(Receipt, "POST", f"/v1/streams/{stream}/sinks", json=sink.model_dump(mode="json"))
+        return await self._ask(Receipt, "POST", f"{_at(stream)}/sinks", json=sink.model_dump(mode="json"))
 
     async def remove_sink(self, stream: str, sink: str) -> Receipt:
         """Finish and close a sink, by its id."""
-        return await self._ask(Receipt, "DELETE", f"/v1/streams/{stream}/sinks/{sink}")
+        return await self._ask(Receipt, "DELETE", f"{_at(stream)}/sinks/{quote(sink, safe='')}")
 
     async def record(self, stream: str) -> RecordingView:
         """Begin a recording on the server."""
-        return await self._ask(RecordingView, "POST", f"/v1/streams/{stream}/record")
+        return await self._ask(RecordingView, "POST", f"{_at(stream)}/record")
 
     async def stop_recording(self, stream: str) -> RecordingView:
         """End it; the file is whole once the command is ``applied``."""
-        return await self._ask(RecordingView, "DELETE", f"/v1/streams/{stream}/record")
+        return await self._ask(RecordingView, "DELETE", f"{_at(stream)}/record")
 
     async def download(self, name: str, to: Path) -> int:
         """Fetch a recording; how many bytes it has."""
-        async with self._streamed("GET", f"/v1/recordings/{name}") as answer:
-            with to.open("wb") as file:
-                async for part in answer.aiter_bytes(1 << 20):
-                    file.write(part)
-                return file.tell()
+        try:
+            async with self._streamed("GET", f"/v1/recordings/{quote(name, safe='')}") as answer:
+                with to.open("wb") as file:
+                    async for part in answer.aiter_bytes(1 << 20):
+                        file.write(part)
+                    return file.tell()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
 
     async def upload(self, path: Path) -> FileView:
         """Send a video or a picture; a file source names the answer's ``path``."""
@@ -200,7 +213,7 @@ class Api:
 
     async def snapshot(self, stream: str) -> bytes:
         """The next picture of the result: a JPEG file."""
-        return (await self._send("GET", f"/v1/streams/{stream}/snapshot.jpg")).content
+        return (await self._send("GET", f"{_at(stream)}/snapshot.jpg")).content
 
     # --- how it is asked ---------------------------------------------------------------------------------------------
 
@@ -237,6 +250,11 @@ class Api:
             return UnreachableError(f"{self._url} did not answer within {self._timeout_s:g} s")
         reason = str(error) or type(error).__name__
         return UnreachableError(f"nobody answers at {self._url} ({reason}): start `rheocast up`, or give its address")
+
+
+def _at(stream: str) -> str:
+    """A stream's place; an id that is none stays one part of the path, for the API to refuse."""
+    return f"/v1/streams/{quote(stream, safe='')}"
 
 
 def _problem_of(answer: httpx.Response) -> Problem:

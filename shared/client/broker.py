@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -83,9 +84,15 @@ class Broker:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str = DEFAULT_URL, *, name: str = "rheocast-client", timeout_s: float = CONNECT_S
+        cls,
+        url: str = DEFAULT_URL,
+        *,
+        name: str = "rheocast-client",
+        timeout_s: float = CONNECT_S,
+        tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
-        """A connection while the block lasts; a user and password stand in the URL.
+        """A connection while the block lasts; a user and password stand in the URL. ``tls`` knows an
+        authority that the machine does not.
 
         Raises UnreachableError within ``timeout_s``.
         """
@@ -96,7 +103,9 @@ class Broker:
 
         try:
             async with asyncio.timeout(timeout_s):
-                await nc.connect(url, name=name, error_cb=quiet, max_reconnect_attempts=-1, reconnect_time_wait=1)
+                await nc.connect(
+                    url, name=name, tls=tls, error_cb=quiet, max_reconnect_attempts=-1, reconnect_time_wait=1
+                )
         except (OSError, TimeoutError, nats_errors.Error) as error:
             await nc.close()
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -28,6 +28,9 @@ class OrderGate:
 
     def arrive(self, number: int) -> Arrival:
         """Record ``number`` and say how it arrived. An overtaken number is reported as such once, then as duplicate."""
+        if number == self.newest + 1:
+            self.newest = number
+            return Arrival.NEW
         if number > self.newest:
             for gap in range(max(self.newest + 1, number - MAX_GAPS), number):
                 self._missing[gap] = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from shared.contracts.refs import Wire
+from shared.contracts.unchecked import unchecked
 
 if TYPE_CHECKING:
     from shared.contracts.events import ChunkStamp
@@ -75,15 +76,19 @@ def timing_of(
     hop: str, after_ns: int, arrived_ns: int, begin_ns: int, compute_ms: float = 0.0, **where: str | int
 ) -> StageTiming:
     """A hop that had everything at ``arrived_ns`` and began at ``begin_ns``; the hop before ended at ``after_ns`` (or 0)."""
-    return StageTiming.model_validate(
+    return unchecked(
+        StageTiming,
         {
             "hop": hop,
             "queue_ms": max(0, begin_ns - arrived_ns) / NS_PER_MS,
-            "compute_ms": compute_ms,
+            "compute_ms": float(compute_ms),
             "begin_ns": begin_ns,
             "transfer_ms": max(0, arrived_ns - after_ns) / NS_PER_MS if after_ns else 0.0,
+            "instance": "",
+            "pipeline": "",
+            "stage": -1,
             **where,
-        }
+        },
     )
 
 

@@ -167,6 +167,8 @@ async def test_the_client_says_what_is_wrong(site: Site) -> None:
         with pytest.raises(NotFoundError, match="there is no stream nobody") as unknown:
             await api.stream("nobody")
         assert unknown.value.status == 404
+        with pytest.raises(NotFoundError):  # not another page
+            await api.stream("../../healthz")
         missing = StreamSpec.model_construct(source=PushSource(), sinks=(NatsSink(),), prompt="neon", steps=9)
         with pytest.raises(InvalidError, match="steps"):
             await api.start(missing)

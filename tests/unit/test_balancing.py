@@ -38,7 +38,8 @@ class Virtual:
                     len(blocks) * self.speed(stage, self.now) * (1 + self.noise * self.random.uniform(-1, 1)) * stalls
                     for stage, blocks in enumerate(ranges_of(self.cuts, LAYERS))
                 ]
-                self.meter.batch(self.now, 100, stage_ms, 1, 1)
+                self.meter.encoded += 1
+                self.meter.batch(self.now, 100, stage_ms, 1)
             if self.now >= asked:
                 asked += EVERY_S
                 workers = self.meter.workers(self.cuts, LAYERS, len(self.cuts), self.now)
@@ -130,11 +131,24 @@ def test_whatever_the_speeds_it_settles(speeds: list[float], seed: int) -> None:
 def test_too_few_batches_say_nothing() -> None:
     meter = StageMeter()
     for at in range(5):
-        meter.batch(at * 0.1, 10, (1.0, 9.0), 1, 1)
+        meter.batch(at * 0.1, 10, (1.0, 9.0), 1)
     assert meter.workers((15,), LAYERS, 1, 0.5) is None
-    meter.batch(0.5, 10, (1.0, 9.0), 1, 1)
+    meter.batch(0.5, 10, (1.0, 9.0), 1)
     workers = meter.workers((15,), LAYERS, 1, 0.5)
     assert workers is not None
     assert workers[1].per_block > workers[0].per_block * 5
     assert meter.workers((10, 20), LAYERS, 2, 0.5) is None, "batches of other stages do not count"
     assert Balancer().observe(1.0, [WorkerCost(1.0)], (), LAYERS, 0.0) is None, "one stage has nothing to move"
+
+
+def test_what_was_encoded_before_the_cuts_moved_weighs_nothing_after() -> None:
+    meter = StageMeter()
+    meter.role("encode", 5.0)
+    meter.encoded += 40  # while the pipeline stood still for the move
+    meter.cleared(1.0)
+    for at in range(10):
+        meter.encoded += 1
+        meter.batch(1.0 + at * 0.2, 10, (1.0, 1.0), 1)
+    workers = meter.workers((15,), LAYERS, 1, 3.0)
+    assert workers is not None
+    assert workers[0].fixed == 10 * 5.0 / 2.0

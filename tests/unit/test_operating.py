@@ -110,8 +110,8 @@ def test_encode_is_counted_by_what_was_encoded_and_decode_by_what_was_measured()
     recutter.on_encoded(core, encoded(1, 1, 10.0))  # never offered to the core: as if it had been dropped
     recutter.on_encoded(core, estimated(2, 1))  # nothing was encoded for it
     watched = recutter.of("p0")
-    assert watched.encoded == 3 * tokens
-    assert watched.encoded * watched.meter.encode_ms == pytest.approx(30.0)
+    assert watched.meter.encoded == 3 * tokens
+    assert watched.meter.encoded * watched.meter.encode_ms == pytest.approx(30.0)
     recutter.on_beat(beat(measured=(MeasuredCost(role="decode", items=1, units=2 * tokens, ms=50.0),)))
     recutter.on_beat(beat(role_ms={"decode": 999.0, "encode": 999.0}))
     assert watched.meter.decode_ms * tokens == pytest.approx(25.0)

@@ -33,6 +33,7 @@ class Guards:
         self._fleet = Fleet(timeout_s=Settings.model_fields["beat_timeout_s"].default)
         self._home: dict[str, tuple[SimPipeline, int]] = {}
         self._silent_until: dict[str, int] = {}
+        self._told: dict[str, tuple[int, Beat]] = {}  # by worker: its incarnation and what it says in it
         self.down: set[str] = set()
         self._balancers: dict[str, Balancer] = {}
         self._meters: dict[str, StageMeter] = {}
@@ -65,13 +66,14 @@ class Guards:
         if not worker.alive or self._silent_until.get(worker.name, 0) > now:
             return
         pipeline, stage = self._home[worker.name]
-        self._fleet.beat(
-            Beat(
+        told = self._told.get(worker.name)
+        if told is None or told[0] != worker.incarnation:
+            beat = Beat(
                 service="worker", instance=worker.name, incarnation=str(worker.incarnation), pipeline=pipeline.name,
                 stage=stage, stages=pipeline.core.stages, model=pipeline.spec.name,
-            ),
-            now / NS_PER_S,
-        )  # fmt: skip
+            )  # fmt: skip
+            told = self._told[worker.name] = (worker.incarnation, beat)
+        self._fleet.beat(told[1], now / NS_PER_S)
         if stage == 0:
             pipeline.beat()
 

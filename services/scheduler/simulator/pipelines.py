@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from services.scheduler.balancing import StageMeter
+from services.scheduler.batching import NEVER_NS
 from services.scheduler.core import Decisions, PipelineCore
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from services.scheduler.simulator.sessions import Session
@@ -14,6 +15,8 @@ from services.scheduler.simulator.workers import Rank, Worker
 from services.scheduler.stream_queue import Offer
 from shared.contracts.events import BatchDone, ChunkStamp, ItemResult, MotionEstimated, StageBatch, StageTiming
 from shared.contracts.refs import TensorPlace, TensorRef
+from shared.contracts.timing import timing_of
+from shared.contracts.unchecked import unchecked
 from shared.engine.plan.devices import LayerTimes
 from shared.engine.plan.spec import ModelSpec
 
@@ -29,8 +32,8 @@ class _Run:
     batch: StageBatch
     frames: int  # latent frames of its forward
     deadline_ns: int
+    ms: list[float]
     stage: int = 0
-    ms: list[float] = field(default_factory=list[float])
 
 
 class SimPipeline:
@@ -47,7 +50,6 @@ class SimPipeline:
         self.left: Callable[[Session], None] = lambda _: None
         self.batches = self.items = 0
         self._told = 0
-        self._encodings = 0  # latent frames, since the last batch came back
         self._pending = 0  # blocks that may run: offered and not in a batch, or between two steps
         self.encode_ms = self.decode_ms = 0.0
         self.meter: StageMeter | None = None
@@ -107,25 +109,31 @@ class SimPipeline:
         """worker:encode → motion → scheduler."""
         if stamp.chunk:
             self.encode_ms = took
-        self._encodings += 1 if stamp.chunk else 2
+        if self.meter is not None:  # whether or not it can enter a step 0: that is what encode is busy with
+            self.meter.encoded += 1 if stamp.chunk else 2
         self._clock.at(self._clock.now + 2 * BUS_NS, self._offer, (stamp, took))
 
     def _offer(self, encoded: tuple[ChunkStamp, float]) -> None:
         stamp, took = encoded
         noise, first = self._noise
-        chunk = MotionEstimated(
-            stamp=stamp, latents=REF, latent_frames=1 if stamp.chunk else 2, motion=0.0, noise_scale=noise,
-            first_timestep=first, timings=self._timings(took),
+        chunk = unchecked(
+            MotionEstimated,
+            {
+                "kind": "motion_estimated", "stamp": stamp, "latents": REF, "latent_frames": 1 if stamp.chunk else 2,
+                "motion": 0.0, "noise_scale": noise, "first_timestep": first, "timings": self._timings(took),
+                "noise_version": 0,
+            },
         )  # fmt: skip
         offer, decisions = self.core.offer(chunk, self._clock.now)
         self._pending += offer is Offer.TAKEN
-        self._act(decisions)
+        if decisions.drops:
+            self._act(decisions)
         self.pump()
 
     def _timings(self, took: float) -> tuple[StageTiming, ...]:
         """Every fourth chunk tells how long its encoding took: enough for a model, and learning is not free."""
         self._told += 1
-        return (StageTiming(hop="encode", queue_ms=0.0, compute_ms=took),) if self._told % 4 == 1 else ()
+        return (timing_of("encode", 0, 0, 0, took),) if self._told % 4 == 1 else ()
 
     def pump(self) -> None:
         """Schedule now, if a batch may leave; else when the next one may."""
@@ -141,13 +149,17 @@ class SimPipeline:
             return
         decisions = core.schedule(now)
         for batch in decisions.batches:
-            frames = sum(entry.item.forward_frames for entry in batch.entries)
-            nearest = min(entry.stamps[0].frames[0].deadline_ns for entry in batch.entries)
+            frames, nearest = 0, NEVER_NS
+            for entry in batch.entries:
+                item, stamps = entry.item, entry.stamps
+                frames += item.forward_frames
+                nearest = min(nearest, stamps[0].frames[0].deadline_ns)
+                self._pending -= len(stamps) if item.step == 0 else 1
             self.batches += 1
             self.items += len(batch.entries)
-            self._pending -= sum([len(entry.stamps) if entry.item.step == 0 else 1 for entry in batch.entries])
-            self._clock.at(now + BUS_NS, self._stage, _Run(batch, frames, nearest))
-        self._act(decisions)
+            self._clock.at(now + BUS_NS, self._stage, _Run(batch, frames, nearest, []))
+        if decisions.drops:
+            self._act(decisions)
         if (
             self._pending > 0
             and len(core.in_flight) <= core.stages
@@ -193,24 +205,29 @@ class SimPipeline:
 
     def _done(self, run: _Run) -> None:
         batch = run.batch
-        results = tuple(
-            ItemResult(
-                stream=entry.item.stream, epoch=entry.item.epoch, block=entry.item.block, step=entry.item.step,
-                output=None if entry.item.is_last_step else REF,
+        results = tuple([
+            unchecked(
+                ItemResult,
+                {
+                    "stream": item.stream, "epoch": item.epoch, "block": item.block, "step": item.step,
+                    "output": None if item.is_last_step else REF,
+                },
             )
-            for entry in batch.entries
+            for item in [entry.item for entry in batch.entries]
+        ])  # fmt: skip
+        done = unchecked(
+            BatchDone,
+            {
+                "kind": "batch_done", "pipeline": self.name, "generation": batch.generation, "seq": batch.seq,
+                "results": results, "stage_ms": tuple(run.ms), "timings": (),
+            },
         )  # fmt: skip
-        done = BatchDone(
-            pipeline=self.name, generation=batch.generation, seq=batch.seq, results=results, stage_ms=tuple(run.ms)
-        )
         if self.meter is not None:
-            # What was encoded since, whether or not it could enter a step 0: that is what encode was busy with.
-            entered, self._encodings = self._encodings, 0
-            finished = sum(len(entry.stamps) for entry in batch.entries if entry.item.is_last_step)
-            self.meter.batch(self._clock.now / NS_PER_S, run.frames * self.tokens, run.ms, entered, finished)
+            finished = sum([len(entry.stamps) for entry in batch.entries if entry.item.is_last_step])
+            self.meter.batch(self._clock.now / NS_PER_S, run.frames * self.tokens, run.ms, finished)
         if batch.generation == self.core.generation:
-            self._pending += sum([not entry.item.is_last_step for entry in batch.entries])
-        self._act(self.core.done(done, self._clock.now))
+            self._pending += sum([result.output is not None for result in results])
+        self.core.done(done, self._clock.now)
         self.pump()
 
     # --- control -----------------------------------------------------------------------------------------------------

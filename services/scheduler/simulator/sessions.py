@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from services.scheduler.simulator.clock import NS_PER_S, VirtualClock
 from services.scheduler.simulator.measures import Histogram, Timeline
 from shared.contracts.events import ChunkStamp, FrameStamp
+from shared.contracts.unchecked import unchecked
 from shared.playout import PlayoutDelay
 
 if TYPE_CHECKING:
@@ -19,6 +20,29 @@ NO_STALL = frozenset({"ingest:rate", "skipped"})
 """What is left out on purpose: the picture goes on."""
 FAULTS = frozenset({"scheduler:pipeline_fault", "egress:lost"})
 """What was lost for no want of time."""
+
+
+def _stamp(
+    stream: str, epoch: int, chunk: int, index: int, size: int, first_ns: int, frame_ns: int, deadline_ns: int, now: int
+) -> ChunkStamp:
+    """A live chunk's, its first frame captured at ``first_ns``."""
+    frames = tuple([
+        unchecked(
+            FrameStamp,
+            {
+                "index": index + i, "pts": index + i, "captured_ns": first_ns + i * frame_ns,
+                "deadline_ns": first_ns + i * frame_ns + deadline_ns, "duration": 0,
+            },
+        )
+        for i in range(size)
+    ])  # fmt: skip
+    return unchecked(
+        ChunkStamp,
+        {
+            "stream": stream, "epoch": epoch, "chunk": chunk, "frames": frames, "padding": 0, "live": True,
+            "published_ns": now, "trace": "", "time_base": (1, 90_000), "begun_ns": 0,
+        },
+    )  # fmt: skip
 
 
 class Ledger:
@@ -42,9 +66,10 @@ class Session:
     """A stream. ``fps`` is the source's rate; ``pace`` what the ladder leaves of it (the same at first)."""
 
     __slots__ = (
-        "_carry_ns", "_clock", "_frame_ns", "_index", "_last_shown_ns", "_ledger", "_source_ns", "bad", "chunk", "credits",
-        "deadline_ns", "dropped_frames", "end_ns", "ended", "epoch", "faulted", "first_capture_ns", "first_shown_ns", "fps",
-        "held", "in_flight", "late", "name", "next_ns", "on_time", "open", "pipeline", "playout", "stalled_ns", "tenant",
+        "_carry_ns", "_clock", "_frame_ns", "_index", "_last_shown_ns", "_ledger", "_shown", "_source_ns", "bad",
+        "chunk", "credits", "deadline_ns", "dropped_frames", "end_ns", "ended", "epoch", "faulted", "first_capture_ns",
+        "first_shown_ns", "fps", "held", "in_flight", "late", "name", "next_ns", "on_time", "open", "pipeline",
+        "playout", "stalled_ns", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +84,7 @@ class Session:
         self.held = self.ended = False
         self.next_ns = 0  # when the next chunk's first frame is captured
         self.open: dict[int, ChunkStamp] = {}
+        self._shown: list[int] = []  # when the last frames of chunks are shown whose credits nobody waited for yet
         self.playout = PlayoutDelay(deadline_ns)
         self.pipeline: SimPipeline | None = None
         self.on_time = self.late = self.dropped_frames = self.faulted = 0
@@ -85,8 +111,12 @@ class Session:
         """The last frame of the next chunk was captured: number it, or hold it until a credit comes back."""
         if self._clock.now >= self.end_ns:
             self.ended = True
+            self._await_credits()
             self._let_go()
-        elif self.in_flight >= self.credits:
+            return
+        if self.in_flight >= self.credits:
+            self._await_credits()
+        if self.in_flight >= self.credits:
             self.held = True
         else:
             self._number(self.next_ns)
@@ -98,13 +128,7 @@ class Session:
     def _number(self, first_ns: int) -> None:
         number, frame_ns, deadline_ns, index = self.chunk, self._frame_ns, self.deadline_ns, self._index
         size = CHUNK_FRAMES if number else FIRST_CHUNK_FRAMES
-        frames = tuple(
-            FrameStamp(index=index + i, pts=index + i, captured_ns=at, deadline_ns=at + deadline_ns)
-            for i, at in enumerate(range(first_ns, first_ns + size * frame_ns, frame_ns))
-        )
-        stamp = ChunkStamp(
-            stream=self.name, epoch=self.epoch, chunk=number, frames=frames, live=True, published_ns=self._clock.now
-        )
+        stamp = _stamp(self.name, self.epoch, number, index, size, first_ns, frame_ns, deadline_ns, self._clock.now)
         self.chunk = number + 1
         self._index = index + size
         self.in_flight += 1
@@ -125,6 +149,16 @@ class Session:
         extra, self._carry_ns = divmod(self._carry_ns, self._source_ns)
         self._ledger.frames_in += extra
         self._ledger.drop("ingest:rate", extra)
+
+    def _await_credits(self) -> None:
+        """Take the credits that came back by now, and be told of the others. Nobody asks for them while there are enough."""
+        now, shown = self._clock.now, self._shown
+        self._shown = []
+        for at in shown:
+            if at <= now:
+                self.in_flight -= 1
+            else:
+                self._clock.at(at, self._credit, None)
 
     def _credit(self, _: None) -> None:
         self.in_flight -= 1
@@ -179,7 +213,10 @@ class Session:
         else:
             self._stand(shown)
         self._last_shown_ns = last = max(now, frames[-1].captured_ns + delay)
-        self._clock.at(last, self._credit, None)
+        if self.held or self.ended:
+            self._clock.at(last, self._credit, None)
+        else:
+            self._shown.append(last)
 
     def _stand(self, shown: int) -> None:
         """The picture stood until ``shown``. What it stood too long is a stall, as egress counts it: more than two frames."""

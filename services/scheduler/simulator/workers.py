@@ -28,6 +28,9 @@ class Rank(IntEnum):
 Job = tuple[int, float, Callable[[Any, float], None], Any]
 """Deadline (ns; 0: none, goes last), nominal milliseconds, who is told (with the milliseconds it took), about what."""
 
+_Run = tuple[Rank, Job, float]
+"""What runs: its queue, the job, the milliseconds that it takes."""
+
 NO_DEADLINE = 1 << 62
 _RANKS = (Rank.DECODE, Rank.STAGE, Rank.ENCODE)
 
@@ -45,8 +48,8 @@ class Worker:
     """One worker. ``slow`` multiplies every time (1: as its profile says); ``alive`` is False once it is lost."""
 
     __slots__ = (
-        "_busy", "_clock", "_life", "_noise", "_place", "_queues", "_running", "_stalled_until", "alive", "busy_ns",
-        "incarnation", "name", "slow",
+        "_clock", "_noise", "_place", "_queues", "_running", "_stalled_until", "_waiting", "alive",
+        "busy_ns", "incarnation", "name", "slow",
     )  # fmt: skip
 
     def __init__(self, name: str, clock: VirtualClock, noise: Sequence[float], place: int) -> None:
@@ -59,17 +62,21 @@ class Worker:
         self._noise = noise
         self._place = place % NOISE_VALUES
         self._queues: tuple[deque[Job], ...] = (deque(), deque(), deque())
-        self._busy = False
-        self._life = 0
+        self._waiting = 0  # jobs in the queues
         self._stalled_until = 0
-        self._running: tuple[Rank, Any] | None = None
+        self._running: _Run | None = None
 
     def submit(self, rank: Rank, deadline_ns: int, ms: float, done: Callable[[Any, float], None], what: Any) -> None:
         """Queue a job. A lost worker takes it and never answers, as a stopped process would."""
         if not self.alive:
             return
-        self._queues[rank].append((deadline_ns or NO_DEADLINE, ms, done, what))
-        if not self._busy:
+        job = (deadline_ns or NO_DEADLINE, ms, done, what)
+        if self._running is None and not self._waiting:
+            self._begin(rank, job)
+            return
+        self._queues[rank].append(job)
+        self._waiting += 1
+        if self._running is None:
             self._start()
 
     def stall(self, ns: int) -> None:
@@ -80,11 +87,12 @@ class Worker:
         """The worker dies: what it ran and what waited, with the queue that it was in."""
         lost = [(rank, job[3]) for rank in Rank for job in self._queues[rank]]
         if self._running is not None:
-            lost.append(self._running)
+            rank, job, _ = self._running
+            lost.append((rank, job[3]))
         for queue in self._queues:
             queue.clear()
-        self._running, self._busy, self.alive = None, False, False
-        self._life += 1
+        self._waiting = 0
+        self._running, self.alive = None, False
         return lost
 
     def come_back(self) -> None:
@@ -94,6 +102,8 @@ class Worker:
 
     def _start(self) -> None:
         decode, stage, encode = self._queues
+        if not self._waiting:
+            return
         best, nearest = -1, NO_DEADLINE + 1
         if decode:
             best, nearest = 0, decode[0][0]
@@ -101,27 +111,29 @@ class Worker:
             best, nearest = 1, stage[0][0]
         if encode and encode[0][0] < nearest:
             best = 2
-        if best < 0:
-            return
-        job = self._queues[best].popleft()
+        self._waiting -= 1
+        self._begin(_RANKS[best], self._queues[best].popleft())
+
+    def _begin(self, rank: Rank, job: Job) -> None:
         self._place = (self._place + 1) % NOISE_VALUES
         took = job[1] * self.slow * self._noise[self._place]
         now = self._clock.now
         begins = now if now >= self._stalled_until else self._stalled_until
         ends = begins + int(took * NS_PER_MS)
         self.busy_ns += ends - begins
-        self._busy, self._running = True, (_RANKS[best], job[3])
-        self._clock.at(ends, self._finish, (self._life, job, took))
+        self._running = run = (rank, job, took)
+        self._clock.at(ends, self._finish, run)
 
-    def _finish(self, run: tuple[int, Job, float]) -> None:
-        life, job, took = run
-        if life != self._life:
+    def _finish(self, run: _Run) -> None:
+        if run is not self._running:
             return
+        rank, job, took = run
         if self._stalled_until > self._clock.now:  # stopped in the middle of it
             took += (self._stalled_until - self._clock.now) / NS_PER_MS
-            self._clock.at(self._stalled_until, self._finish, (life, job, took))
+            self._running = run = (rank, job, took)
+            self._clock.at(self._stalled_until, self._finish, run)
             return
-        self._busy, self._running = False, None
+        self._running = None
         job[2](job[3], took)
-        if not self._busy:
+        if self._waiting and self._running is None:
             self._start()

@@ -148,8 +148,12 @@ class World:
     def _least_loaded(self) -> list[str]:
         """Admission takes the least loaded of those that can: of alike pipelines no other would be chosen."""
         loads, down = self.admission.loads, self.guards.down
-        names = [name for name in loads if name not in down] if down else loads
-        return nsmallest(MOST_CANDIDATES, names, key=lambda name: (loads[name], name))
+        asked = (
+            [(load, name) for name, load in loads.items() if name not in down]
+            if down
+            else zip(loads.values(), loads, strict=True)
+        )
+        return [name for _, name in nsmallest(MOST_CANDIDATES, asked)]
 
     def seat(self, session: Session, pipeline: SimPipeline) -> None:
         """The session's queue is on this pipeline from now on, its slots empty."""

@@ -110,7 +110,7 @@ class Item:
     @property
     def is_last_step(self) -> bool:
         """Whether the forward's x0 goes to decode."""
-        return self.step + 1 == self.steps
+        return self.step + 1 == len(self.timesteps)
 
     @property
     def forward_frames(self) -> int:

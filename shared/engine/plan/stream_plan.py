@@ -81,6 +81,10 @@ class _Block:
     script: Script
     running: bool = True
 
+    def holds(self, item: Item) -> bool:
+        """Whether ``item`` is its newest."""
+        return item is self.item or item == self.item
+
     def touches_later(self) -> set[int]:
         """Slots that its steps not yet scheduled will change."""
         return {slot for step in range(self.item.step + 1, len(self.script)) for slot in _touched(self.script[step])}
@@ -178,13 +182,15 @@ class StreamPlan:
         """
         if self._phase is PlanPhase.FIRST:
             return False
+        if not self._blocks:
+            return True
         up_from_one = self._steps_before == 1 and steps != 1
         return not self._slot_busy({0, 1} if up_from_one else {0}, self._next_block)
 
     def can_next(self, item: Item) -> bool:
         """Whether the step after ``item`` may be scheduled in the next batch: item is done and no older block is before it."""
         block = self._blocks.get(item.block)
-        if block is None or block.item != item or block.running or item.is_last_step:
+        if block is None or not block.holds(item) or block.running or item.is_last_step:
             return False
         return not self._slot_busy(_touched(block.script[item.step + 1]), item.block)
 
@@ -212,7 +218,7 @@ class StreamPlan:
             raise self._illegal("enter", f"block {self._next_block}")
         if not 1 <= frames <= self.most_frames():
             raise ValueError(f"a block of {frames} latent frames does not fit: 1…{self.most_frames()} do")
-        if not timesteps or not all(0 < timestep <= 1000 for timestep in timesteps):
+        if not timesteps or min(timesteps) <= 0 or max(timesteps) > 1000:
             raise ValueError(f"timesteps {tuple(timesteps)} will not do: at least one, each in 1…1000")
         if not 0.0 <= blend <= 1.0:
             raise ValueError(f"blend {blend} will not do: a share from 0 to 1 is needed")
@@ -270,7 +276,7 @@ class StreamPlan:
         Raises IllegalPlanMoveError for an item that is not running, a repeated answer for instance.
         """
         block = self._blocks.get(item.block)
-        if block is None or block.item != item or not block.running:
+        if block is None or not block.holds(item) or not block.running:
             raise self._illegal("done", f"block {item.block} step {item.step}")
         block.running = False
         if item.is_last_step:
