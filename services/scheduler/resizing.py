@@ -37,6 +37,10 @@ BESIDE_S = 2.0  # beyond the deadline: after that long what was under way is giv
 RESIZED = "resized"  # the ledger's word for what was given up, and for what came meanwhile
 
 
+class OvertakenError(RefusedError):
+    """The stream is being placed anew for another reason, or was, or ends: who does that has it in hand."""
+
+
 def check_size(record: StreamRecord, width: int, height: int) -> None:
     """Raises RefusedError where the size cannot change, with what would do."""
     if record.spec.mode is not Mode.LIVE:
@@ -86,7 +90,7 @@ class Resizing:
                 await self._drain(record, queue)
                 await self._begin_anew(record, queue, command, width, height)
         except (RefusedError, StoreError, BusError) as error:
-            await self._stay(record, queue, command, former, str(error))
+            await self._stay(record, queue, command, former, error)
             return
         self._pump()
         log.info("stream %s: %d×%d from now on, %d×%d before", record.stream, width, height, *former)
@@ -139,9 +143,9 @@ class Resizing:
         await self._store.put(record.stream, Owner.SCHEDULER, {"promise": promise})
 
     async def _stay(
-        self, record: StreamRecord, queue: StreamQueue, command: str, former: tuple[int, int], reason: str
+        self, record: StreamRecord, queue: StreamQueue, command: str, former: tuple[int, int], error: Exception
     ) -> None:
-        """It is being placed anew already, or ending; else it is now, at the size that its queue has."""
+        """Unless somebody else has it in hand, it is placed anew at the size that its queue has."""
         queue.flush = False
         core = self._cores.get(record.pipeline)
         now = core.streams.get(record.stream) if core is not None else None
@@ -149,11 +153,12 @@ class Resizing:
             record.width, record.height = now.width, now.height
         elif record.phase is not Phase.RECOVERING:
             record.width, record.height = former
-        line = f"the size stays {record.width}×{record.height}: {reason}"
+        line = f"{error}: the stream goes on at {record.width}×{record.height}"
         log.warning("stream %s: %s", record.stream, line)
         await self._messenger.tell(record.stream, EventKind.WARNING, reason=line, command=command)
-        work = self._recovering.anew(record, "its size could not be changed")
-        if work is not None:
+        if isinstance(error, OvertakenError):
+            return
+        if (work := self._recovering.anew(record, "its size could not be changed")) is not None:
             await work
 
     async def _keep_place(self, record: StreamRecord) -> None:
@@ -162,6 +167,6 @@ class Resizing:
 
 
 def _still(record: StreamRecord, epoch: int) -> None:
-    """Raises RefusedError when the stream ends, or was lost, meanwhile."""
+    """Raises OvertakenError when the stream ends, or a worker of it was lost, meanwhile."""
     if record.phase is not Phase.RUNNING or record.epoch != epoch:
-        raise RefusedError(record.failure or f"stream {record.stream} is {record.phase.value}")
+        raise OvertakenError(record.failure or f"stream {record.stream} ended, or was placed anew, meanwhile")
