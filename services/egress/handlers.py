@@ -64,7 +64,7 @@ class Handlers:
         self._assign: Subscription | None = None
         self._refusing = ""
         self.idle = asyncio.Event()  # set while no stream is open, once nothing new is taken
-        self.counters: dict[str, int] = {}
+        self.counters: dict[str, int] = {"ledger_mismatch": 0}  # told from the start: an alert looks for its increase
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -327,7 +327,11 @@ class EgressStream:
         await self._accounts.finish(self._meter.stats())
         with suppress(Exception):
             await self._tell_closed()
-        self._ends.finish(failure or "", self._core.ledger.totals())
+        totals = self._core.ledger.totals()
+        if totals.closed != totals.frames_in:
+            log.error("stream %s: the ledger does not add up: %s", self.stream, totals)
+            self._count("ledger_mismatch")
+        self._ends.finish(failure or "", totals)
         kind = EventKind.STOPPED if failure is None else EventKind.FAILED
         log.info("stream %s %s: %s", self.stream, kind.value, failure or "; ".join(made) or "done")
         await self._accounts.move(failed=failure is not None)

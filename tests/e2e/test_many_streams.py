@@ -20,6 +20,7 @@ from shared.telemetry import names
 from shared.telemetry.names import METRICS
 from tests.support import clips
 from tests.support.lab import Lab, Running, difference, frames_of
+from tests.support.observe import metrics_named
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -121,6 +122,7 @@ async def test_every_service_exports_its_metrics(lab: Lab) -> None:
     samples = [sample for family in families for sample in family.samples]
     exported = {family.name + "_total" * (family.type == "counter") for family in families}
     assert {name for name in exported if name.startswith("rheocast_")} == set(METRICS)
+    assert metrics_named() <= exported, "every metric that an alert or a dashboard names is there"
     assert not [s for s in samples if s.name == names.METRICS_FAILED and s.value]
     on_time = sum(s.value for s in samples if s.name == names.FRAMES_CLOSED and s.labels["verdict"] == "on_time")
     shown = sum(s.value for s in samples if s.name == f"{names.FRAME_LATENCY}_count")
