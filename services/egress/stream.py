@@ -86,8 +86,7 @@ class EgressStream:
         self._meter = StreamMeter(clock.now_ns())
         self._pixels: dict[int, tuple[np.ndarray, ChunkStamp]] = {}
         self._sound = AudioOrder()
-        self._audio_parts = self._paused = 0
-        self._audio_known = False
+        self._audio_parts, self._paused, self._audio_known = 0, 0, False
         self._source_error: str | None = None
         self._ending: tuple[str | None, str] | None = None  # (failure, drop key) once told to leave at once
         self._closes = asyncio.Event()
