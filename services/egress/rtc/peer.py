@@ -124,6 +124,11 @@ class PeerDesk:
             with suppress(BusError):
                 await self._subscription.unsubscribe()
 
+    def resize(self, size: tuple[int, int]) -> None:
+        """The stream goes on in another size; the result's pictures tell theirs themselves."""
+        if self._input is not None:
+            self._input.size = size
+
     # --- the session -------------------------------------------------------------------------------------------------
 
     async def _admit(self, offer: RtcOffer) -> None:

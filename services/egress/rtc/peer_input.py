@@ -35,7 +35,7 @@ class PeerInput:
     """One stream's. ``inbox`` is filled on the loop, read by a thread; ``push`` runs on the loop, one at a time."""
 
     def __init__(self, stream: str, size: tuple[int, int], push: Callable[[PushedFrame], Awaitable[None]]) -> None:
-        self._stream, self._size, self._push = stream, size, push
+        self._stream, self.size, self._push = stream, size, push
         self.inbox = Inbox()
         self.counters = {"peer_frames_pushed": 0, "peer_frames_left_out": 0, "peer_frames_not_pushed": 0}
         self._loop = asyncio.get_running_loop()
@@ -61,7 +61,7 @@ class PeerInput:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        decoder, pictures = FrameDecoder(self.inbox), _Pictures(self._size)
+        decoder, pictures = FrameDecoder(self.inbox), _Pictures()
         while not isinstance(item := self.inbox.get(), Over):
             if not isinstance(item, EncodedFrame):
                 continue
@@ -72,7 +72,7 @@ class PeerInput:
                 self.counters["peer_frames_left_out"] += 1
                 continue
             try:
-                data = pictures.jpeg(frame)
+                data = pictures.jpeg(frame, self.size)
             except Exception:
                 # A frame of an odd kind costs itself; the thread must go on.
                 log.exception("stream %s: a frame of its client is left out", self._stream)
@@ -112,15 +112,14 @@ class PeerInput:
 class _Pictures:
     """Frames as JPEG files that fit into a message."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._quality = 0
         self._encoder = JpegEncoder(QUALITIES[0])
 
-    def jpeg(self, frame: Any) -> bytes:
+    def jpeg(self, frame: Any, size: tuple[int, int]) -> bytes:
         """A PyAV frame; nothing when it does not fit at the lowest quality."""
-        width, height = covering(frame.width, frame.height, *self._size)
+        width, height = covering(frame.width, frame.height, *size)
         pixels = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
         while len(data := self._encoder.encode(pixels)) > MAX_PUSHED_BYTES:
             if self._quality + 1 >= len(QUALITIES):
