@@ -17,15 +17,14 @@ from pydantic import ValidationError
 
 from shared import logs
 from shared.bus.lossy import LossyBus
-from shared.bus.nats import NatsBus
 from shared.bus.port import Bus, BusError, BusUnavailableError
 from shared.clock import Clock, SystemClock
 from shared.config import ServiceSettings
+from shared.connecting import connect
 from shared.contracts import subjects
 from shared.contracts.events import Beat
 from shared.health import HealthServer
 from shared.session.port import SessionStore, StoreUnavailableError
-from shared.session.redis import RedisStore
 from shared.telemetry import names
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.setup import Telemetry, setup
@@ -325,10 +324,7 @@ async def serve_service(name: str, settings: ServiceSettings, build: Build) -> E
     settings = settings.named(name)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            nats = await NatsBus.connect(settings.nats_url, name=settings.instance)
-            stack.push_async_callback(nats.close)
-            store = await RedisStore.connect(settings.redis_url)
-            stack.push_async_callback(store.close)
+            nats, store = await connect(settings, stack)
             bus: Bus = nats
             if settings.bus_faults:
                 bus = LossyBus.of(nats, settings.bus_faults)

@@ -225,7 +225,9 @@ class Handlers:
         """Lost instances, overdue batches, stale chunks; cuts that should move, workers that are emptied."""
         await self.recutter.tick()
         await self.operating.tick()
-        for instance in self._fleet.newly_lost(self._clock.monotonic()):
+        # Without a broker nobody can be heard: the time until it is back counts for nobody (see ``newly_lost``).
+        connected = getattr(self._bus, "connected", True)
+        for instance in self._fleet.newly_lost(self._clock.monotonic()) if connected else ():
             await self.lost(instance, f"sent no heartbeat for {self._settings.beat_timeout_s} s")
         now = self._clock.now_ns()
         live, lossless = self._settings.batch_timeout_s, self._settings.lossless_batch_timeout_s

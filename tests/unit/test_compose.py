@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shared.operated.prepare import FOLDERS
 from shared.rtc.places import RtcSettings
 from tests.support.compose import (
     COMPOSE,
@@ -31,7 +32,7 @@ EACH = [pytest.param(found[name], id=f"{file}-{name}") for file, found in FILES.
 
 
 def environment(service: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in service["environment"].items()}
+    return {name: "" if value is None else str(value) for name, value in service["environment"].items()}
 
 
 def test_the_six_services_run_without_any_profile() -> None:
@@ -170,6 +171,20 @@ def test_files_are_shared_by_who_writes_and_who_serves_them() -> None:
     for service in ours(BASE).values():
         if any(volume.startswith("models:") for volume in service.get("volumes", ())):
             assert environment(service)["RHEOCAST_MODELS_DIR"] == "/models"
+
+
+@pytest.mark.parametrize("found", FILES.values(), ids=FILES)
+def test_a_service_has_its_own_users_secrets_and_no_others(found: dict[str, Any]) -> None:
+    for service in ours(found).values():
+        given, user = environment(service), module_of(service).removeprefix("services.")
+        assert {given["RHEOCAST_NATS_USER"], given["RHEOCAST_REDIS_USER"]} == {user}
+        assert [volume for volume in service["volumes"] if "secrets" in volume] == [f"secrets-{user}:/secrets:ro"]
+        for variable, value in given.items():
+            if variable.endswith("_FILE") and value.startswith("/secrets/"):
+                assert value.removeprefix("/secrets/") in ("nats", "redis", "turn"), variable
+    assert {volume.split(":")[1] for volume in found["setup"]["volumes"] if "secrets" in volume} == {
+        f"/secrets/{folder}" for folder in FOLDERS
+    }
 
 
 @pytest.mark.parametrize("found", FILES.values(), ids=FILES)
