@@ -109,6 +109,7 @@ class Guards:
             return
         if world.governed:
             world.admission.move(session.name, chosen)
+            world.repriced.update(world.pipelines)
         world.seat(session, world.pipelines[chosen])
 
     def _back(self, worker: Worker) -> None:

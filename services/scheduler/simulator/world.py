@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from heapq import nsmallest
+from heapq import heappop, heappush
 
 from services.scheduler.admission import Admission, Admitted, Rules
 from services.scheduler.placement import choose_pipeline
@@ -65,6 +65,8 @@ class World:
         # Only the scheduler itself has admission, the ladder and re-balancing: the others take whoever comes.
         self.governed = policy is SLACK and rules.enabled
         self.admission = Admission(Rules(target=rules.target, max_streams=rules.max_streams))
+        self._by_load: list[tuple[float, str]] = []
+        self.repriced = set(self.pipelines)  # whose loads in admission's books are others since it was last asked for
         shape = Shape(fleet.stages, 0, fleet.stages - 1, fleet.max_batch)
         for pipeline in self.fleet.pipelines:
             self.admission.pipeline(pipeline.name, shape, pipeline.core.cost)
@@ -121,6 +123,7 @@ class World:
                 counts.refused[why] = counts.refused.get(why, 0) + 1
                 return
             target = decided.pipeline
+            self.repriced.add(target)
         else:
             chosen = choose_pipeline({name: self.streams_on[name] for name in self._open_pipelines()})
             if chosen is None:
@@ -146,14 +149,27 @@ class World:
         return [name for name in self.pipelines if name not in self.guards.down]
 
     def _least_loaded(self) -> list[str]:
-        """Admission takes the least loaded of those that can: of alike pipelines no other would be chosen."""
-        loads, down = self.admission.loads, self.guards.down
-        asked = (
-            [(load, name) for name, load in loads.items() if name not in down]
-            if down
-            else zip(loads.values(), loads, strict=True)
-        )
-        return [name for _, name in nsmallest(MOST_CANDIDATES, asked)]
+        """Admission takes the least loaded of those that can: of alike pipelines no other would be chosen.
+
+        Kept as a heap of (load, name); an entry whose load is not the pipeline's any more is dropped when it comes up.
+        """
+        loads, down, heap = self.admission.loads, self.guards.down, self._by_load
+        for name in self.repriced:
+            heappush(heap, (loads[name], name))
+        self.repriced.clear()
+        found: list[str] = []
+        passed: list[tuple[float, str]] = []
+        while heap and len(found) < MOST_CANDIDATES:
+            entry = heappop(heap)
+            load, name = entry
+            if loads[name] != load or (passed and passed[-1] == entry):
+                continue
+            passed.append(entry)
+            if name not in down:
+                found.append(name)
+        for entry in passed:
+            heappush(heap, entry)
+        return found
 
     def seat(self, session: Session, pipeline: SimPipeline) -> None:
         """The session's queue is on this pipeline from now on, its slots empty."""
@@ -179,3 +195,4 @@ class World:
                 self._tier_of[session.name] = tier
         if session.ended and self.governed:
             self.admission.leave(session.name, self.clock.now / NS_PER_S)
+            self.repriced.update(self.pipelines if session.pipeline is None else (session.pipeline.name,))
