@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -50,6 +50,9 @@ class World:
         self.counts = Counts()
         self.fleet = build_fleet(scenario, policy, self.clock)
         self.pipelines = {pipeline.name: pipeline for pipeline in self.fleet.pipelines}
+        self._clocks: dict[int, tuple[VirtualClock, list[SimPipeline]]] = {}  # each with whose it is
+        for pipeline in self.fleet.pipelines:
+            self._clocks.setdefault(id(pipeline.clock), (pipeline.clock, []))[1].append(pipeline)
         self.sessions: list[Session] = []
         self.homeless: list[Session] = []
         self.over = False
@@ -88,10 +91,12 @@ class World:
         self.guards.begin()
         if self.tiers is not None:
             self.tiers.begin()
-        clock.at(TICK_NS, self._tick, None)
+        for one_clock, pipelines in self._clocks.values():
+            one_clock.at(TICK_NS, self._tick, pipelines)
         end = int(self.scenario.seconds * NS_PER_S)
         while clock.now < end:
             clock.run(min(clock.now + NS_PER_S, end))
+            self.sync()
             if progress is not None:
                 progress(clock.now / NS_PER_S)
         self.over = True
@@ -100,14 +105,28 @@ class World:
             session.stop()
         while any(session.open for session in self.sessions) and clock.now < end + DRAIN_S * NS_PER_S:
             clock.run(clock.now + NS_PER_S)
+            self.sync()
 
-    def _tick(self, _: None) -> None:
+    def sync(self, names: Iterable[str] | None = None) -> None:
+        """Pipelines (None: all) with a clock of their own come up to now: to be called before they are looked at."""
+        for pipeline in self.fleet.pipelines if names is None else map(self.pipelines.__getitem__, names):
+            if pipeline.clock is not self.clock:
+                pipeline.clock.run(self.clock.now)
+
+    @property
+    def events(self) -> int:
+        """How many have happened."""
+        clocks = {id(self.clock): self.clock, **{at: clock for at, (clock, _) in self._clocks.items()}}
+        return sum(clock.events for clock in clocks.values())
+
+    def _tick(self, pipelines: list[SimPipeline]) -> None:
         """The service's own: what can no longer make it is dropped even when nothing else happens."""
-        for pipeline in self.fleet.pipelines:
+        for pipeline in pipelines:
             if pipeline.sessions:
                 pipeline.pump()
         if not self.over:
-            self.clock.at(self.clock.now + TICK_NS, self._tick, None)
+            clock = pipelines[0].clock
+            clock.at(clock.now + TICK_NS, self._tick, pipelines)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -117,7 +136,9 @@ class World:
         counts.asked += 1
         now_s = self.clock.now / NS_PER_S
         if self.governed:
-            decided = self.admission.admit(name, "default", self.demand, self._least_loaded(), now_s)
+            candidates = self._least_loaded()
+            self.sync(candidates)
+            decided = self.admission.admit(name, "default", self.demand, candidates, now_s)
             if not isinstance(decided, Admitted):
                 why = decided.refusal.value or "other"
                 counts.refused[why] = counts.refused.get(why, 0) + 1
@@ -130,20 +151,22 @@ class World:
                 counts.refused["no_pipeline"] = counts.refused.get("no_pipeline", 0) + 1
                 return
             target = chosen
+            self.sync((target,))
         counts.admitted += 1
+        pipeline = self.pipelines[target]
         end_s = min(arrival.at_s + arrival.life_s, self.scenario.seconds)
         chunk_s = CHUNK_FRAMES / streams.fps
         credits = max(2, math.ceil(streams.deadline_ms / 1000.0 / chunk_s) + 1)
         session = Session(
-            name, self.clock, self.ledger, streams.fps, streams.deadline_ms * NS_PER_MS, credits,
+            name, pipeline.clock, self.ledger, streams.fps, streams.deadline_ms * NS_PER_MS, credits,
             int(end_s * NS_PER_S),
         )  # fmt: skip
         self.sessions.append(session)
-        self.seat(session, self.pipelines[target])
-        self.clock.at(self.clock.now + int(streams.open_ms * NS_PER_MS), self._begin, session)
+        self.seat(session, pipeline)
+        pipeline.clock.at(self.clock.now + int(streams.open_ms * NS_PER_MS), self._begin, session)
 
     def _begin(self, session: Session) -> None:
-        session.begin(self.clock.now)
+        session.begin(session.clock.now)
 
     def _open_pipelines(self) -> list[str]:
         return [name for name in self.pipelines if name not in self.guards.down]
@@ -194,5 +217,5 @@ class World:
             if tier is not None and not session.ended:
                 self._tier_of[session.name] = tier
         if session.ended and self.governed:
-            self.admission.leave(session.name, self.clock.now / NS_PER_S)
+            self.admission.leave(session.name, session.clock.now / NS_PER_S)
             self.repriced.update(self.pipelines if session.pipeline is None else (session.pipeline.name,))
