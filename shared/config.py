@@ -10,6 +10,8 @@ from typing import Any, Self
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.credentials import Credentials
+
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
@@ -24,12 +26,22 @@ class ServiceSettings(BaseSettings):
     leaves thread counts as they are. ``otlp_endpoint`` also reads the standard OTEL_EXPORTER_OTLP_ENDPOINT; empty: no
     telemetry is exported. ``log_json``: logs are one JSON object a line; not set: unless stderr is a terminal.
     ``parent_pid``: the service stops when that process is gone.
+
+    NATS and Redis as operated (``deploy/``) ask for a user and a password, which is the only line of a file. ``tls_ca``: the
+    authority of their certificates, a PEM file, for URLs that begin with ``tls://`` and ``rediss://``. ``nats_on_disk``:
+    commands and events outlive a restart of NATS; all services must say the same.
     """
 
     model_config = SettingsConfigDict(env_prefix="RHEOCAST_", extra="ignore", populate_by_name=True)
 
     nats_url: str = DEFAULT_NATS_URL
     redis_url: str = DEFAULT_REDIS_URL
+    nats_user: str = ""
+    nats_password_file: Path | None = None
+    nats_on_disk: bool = False
+    redis_user: str = ""
+    redis_password_file: Path | None = None
+    tls_ca: Path | None = None
     instance: str = ""
     run_id: str = "local"
     shm_dir: Path = Path("/dev/shm")  # noqa: S108
@@ -46,6 +58,23 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: str = Field(
         default="", validation_alias=AliasChoices("RHEOCAST_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     )
+
+    @property
+    def nats_credentials(self) -> Credentials:
+        """Raises ValueError, in one line, when a file cannot be read."""
+        return Credentials.of(self.nats_user, self.nats_password_file, self.tls_ca)
+
+    @property
+    def redis_credentials(self) -> Credentials:
+        """Raises ValueError, in one line, when a file cannot be read."""
+        return Credentials.of(self.redis_user, self.redis_password_file, self.tls_ca)
+
+    @field_validator("nats_user", "redis_user")
+    @classmethod
+    def _user(cls, value: str) -> str:
+        if value and not _NAME.fullmatch(value):
+            raise ValueError(f"{value!r} is no user: 1–64 letters, digits, '-' or '_'")
+        return value
 
     @field_validator("instance", "run_id")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -17,15 +18,14 @@ from pydantic import ValidationError
 
 from shared import logs
 from shared.bus.lossy import LossyBus
-from shared.bus.nats import NatsBus
 from shared.bus.port import Bus, BusError, BusUnavailableError
 from shared.clock import Clock, SystemClock
 from shared.config import ServiceSettings
+from shared.connecting import connect
 from shared.contracts import subjects
 from shared.contracts.events import Beat
 from shared.health import HealthServer
 from shared.session.port import SessionStore, StoreUnavailableError
-from shared.session.redis import RedisStore
 from shared.telemetry import names
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.setup import Telemetry, setup
@@ -231,6 +231,7 @@ class Runner:
                 await self.health.start(settings.health_host, settings.health_port)
                 log.debug("health on http://%s:%d/readyz", settings.health_host, self.health.port)
             if await self._start():
+                gc.freeze()  # what the start made stays: a full collection looks at the rest only, not for tens of ms
                 self._enter(Phase.RUNNING)
                 log.info("%s is up", self._name)
                 await context.stop.wait()
@@ -325,10 +326,7 @@ async def serve_service(name: str, settings: ServiceSettings, build: Build) -> E
     settings = settings.named(name)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            nats = await NatsBus.connect(settings.nats_url, name=settings.instance)
-            stack.push_async_callback(nats.close)
-            store = await RedisStore.connect(settings.redis_url)
-            stack.push_async_callback(store.close)
+            nats, store = await connect(settings, stack)
             bus: Bus = nats
             if settings.bus_faults:
                 bus = LossyBus.of(nats, settings.bus_faults)

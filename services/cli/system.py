@@ -18,11 +18,12 @@ from services.cli.topology import Topology, processes
 from services.cli.validate import check_server
 from shared.bus.nats import NatsBus
 from shared.bus.port import BusUnavailableError, Received
+from shared.config import ServiceSettings
+from shared.connecting import connect_bus, connect_store
 from shared.contracts import subjects
 from shared.contracts.events import Beat
 from shared.embedded import EmbeddedServers, ServerBinaryMissingError, ServerFailedError
 from shared.session.port import StoreUnavailableError
-from shared.session.redis import RedisStore
 from shared.tensors.shm import sweep_dead, sweep_run
 
 READY_TIMEOUT_S = 120.0
@@ -103,10 +104,13 @@ class System:
         }
         self._supervisor = Supervisor(processes(self.topology), env, self.run_dir / "logs", self._on_death)
         try:
-            self._bus = await NatsBus.connect(self.nats_url, name=f"cli-{self.run_id}")
-            await (await RedisStore.connect(self.redis_url)).close()
+            settings = ServiceSettings(nats_url=self.nats_url, redis_url=self.redis_url, instance=f"cli-{self.run_id}")
+            self._bus = await connect_bus(settings)
+            await (await connect_store(settings)).close()
         except BusUnavailableError as error:
             raise CommandError(f"{error}; or unset RHEOCAST_NATS_URL to use the built-in one") from None
+        except ValueError as error:
+            raise CommandError(str(error).splitlines()[0]) from None
         except StoreUnavailableError as error:
             raise CommandError(f"{error}; or unset RHEOCAST_REDIS_URL to use the built-in one") from None
         await self._bus.subscribe(subjects.beat(subjects.ANY), self._on_beat)

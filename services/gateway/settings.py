@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from services.gateway.ice import IceSettings, urls_of
 from shared.config import ServiceSettings
+from shared.credentials import read_secret
 from shared.media.addresses import AddressRules
 
 NamesList = Annotated[tuple[str, ...], NoDecode]
@@ -57,6 +58,14 @@ class Settings(IceSettings, ServiceSettings):
     demo_model: str = ""  # of clients of the public demo's protocol; empty: the embedded one
     demo_max_clients: int = Field(default=8, ge=0)
     demo_idle_s: float = Field(default=120.0, gt=0)
+
+    ice_turn_secret_file: Path | None = None  # whose only line is ice_turn_secret
+
+    @model_validator(mode="after")
+    def _turn_secret(self) -> Self:
+        if self.ice_turn_secret_file is not None and self.ice_turn:
+            self.ice_turn_secret = read_secret(self.ice_turn_secret_file)
+        return self
 
     @field_validator("ice_stun", "ice_turn")
     @classmethod

@@ -213,6 +213,8 @@ class Handlers:
         event: StreamEvent = received.message
         if event.service == "egress" and event.event in (EventKind.STOPPED, EventKind.FAILED):
             await self._desk.on_ended(event)
+        elif event.service == "egress" and event.gone:
+            self._spawn(self._desk.sinking.on_gone(event))
         elif event.service == "ingest" and event.event is EventKind.FAILED:
             record = self._desk.records.get(event.stream)
             if record is None or not record.tells(event.epoch):
@@ -225,7 +227,9 @@ class Handlers:
         """Lost instances, overdue batches, stale chunks; cuts that should move, workers that are emptied."""
         await self.recutter.tick()
         await self.operating.tick()
-        for instance in self._fleet.newly_lost(self._clock.monotonic()):
+        # Without a broker nobody can be heard: the time until it is back counts for nobody (see ``newly_lost``).
+        connected = getattr(self._bus, "connected", True)
+        for instance in self._fleet.newly_lost(self._clock.monotonic()) if connected else ():
             await self.lost(instance, f"sent no heartbeat for {self._settings.beat_timeout_s} s")
         now = self._clock.now_ns()
         live, lossless = self._settings.batch_timeout_s, self._settings.lossless_batch_timeout_s

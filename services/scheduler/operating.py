@@ -176,8 +176,12 @@ class Operating:
         return WorkerState.READY if member.beat.ready else WorkerState.LOADING
 
     def worker_states(self) -> dict[str, int]:
-        """How many workers are in which state."""
-        members = [member for member in self._fleet.members.values() if member.beat.service == "worker"]
+        """How many workers are in which state. One that was drained and then stopped is not lost: it is not there."""
+        members = [
+            member
+            for member in self._fleet.members.values()
+            if member.beat.service == "worker" and not (member.lost and self._fleet.is_draining(member.beat))
+        ]
         return dict(Counter(self._state(member).value for member in members))
 
     def _view(self, member: Member) -> WorkerView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -149,6 +150,8 @@ class PulledSubscription:
             max_ack_pending=MAX_UNACKED,
             filter_subject=self._pattern,
         )
+        # Named, for then the request's subject says what is to be read, and the server can forbid it.
+        config.name = self._durable or uuid.uuid4().hex
         if self._durable:
             config.durable_name = self._durable
         else:

@@ -46,6 +46,7 @@ from shared.bus.port import (
 from shared.contracts.catalog import Delivery, channel_of
 from shared.contracts.codec import decode, encode
 from shared.contracts.refs import Wire
+from shared.credentials import NOBODY, Credentials, without_password
 from shared.telemetry.propagation import attach, detach, inject
 
 log = logging.getLogger(__name__)
@@ -71,12 +72,27 @@ class NatsBus:
         self._outage = Episode()
 
     @classmethod
-    async def connect(cls, url: str, *, name: str = "rheocast", on_disk: bool = False) -> Self:
-        """A connected bus with its JetStream streams in place. Raises BusUnavailableError within 3 s."""
+    async def connect(
+        cls, url: str, *, name: str = "rheocast", on_disk: bool = False, credentials: Credentials = NOBODY
+    ) -> Self:
+        """A connected bus with its JetStream streams in place. Raises BusUnavailableError within 3 s.
+
+        A user has inboxes that nobody else may listen to. ``tls://``: the server must prove who it is.
+        """
         nc = Client()
+        options: dict[str, Any] = {}
+        if credentials.user:
+            options |= {"user": credentials.user, "password": credentials.password}
+            options["inbox_prefix"] = f"_INBOX_{credentials.user}"
+        if url.startswith("tls://"):
+            options["tls"] = credentials.tls()
+        shown = without_password(url)
         holder: list[Self] = []
+        refused: list[str] = []
 
         async def on_error(error: Exception) -> None:
+            if "authorization" in str(error).lower():
+                refused.append(str(error))
             if not holder or isinstance(error, (OSError, nats_errors.NoServersError)):
                 log.debug("nats: %s", error)
             elif holder[0]._outage.fault():
@@ -84,7 +100,7 @@ class NatsBus:
 
         async def on_disconnected() -> None:
             if holder and not nc.is_closed:
-                log.warning("the connection to NATS at %s is lost, reconnecting", url)
+                log.warning("the connection to NATS at %s is lost, reconnecting", shown)
 
         async def on_reconnected() -> None:
             if holder:
@@ -104,15 +120,22 @@ class NatsBus:
                     ping_interval=5,
                     max_outstanding_pings=2,
                     pending_size=PENDING_BYTES,
+                    **options,
                 )
-                bus = cls(nc, url, on_disk=on_disk)
+                bus = cls(nc, shown, on_disk=on_disk)
                 holder.append(bus)
                 await bus._ensure_streams()
         except (OSError, TimeoutError, nats_errors.Error) as error:
             await _close_quietly(nc)
             reason = str(error).splitlines()[0] if str(error) else "no answer"
+            if refused or "authorization" in reason.lower():
+                reason = (refused or [reason])[0]
+                raise BusUnavailableError(
+                    f"NATS at {shown} does not let {credentials.user or 'a nobody'} in ({reason}): "
+                    "set RHEOCAST_NATS_USER and RHEOCAST_NATS_PASSWORD_FILE"
+                ) from error
             raise BusUnavailableError(
-                f"no NATS server at {url} ({reason}): start nats-server there, or set RHEOCAST_NATS_URL"
+                f"no NATS server at {shown} ({reason}): start nats-server there, or set RHEOCAST_NATS_URL"
             ) from error
         except BusUnavailableError:
             await _close_quietly(nc)

@@ -57,7 +57,7 @@ CHANNELS: tuple[Channel, ...] = (
         s.stream("*", "frames"),
         (e.FramesDecoded, e.ChunkDropped),
         Delivery.CORE,
-        ("worker", "motion", "scheduler"),
+        ("ingest", "worker", "motion", "scheduler"),
         ("egress", "gateway"),
     ),
     Channel(s.stream("*", "closed"), (e.ChunkClosed,), Delivery.CORE, ("egress",), ("ingest", "scheduler", "gateway")),
@@ -73,7 +73,7 @@ CHANNELS: tuple[Channel, ...] = (
         (e.StreamEvent,),
         Delivery.JETSTREAM,
         ("scheduler", "ingest", "egress"),
-        ("gateway", "platform"),
+        ("scheduler", "gateway", "platform"),
     ),
     Channel(
         s.assign("*"),

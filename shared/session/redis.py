@@ -21,6 +21,7 @@ from redis.backoff import ConstantBackoff
 
 from shared.contracts.commands import StreamSpec
 from shared.contracts.events import LedgerTotals
+from shared.credentials import NOBODY, Credentials, without_password
 from shared.session.port import (
     COSTS_TTL_S,
     ENDED_TTL_S,
@@ -203,8 +204,16 @@ class RedisStore:
         self._raise = client.register_script(_RAISE)
 
     @classmethod
-    async def connect(cls, url: str, prefix: str = "rheo:", ended_ttl_s: float = ENDED_TTL_S) -> Self:
-        """A store whose server answered. Raises StoreUnavailableError within 3 s."""
+    async def connect(
+        cls, url: str, prefix: str = "rheo:", ended_ttl_s: float = ENDED_TTL_S, credentials: Credentials = NOBODY
+    ) -> Self:
+        """A store whose server answered. Raises StoreUnavailableError within 3 s. ``rediss://``: it must prove who it is."""
+        shown = without_password(url)
+        options: dict[str, Any] = {}
+        if credentials.user:
+            options |= {"username": credentials.user, "password": credentials.password}
+        if url.startswith("rediss://") and credentials.ca is not None:
+            options["ssl_ca_certs"] = str(credentials.ca)
         try:
             # Blocking: with all connections in use a command waits for one instead of failing.
             pool = BlockingConnectionPool.from_url(
@@ -215,9 +224,10 @@ class RedisStore:
                 socket_timeout=ANSWER_S,
                 health_check_interval=30,
                 retry=Retry(ConstantBackoff(0.1), 1),
+                **options,
             )
         except ValueError as error:
-            raise StoreUnavailableError(f"{url!r} is no Redis URL ({error}): set RHEOCAST_REDIS_URL") from error
+            raise StoreUnavailableError(f"{shown!r} is no Redis URL ({error}): set RHEOCAST_REDIS_URL") from error
         client = Redis.from_pool(pool)
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -225,8 +235,13 @@ class RedisStore:
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             await client.aclose()
             reason = (str(error).splitlines() or [""])[0] or "no answer"
+            if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+                raise StoreUnavailableError(
+                    f"Redis at {shown} does not let {credentials.user or 'a nobody'} in ({reason}): "
+                    "set RHEOCAST_REDIS_USER and RHEOCAST_REDIS_PASSWORD_FILE"
+                ) from error
             raise StoreUnavailableError(
-                f"no Redis server at {url} ({reason}): start redis-server there, or set RHEOCAST_REDIS_URL"
+                f"no Redis server at {shown} ({reason}): start redis-server there, or set RHEOCAST_REDIS_URL"
             ) from error
         return cls(client, prefix, ended_ttl_s)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.operated.prepare import FOLDERS
 from tests.support.compose import COMPOSE, OVERLAYS, ROOT, module_of, ours, services
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -150,7 +151,11 @@ def test_the_user_is_the_one_compose_names() -> None:
 def test_folders_that_volumes_are_mounted_on_belong_to_that_user() -> None:
     made = re.search(r"mkdir -p (.*?) \\?\n", STAGES["base"][1])
     assert made is not None
-    folders = set(made.group(1).split())
+    folders = set(made.group(1).split()) | {"/secrets"}
+    each = re.search(r"for user in ([a-z ]+);", STAGES["base"][1])
+    assert each is not None
+    assert set(each.group(1).split()) == set(FOLDERS)
+    folders |= {f"/secrets/{folder}" for folder in FOLDERS}
     for path in (COMPOSE, *OVERLAYS):
         for service in services(COMPOSE, path).values():
             for volume in service.get("volumes", ()):

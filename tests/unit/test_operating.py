@@ -83,6 +83,17 @@ async def test_a_worker_that_is_emptied_stays_so_when_the_scheduler_is_another()
     assert len(fourth.fleet.pipelines()) == 1, "a worker that was started anew is used"
 
 
+async def test_a_worker_that_was_drained_and_stopped_is_not_counted_as_lost() -> None:
+    leader = Leader(MemoryStore())
+    for name in ("p0", "p1"):
+        leader.fleet.beat(beat(instance=f"{name}-w", pipeline=name), 0.0)
+    await leader.ask(DrainWorker(worker="p0-w"))
+    assert leader.operating.worker_states() == {"drained": 1, "ready": 1}
+    for member in leader.fleet.members.values():
+        member.lost = True
+    assert leader.operating.worker_states() == {"lost": 1}
+
+
 def test_a_pipeline_that_is_not_there_is_told_apart_from_one_that_cannot() -> None:
     leader = Leader(MemoryStore())
     for name in ("p0", "p1"):

@@ -1,0 +1,56 @@
+"""Makes every user's passwords once, and the servers' files from them. What is there already is kept.
+
+Layout, a folder for each who mounts it: ``<service>/{nats,redis}`` (and ``gateway/turn``), ``platform/nats``,
+``nats/passwords.conf``, ``redis/users.acl``, ``turn/turnserver.conf``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from shared.credentials import read_secret
+from shared.operated.bus_users import USERS, password_variable
+from shared.operated.store_users import RIGHTS, acl
+
+FOLDERS = (*USERS, "nats", "redis", "turn")
+PASSWORD_BYTES = 24
+
+
+def prepare(folder: Path) -> None:
+    """Idempotent: to change a password, delete its file, do this again, and restart its server and its user.
+
+    Raises OSError where a folder cannot be written, ValueError for a password that is none.
+    """
+    bus = {user: _password(folder / user / "nats") for user in USERS}
+    store = {user: _password(folder / user / "redis") for user in RIGHTS}
+    turn = _password(folder / "gateway" / "turn")
+    lines = (f'{password_variable(user)}: "{password}"\n' for user, password in bus.items())
+    _write(folder / "nats" / "passwords.conf", "".join(lines))
+    _write(folder / "redis" / "users.acl", acl(store))
+    _write(folder / "turn" / "turnserver.conf", f"use-auth-secret\nstatic-auth-secret={turn}\n")
+
+
+def _password(path: Path) -> str:
+    if not path.exists():
+        _write(path, secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
+    password = read_secret(path)
+    if not set(password) <= _SAFE:
+        raise ValueError(
+            f"the password in {path} has characters that configuration files give a meaning: use A-Z a-z 0-9 - _"
+        )
+    return password
+
+
+_SAFE = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, for the owner alone."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o400)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(fresh, path)
