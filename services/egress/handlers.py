@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from services.egress.figures import SinkReport
 from services.egress.ledger import StreamLedger, verdicts_of
 from services.egress.live.desk import LiveDesk
 from services.egress.rtc.viewers import WhepDesk
@@ -21,7 +22,7 @@ from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, StreamSpec, TakeStream
 from shared.contracts.events import ChunkCaptured, FramesDecoded, LedgerTotals, SourceEnded, SourceTotals, StreamTaken
-from shared.contracts.sinks import ChangeSinks, named
+from shared.contracts.sinks import ChangeSinks, kept_sinks, named
 from shared.media.addresses import AddressRules
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import TERMINAL_STATES
@@ -139,6 +140,7 @@ class Handlers:
                 return
             if take.epoch > running.epoch:
                 running.adopt(take)
+                await self._resize(take)
             await self._answer(take, None)
         elif take.epoch <= self._ended.get(take.stream, (-1, 0.0))[0]:
             self._count("take_repeated")
@@ -153,6 +155,12 @@ class Handlers:
                 await self._answer(take, str(error))
                 return
             await self._answer(take, None)
+
+    async def _resize(self, take: TakeStream) -> None:
+        live, size = self._live.get(take.stream), (take.width, take.height)
+        if live is not None and size != live.size:
+            live.size = size
+            await live.resize(*size)
 
     async def _on_leave(self, leave: LeaveStream) -> None:
         stream = self._streams.get(leave.stream)
@@ -173,7 +181,8 @@ class Handlers:
         if session is None or session["state"] in TERMINAL_STATES:
             self._count("leave_ignored")
             return
-        spec: StreamSpec = session["spec"]
+        begun: StreamSpec = session["spec"]
+        spec = begun.model_copy(update={"sinks": kept_sinks(begun.sinks, session.get("destinations"))})
         assignment = session.get("assignment")
         size = assignment if isinstance(assignment, dict) else {}
         take = TakeStream(
@@ -197,13 +206,16 @@ class Handlers:
         """Listen and open the sinks. Raises SinkError, BusError."""
         ledger = await self._ledger(take.stream)
         roots, taken = self._settings.roots, self._taken()
+        begun = take.spec.model_copy(
+            update={"sinks": tuple(sink for sink in named(take.spec.sinks) if sink.id not in take.added_sinks)}
+        )
         # Listening may fail, and opening may: what was begun is undone, so that a repeated assignment finds nothing.
         subscriptions: list[Subscription] = []
         try:
             for leaf, handler in (("chunk", self.on_chunk), ("audio", self.on_audio), ("frames", self.on_frames)):
                 subscriptions.append(await self._bus.subscribe(subjects.stream(take.stream, leaf), handler))
             sinks = await asyncio.to_thread(
-                open_sinks, take.spec, take.width, take.height, roots, taken, resume=ledger.closed_chunks > 0
+                open_sinks, begun, take.width, take.height, roots, taken, resume=ledger.closed_chunks > 0
             )
         except BaseException:
             for subscription in subscriptions:
@@ -237,14 +249,17 @@ class Handlers:
             self._latency,
         )
         self._streams[take.stream] = stream
-        self._files[take.stream] = destinations(take.spec, roots)
+        self._files[take.stream] = destinations(begun, roots)
         self._subscriptions[take.stream] = subscriptions
         self._live[take.stream] = live
         live.remove_other = stream.remove_sink
+        stream.figures = SinkReport(live, viewers, lambda: stream.stats().frames_out).due
         self._viewers[take.stream] = viewers
         stream.start()
         await viewers.start(self._bus)
-        await live.start(named(take.spec.sinks))
+        await live.start(named(take.spec.sinks), take.added_sinks)
+        if take.given_up:
+            stream.adopt(take)  # what a predecessor had under way will not come
         return stream
 
     def _taken(self) -> set[Path]:

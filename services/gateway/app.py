@@ -103,7 +103,7 @@ class Parts:
 
     async def begin(self, stream: str) -> None:
         """A new stream of this id: nothing of one before it holds for it."""
-        for part in (self.shares, self.book, self.recording, self.timelines):
+        for part in (self.shares, self.recording, self.timelines):
             await part.forget(stream)
 
 

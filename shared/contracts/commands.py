@@ -112,6 +112,7 @@ class StreamPatch(Wire):
     ``skip_similar`` 0: nothing is skipped. ``prompts``: several at once, by weight, in place of ``prompt``. ``fps``: a live
     source gives at most so many frames a second. ``reset``: the next block is a first block again, nothing cached counts.
     ``steps`` and ``frames_per_block`` are what it has when there is room; bounds that they pass move along with them.
+    ``width`` and ``height`` come together and alone: the stream begins anew at that size, or is refused it and goes on.
     """
 
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
@@ -130,6 +131,8 @@ class StreamPatch(Wire):
     prompts: tuple[PromptPart, ...] = Field(default=(), max_length=MAX_PROMPT_PARTS)
     fps: float | None = Field(default=None, gt=0, le=240)
     reset: bool = False
+    width: int | None = Field(default=None, ge=16, le=MAX_SIDE, multiple_of=16)
+    height: int | None = Field(default=None, ge=16, le=MAX_SIDE, multiple_of=16)
 
     @field_validator("prompt")
     @classmethod
@@ -151,6 +154,10 @@ class StreamPatch(Wire):
         changes = self.prompts or self.reset or any(value is not None for value in others)
         if self.paused is not None and changes:
             raise ValueError("paused comes alone: change the rest before or after it")
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give both width and height, or neither")
+        if self.width is not None and (changes or self.paused is not None):
+            raise ValueError("width and height come alone: change the rest before or after them")
         return self
 
 
@@ -198,7 +205,9 @@ class TakeStream(Wire):
     When a stream changes its pipeline, chunks carry the new epoch from the first one on that ingest numbers after it was
     told, and that begins a frame block: ``block_start`` is the number of one that does, ``block_chunks`` their length. Its
     answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
-    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too.
+    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too. ``added_sinks`` (to
+    egress): ids of sinks that were added while it ran; one that takes the stream from a dead predecessor goes on with them.
+    ``held_for`` is the reason by which ingest drops what it captures while it is held.
     """
 
     kind: Literal["take"] = "take"
@@ -220,6 +229,8 @@ class TakeStream(Wire):
     keep: bool = False
     block_chunks: int = 1
     block_start: int = 0
+    added_sinks: tuple[str, ...] = ()
+    held_for: Literal["recovering", "resized"] = "recovering"
 
 
 class LeaveStream(Wire):

@@ -71,6 +71,9 @@ class WhepSink:
         return ""
 
     def _encode(self, frame: OutFrame, pts: int) -> None:
+        size = frame.pixels.shape[1], frame.pixels.shape[0]
+        if size != self._size:
+            self._size, self._encoder = size, None
         if self._encoder is None:
             self._encoder, self._last_pts = LiveH264(*self._size), None
         if self._last_pts is not None and pts <= self._last_pts:

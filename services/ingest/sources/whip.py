@@ -79,6 +79,10 @@ class WhipSource:
             else:
                 yield from self._pictures(item)
 
+    def resize(self, width: int, height: int) -> None:
+        """Fit to another size from the next picture on."""
+        self._fitter.resize(width, height)
+
     def close(self) -> None:
         """Take nothing more."""
         self._inbox.end()
