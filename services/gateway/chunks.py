@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, Field
 
-from services.gateway.traces import TraceList, search_url, trace_of
+from services.gateway.traces import search_url, trace_of
 from shared.bus.port import Bus, Received, Subscription
 from shared.contracts import subjects
 from shared.contracts.events import ChunkDropped, ChunkEnd, ChunkStamp, FramesDecoded, StageTiming
+from shared.contracts.views import TraceList
 
 KEPT = 50
 MAX_STREAMS = 64

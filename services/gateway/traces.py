@@ -6,55 +6,12 @@ import json
 from collections.abc import Iterable
 from urllib.parse import quote, urlencode
 
-from pydantic import BaseModel, Field
-
 from shared.contracts.events import ChunkEnd, ChunkStamp, StageTiming
 from shared.contracts.timing import way_of
+from shared.contracts.views import ChunkTrace, HopView
 from shared.telemetry.propagation import span_context_of
 
 SERVICE = "rheocast-egress"  # who writes down the root of a chunk's trace: Jaeger wants a service to search
-
-
-class HopView(BaseModel):
-    """One hop: it waited for ``wait_ms`` (on the way here ``transfer_ms`` of it, here ``queue_ms``), then worked.
-
-    ``begin_ns`` is when its work began, UNIX time; with the wait before it begins where the hop before ended.
-    """
-
-    hop: str
-    begin_ns: int
-    duration_ms: float
-    wait_ms: float
-    transfer_ms: float
-    queue_ms: float
-    instance: str = ""
-    pipeline: str = ""
-    stage: int = Field(default=-1, description="Of a pipeline's; -1: no stage.")
-
-
-class ChunkTrace(BaseModel):
-    """One chunk's way, from its first frame's capture to its verdict (``end_ns`` 0 and no verdict: under way)."""
-
-    chunk: int
-    trace_id: str = Field(default="", description="Of its spans; empty where none are exported.")
-    verdict: str = Field(default="", description="on_time, late, skipped, dropped, failed; empty: under way.")
-    reason: str = Field(default="", description="Who dropped it, and why.")
-    begin_ns: int
-    end_ns: int = 0
-    frames: int = 0
-    hops: tuple[HopView, ...] = ()
-    jaeger_url: str | None = None
-
-
-class TraceList(BaseModel):
-    """The newest chunks of a stream, oldest first. The first question begins the listening: ask again.
-
-    ``jaeger_url`` finds the stream's traces, where the gateway knows of a Jaeger.
-    """
-
-    stream: str
-    chunks: list[ChunkTrace] = Field(default_factory=list[ChunkTrace])
-    jaeger_url: str | None = None
 
 
 def trace_of(

@@ -21,7 +21,16 @@ from shared.contracts.commands import StreamPatch, StreamSpec
 from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.sinks import Sink
 from shared.contracts.tiers import CapacityTold
-from shared.contracts.views import FileView, Problem, Receipt, ReceiptView, RecordingView, StatsView, StreamView
+from shared.contracts.views import (
+    FileView,
+    Problem,
+    Receipt,
+    ReceiptView,
+    RecordingView,
+    StatsView,
+    StreamView,
+    TraceList,
+)
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -147,6 +156,10 @@ class Api:
     async def stats(self, stream: str) -> StatsView:
         """How a stream runs now."""
         return await self._ask(StatsView, "GET", f"{_at(stream)}/stats")
+
+    async def trace(self, stream: str) -> TraceList:
+        """Where the time of its last chunks went. They are heard from the first question on: ask again."""
+        return await self._ask(TraceList, "GET", f"/v1/streams/{stream}/trace")
 
     async def capacity(self, **asked: Any) -> CapacityTold:
         """How many more streams fit: ``model``, ``width``, ``height``, ``fps``, ``steps``, …"""

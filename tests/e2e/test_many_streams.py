@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -20,7 +17,7 @@ from shared.telemetry import names
 from shared.telemetry.names import METRICS
 from tests.support import clips
 from tests.support.lab import Lab, Running, difference, frames_of
-from tests.support.observe import metrics_named
+from tests.support.observe import metrics_named, metrics_pages
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -107,16 +104,7 @@ async def test_changing_one_streams_prompt_and_seed_leaves_the_other_untouched(
 
 async def test_every_service_exports_its_metrics(lab: Lab) -> None:
     """After the streams above: what each process serves at /metrics, beside what the table declares."""
-    pages = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RHEOCAST_RUN_ID") == lab.system.run_id and "-m" in process.cmdline():
-                for port in {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}:
-                    url = f"http://127.0.0.1:{port}/metrics"
-                    page = await asyncio.to_thread(
-                        lambda url=url: urllib.request.urlopen(url, timeout=5).read().decode()
-                    )
-                    pages[process.cmdline()[-1], process.pid] = page
+    pages = await asyncio.to_thread(metrics_pages, lab.system.run_id)
     assert {module for module, _ in pages} == {f"services.{name}" for name in LIGHT} | {"services.worker"}
     families = [family for page in pages.values() for family in parse(page)]
     samples = [sample for family in families for sample in family.samples]

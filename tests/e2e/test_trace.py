@@ -14,12 +14,15 @@ import httpx
 import pytest
 import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 
+from shared.client import Api
 from shared.contracts.commands import Mode, PatternSource
 from shared.contracts.events import EventKind
 from shared.embedded import free_port
 from tests.support import clips
 from tests.support.lab import Lab
+from tests.support.observe import metrics_pages
 from tests.support.otlp import OtlpReceiver, attributes, otlp_receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -152,6 +155,8 @@ async def test_the_waterfall_shows_the_spans_own_figures_over_the_api_and_in_the
     out = (await drawn.communicate())[0].decode()
     await traced.lab.stop(running)
     told = (await traced.http.get(path)).json()
+    async with Api(port) as api:
+        assert (await api.trace(running.stream)).model_dump(mode="json") == told
     closed = {each["chunk"]: each for each in told["chunks"] if each["verdict"] in ("on_time", "late")}
     assert closed, told
     traces = await traced.all_of(running.stream, len(closed))
@@ -175,3 +180,19 @@ async def test_the_waterfall_shows_the_spans_own_figures_over_the_api_and_in_the
     assert {line[-1] for line in lines} <= {spans[0].trace_id.hex() for spans in traces.values()}
     assert {"encode", "scheduler", "decode", "egress"} <= {line.split()[0] for line in out.splitlines() if line}
     assert "in Jaeger: http://jaeger.test:16686/search?" in out
+
+
+async def test_a_slow_bucket_leads_to_the_trace_of_a_chunk_in_it(traced: Traced) -> None:
+    """After the streams above: exemplars of the latency of frames and of every hop's compute time."""
+    openmetrics = "application/openmetrics-text; version=1.0.0"
+    pages = await asyncio.to_thread(metrics_pages, traced.lab.system.run_id, openmetrics)
+    led: dict[str, set[str]] = defaultdict(set)
+    for page in (page for (module, _), page in pages.items() if module != "services.gateway"):
+        for family in parse(page):
+            for sample in family.samples:
+                if sample.exemplar is not None:
+                    led[family.name].add(sample.exemplar.labels["trace_id"])
+    known = {span.trace_id.hex() for span in traced.receiver.named("chunk")}
+    assert set(led) == {"rheocast_frame_latency_seconds", "rheocast_hop_compute_seconds"}
+    for name, ids in led.items():
+        assert ids <= known, f"{name} leads to a trace that was never written down"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,3 +65,17 @@ def labels_selected() -> set[tuple[str, str]]:
         for metric, inside in _SELECTOR.findall(expression)
         for label in _LABEL.findall(re.sub(r'"[^"]*"', '""', inside))
     }
+
+
+def metrics_pages(run_id: str, accept: str = "text/plain") -> dict[tuple[str, int], str]:
+    """What every process of a run serves at /metrics, by its module and process id."""
+    pages: dict[tuple[str, int], str] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RHEOCAST_RUN_ID") != run_id or "-m" not in process.cmdline():
+                continue
+            for port in {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}:
+                asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+                with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(asked, timeout=5) as answer:
+                    pages[process.cmdline()[-1], process.pid] = answer.read().decode()
+    return pages

@@ -15,10 +15,9 @@ from services.gateway.errors import InvalidError, UnknownPartError
 from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.settings import Settings
 from services.gateway.shares import Shares, ShareView
-from services.gateway.traces import TraceList
 from services.gateway.watching import ENDS, Watch, since
 from shared.contracts.events import LedgerTotals
-from shared.contracts.views import LiveStats, ReceiptView, StatsView, StreamView
+from shared.contracts.views import LiveStats, ReceiptView, StatsView, StreamView, TraceList
 from shared.session.state import TERMINAL_STATES, StreamState
 
 
