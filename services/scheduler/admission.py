@@ -253,16 +253,16 @@ class Admission:
         rules = self.rules
         before, loads = book.load(), book.loads(demand)
         load = loads.most
-        what = f"one more stream of {demand.width}×{demand.height} at {demand.fps:g} fps and {demand.steps} steps"
         if load > rules.target:
             return (
-                f"{what} would use {load:.0%} of what there is, and {rules.target:.0%} are given away: ask for less, "
+                f"{_named(demand)} would use {load:.0%} of what there is, and {rules.target:.0%} are given away: ask for less, "
                 "stop a stream, or add a worker"
             )
         at_worst = book.loads(demand, margin=True).most
         if at_worst > 1.0:
             return (
-                f"{what} would use {load:.0%} of what there is, and as predictions are off now it may be {at_worst:.0%}: "
+                f"{_named(demand)} would use {load:.0%} of what there is, and as predictions are off now it may be "
+                f"{at_worst:.0%}: "
                 "ask for less, stop a stream, or add a worker"
             )
         latency = book.latency_ms(demand, loads)
@@ -348,6 +348,10 @@ def tiers_below(demand: Demand) -> Iterator[Demand]:
                 found.append((lost, tier))
     found.sort(key=lambda each: each[0])
     yield from (tier for _, tier in found if tier != demand)
+
+
+def _named(demand: Demand) -> str:
+    return f"one more stream of {demand.width}×{demand.height} at {demand.fps:g} fps and {demand.steps} steps"
 
 
 def own_tiers(demand: Demand) -> Iterator[Demand]:
