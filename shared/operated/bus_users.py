@@ -9,13 +9,12 @@ from shared.contracts.catalog import CHANNELS, Channel, Delivery
 
 SERVICES = ("gateway", "ingest", "motion", "scheduler", "worker", "egress")
 PLATFORM = "platform"
-LEAF = "leaf"
-USERS = (*SERVICES, PLATFORM, LEAF)
+USERS = (*SERVICES, PLATFORM)
 EVERYBODY = {"every service", "the owner"}
 API = "$JS.API"
 
-HEAD = """# Users of NATS and what each may do: from the catalog, by `python -m shared.operated nats-users`. Do not edit.
-# Passwords are variables, from secrets/passwords.conf. Everybody has an inbox prefix of its own: nobody hears others' replies.
+HEAD = """# Users of NATS and what each may do: from the catalog, by `python -m shared.operated`. Do not edit.
+# Passwords are variables, from a file of secrets. Everybody has an inbox prefix of its own: nobody hears others' replies.
 """
 
 
@@ -39,9 +38,7 @@ def takes_part(user: str, parties: tuple[str, ...]) -> bool:
 
 
 def permissions_of(user: str) -> Permissions:
-    """What a user may do. A leaf is another host's server: it checks its users itself."""
-    if user == LEAF:
-        return Permissions((">",), (">",))
+    """What a user may do."""
     publish = [channel.subject for channel in CHANNELS if takes_part(user, channel.senders)]
     reads = [channel for channel in CHANNELS if takes_part(user, channel.readers)]
     publish += _stream_api(user)

@@ -1,6 +1,6 @@
 """Makes every user's passwords once, and the servers' files from them. What is there already is kept.
 
-Layout, a folder for each who mounts it: ``<service>/{nats,redis}`` (and ``gateway/turn``), ``platform/nats``, ``leaf/nats``,
+Layout, a folder for each who mounts it: ``<service>/{nats,redis}`` (and ``gateway/turn``), ``platform/nats``,
 ``nats/passwords.conf``, ``redis/users.acl``, ``turn/turnserver.conf``.
 """
 

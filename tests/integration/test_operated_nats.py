@@ -16,7 +16,7 @@ from shared.bus.port import BusUnavailableError, Received
 from shared.contracts import subjects
 from shared.contracts.catalog import CHANNELS, Channel, Delivery
 from shared.credentials import Credentials
-from shared.operated.bus_users import LEAF, PLATFORM, SERVICES, USERS, inbox_of, takes_part, users_conf
+from shared.operated.bus_users import PLATFORM, SERVICES, USERS, inbox_of, takes_part, users_conf
 from shared.operated.prepare import FOLDERS, prepare
 from tests.support.compose import ROOT
 from tests.support.operated import Operated, operated
@@ -109,7 +109,7 @@ async def test_it_reads_what_is_kept_for_it_and_nothing_else(servers: Operated, 
     patterns = {
         **{subjects.assign(service): service == user for service in ("ingest", "worker", "egress", "motion")},
         subjects.stream("*", "control"): user == "scheduler",
-        subjects.stream("*", "event"): user in ("scheduler", "gateway"),
+        subjects.stream("*", "event"): user in ("scheduler", "gateway", "egress"),
         subjects.assign("*"): False,
     }
 
@@ -165,4 +165,3 @@ def test_every_user_has_a_password_and_making_them_again_changes_nothing(servers
     assert all(path.stat().st_mode & 0o777 == 0o400 for path in before)
     prepare(tmp_path)
     assert {path: path.read_text() for path in before} == before
-    assert LEAF in USERS

@@ -12,6 +12,17 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "compose.yaml"
 OVERLAYS = tuple(sorted((ROOT / "deploy/compose").glob("*.yaml")))
+TLS = ROOT / "deploy/compose/tls.yaml"
+FRONT = ROOT / "deploy/compose/two-hosts/front.yaml"
+BACK = ROOT / "deploy/compose/two-hosts/back.yaml"
+"""The second of two hosts: a file of its own, on top of nothing."""
+WAYS: dict[str, tuple[Path, ...]] = {
+    "compose": (COMPOSE,),
+    **{path.stem: (COMPOSE, path) for path in OVERLAYS},
+    "front": (COMPOSE, TLS, FRONT),
+    "back": (BACK,),
+}
+"""The files that are used together, by a name."""
 NAMES = ("gateway", "ingest", "motion", "scheduler", "worker", "egress")
 NOT_OURS = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 _VARIABLE = re.compile(r"\$\{([A-Z_0-9]+)(?::([-?])([^}]*))?\}")
@@ -43,6 +54,8 @@ def services(*paths: Path) -> dict[str, Service]:
     merged: dict[str, Service] = {}
     for path in paths:
         for name, service in filled(path)["services"].items():
+            if service is None:
+                continue
             merged[name] = _merge(merged[name], service) if name in merged else service
     return merged
 

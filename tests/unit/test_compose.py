@@ -16,8 +16,8 @@ from tests.support.compose import (
     COMPOSE,
     NAMES,
     NOT_OURS,
-    OVERLAYS,
     ROOT,
+    WAYS,
     module_of,
     ours,
     services,
@@ -27,7 +27,8 @@ from tests.support.compose import (
 )
 
 BASE = services(COMPOSE)
-FILES = {"compose": BASE, **{path.stem: services(COMPOSE, path) for path in OVERLAYS}}
+FILES = {way: services(*paths) for way, paths in WAYS.items()}
+EVERY = sorted({path for paths in WAYS.values() for path in paths})
 EACH = [pytest.param(found[name], id=f"{file}-{name}") for file, found in FILES.items() for name in ours(found)]
 
 
@@ -61,7 +62,7 @@ def test_the_values_are_ones_that_the_service_accepts(service: dict[str, Any], m
         monkeypatch.setenv(variable, value)
     settings = settings_of(module_of(service).removeprefix("services."))()
     assert settings.instance == environment(service)["RHEOCAST_INSTANCE"]
-    assert "nats:4222" in settings.nats_url
+    assert settings.nats_url.endswith(":4222")
 
 
 @pytest.mark.parametrize("service", EACH)
@@ -128,6 +129,25 @@ def test_ports_are_published_on_loopback_only() -> None:
         assert {address for address, _, _ in published(service)} <= {"127.0.0.1"}, name
 
 
+@pytest.mark.parametrize("way", ["tls", "front"])
+def test_with_tls_nobody_speaks_to_nats_or_redis_in_clear(way: str) -> None:
+    for name, service in ours(FILES[way]).items():
+        given = environment(service)
+        assert given["RHEOCAST_NATS_URL"].startswith("tls://"), name
+        assert given["RHEOCAST_REDIS_URL"].startswith("rediss://"), name
+        assert given["RHEOCAST_TLS_CA"] == f"/run/secrets/{service['secrets'][0]}", name
+    for server, conf in (("nats", "nats"), ("redis", "redis")):
+        path = ROOT / f"deploy/{conf}/tls.conf"
+        named = set(re.findall(r"/run/secrets/(\w+)", path.read_text()))
+        assert named <= set(FILES[way][server]["secrets"])
+
+
+def test_the_second_host_makes_one_pipeline_with_the_first() -> None:
+    first, second = (worker_settings(FILES[way][name]) for way, name in (("front", "gpu-0"), ("back", "gpu-1")))
+    assert (first.pipeline, first.stage, first.stages) == ("p0", 0, 2)
+    assert (second.pipeline, second.stage, second.stages) == ("p0", 1, 2)
+
+
 def test_who_publishes_the_api_to_others_asks_for_tokens() -> None:
     gateway = FILES["public"]["gateway"]
     given = environment(gateway)
@@ -178,13 +198,15 @@ def test_a_service_has_its_own_users_secrets_and_no_others(found: dict[str, Any]
     for service in ours(found).values():
         given, user = environment(service), module_of(service).removeprefix("services.")
         assert {given["RHEOCAST_NATS_USER"], given["RHEOCAST_REDIS_USER"]} == {user}
-        assert [volume for volume in service["volumes"] if "secrets" in volume] == [f"secrets-{user}:/secrets:ro"]
+        mounted = [volume for volume in service["volumes"] if "secrets" in volume]
+        assert mounted == [f"secrets-{user}:/secrets:ro" if "setup" in found else "secrets:/secrets:ro"]
         for variable, value in given.items():
             if variable.endswith("_FILE") and value.startswith("/secrets/"):
                 assert value.removeprefix("/secrets/") in ("nats", "redis", "turn"), variable
-    assert {volume.split(":")[1] for volume in found["setup"]["volumes"] if "secrets" in volume} == {
-        f"/secrets/{folder}" for folder in FOLDERS
-    }
+    if "setup" in found:
+        assert {volume.split(":")[1] for volume in found["setup"]["volumes"] if "secrets" in volume} == {
+            f"/secrets/{folder}" for folder in FOLDERS
+        }
 
 
 @pytest.mark.parametrize("found", FILES.values(), ids=FILES)
@@ -192,7 +214,7 @@ def test_mounted_files_exist(found: dict[str, Any]) -> None:
     for service in found.values():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
-            if source.startswith("./deploy") and (ROOT / source).parent.exists():
+            if source.startswith("./deploy"):
                 assert (ROOT / source).exists(), source
 
 
@@ -201,7 +223,7 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
         line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line and line[0] != "#"
     )
     read: dict[str, str | None] = {}
-    for path in (COMPOSE, *OVERLAYS):
+    for path in EVERY:
         for name, default in variables(path).items():
             read.setdefault(name, default)
     own = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
@@ -211,7 +233,7 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
 
 
 def test_paths_named_in_comments_exist() -> None:
-    for path in (COMPOSE, ROOT / ".env.example", *OVERLAYS):
+    for path in (ROOT / ".env.example", *EVERY):
         comments = "\n".join(re.findall(r"#(.*)$", path.read_text(), re.MULTILINE))
         for named in re.findall(r"\b(?:docs|deploy)/[\w./-]+\.(?:md|yaml|conf)", comments):
             assert Path(ROOT / named).is_file(), f"{path.name}: {named}"

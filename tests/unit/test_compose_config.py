@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.compose import COMPOSE, OVERLAYS, ROOT, services, variables
+from tests.support.compose import COMPOSE, ROOT, WAYS, services, variables
 
 TOOL = shutil.which("docker-compose")
 pytestmark = pytest.mark.skipif(
@@ -20,16 +20,23 @@ pytestmark = pytest.mark.skipif(
 
 PROFILES = sorted({profile for service in services(COMPOSE).values() for profile in service.get("profiles", ())})
 SETS = [
-    pytest.param((), [], id="plain"),
-    *(pytest.param((), [profile], id=profile) for profile in PROFILES),
-    *(pytest.param((path,), PROFILES, id=f"{path.stem}-all") for path in OVERLAYS),
+    pytest.param((COMPOSE,), [], id="plain"),
+    *(pytest.param((COMPOSE,), [profile], id=profile) for profile in PROFILES),
+    *(pytest.param(paths, PROFILES, id=f"{way}-all") for way, paths in WAYS.items()),
 ]
 
 
 def config(paths: tuple[Path, ...], profiles: list[str]) -> dict[str, dict[str, object]]:
-    needed = {name: "127.0.0.2" for path in paths for name, default in variables(path).items() if default is None}
+    needed = {
+        name: "./s" if name == "SECRETS" else "127.0.0.2"
+        for path in paths
+        for name, default in variables(path).items()
+        if default is None
+    }
     arguments = itertools.chain.from_iterable(
-        [("-f", str(path)) for path in (COMPOSE, *paths)] + [("--profile", profile) for profile in profiles]
+        [("-f", str(path)) for path in paths]
+        + [("--project-directory", str(ROOT))]
+        + [("--profile", profile) for profile in profiles]
     )
     done = subprocess.run(
         [str(TOOL), *arguments, "config"],
@@ -47,7 +54,7 @@ def config(paths: tuple[Path, ...], profiles: list[str]) -> dict[str, dict[str, 
 
 @pytest.mark.parametrize(("paths", "profiles"), SETS)
 def test_it_accepts_them_and_reads_what_the_tests_read(paths: tuple[Path, ...], profiles: list[str]) -> None:
-    found, wanted = config(paths, profiles), services(COMPOSE, *paths)
+    found, wanted = config(paths, profiles), services(*paths)
     assert set(found) == set(wanted)
     for name, service in wanted.items():
         assert found[name].get("profiles", []) == service.get("profiles", [])
