@@ -12,6 +12,7 @@ from typing import Any
 from services.egress.figures import SinkReport
 from services.egress.ledger import StreamLedger, verdicts_of
 from services.egress.live.desk import LiveDesk
+from services.egress.rtc.peer import PeerDesk
 from services.egress.rtc.viewers import WhepDesk
 from services.egress.settings import Settings
 from services.egress.sinks.opening import destinations, open_sinks, rate_of
@@ -58,6 +59,7 @@ class Handlers:
         self._files: dict[str, list[Path]] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._viewers: dict[str, WhepDesk] = {}
+        self._peers: dict[str, PeerDesk] = {}
         self._live: dict[str, LiveDesk] = {}
         self._ended: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,8 +114,8 @@ class Handlers:
 
     def _all_counters(self) -> dict[str, int]:
         counters = dict(self.counters)
-        for stream in self._streams.values():
-            for name, count in stream.counters.items():
+        for part in (*self._streams.values(), *self._peers.values()):
+            for name, count in part.counters.items():
                 counters[name] = counters.get(name, 0) + count
         return counters
 
@@ -158,6 +160,8 @@ class Handlers:
 
     async def _resize(self, take: TakeStream) -> None:
         live, size = self._live.get(take.stream), (take.width, take.height)
+        if (peer := self._peers.get(take.stream)) is not None:
+            peer.resize(size)
         if live is not None and size != live.size:
             live.size = size
             await live.resize(*size)
@@ -223,6 +227,9 @@ class Handlers:
                     await subscription.unsubscribe()
             raise
         viewers = WhepDesk(take.stream, take.width, take.height, self._settings.whep_viewers, self._settings)
+        peer = None
+        if take.spec.peer_grace_s is not None:
+            peer = PeerDesk(take, viewers, self._settings, self._bus, self._clock)
         live = LiveDesk(
             take.stream,
             (take.width, take.height),
@@ -243,7 +250,7 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            {**sinks, "(live)": live.sink, "(webrtc)": viewers.sink},
+            {**sinks, "(live)": live.sink, "(webrtc)": viewers.sink, **({"(peer)": peer.sink} if peer else {})},
             ledger,
             self._on_done,
             self._latency,
@@ -258,6 +265,9 @@ class Handlers:
         stream.start()
         await viewers.start(self._bus)
         await live.start(named(take.spec.sinks), take.added_sinks)
+        if peer is not None:
+            self._peers[take.stream] = peer
+            await peer.start()
         if take.given_up:
             stream.adopt(take)  # what a predecessor had under way will not come
         return stream
@@ -327,12 +337,9 @@ class Handlers:
         self._note_idle()
 
     async def _unsubscribe(self, stream: str) -> None:
-        viewers = self._viewers.pop(stream, None)
-        if viewers is not None:
-            await viewers.close()
-        live = self._live.pop(stream, None)
-        if live is not None:
-            await live.close()
+        for desk in (self._peers.pop(stream, None), self._viewers.pop(stream, None), self._live.pop(stream, None)):
+            if desk is not None:
+                await desk.close()
         for subscription in self._subscriptions.pop(stream, []):
             await subscription.unsubscribe()
 

@@ -23,7 +23,6 @@ from services.ingest.pausing import Answer, Pauses
 from services.ingest.pixels import no_pixels, put_pixels
 from services.ingest.reader import Behind, End, Item, Reader, Shot
 from services.ingest.rmse import chunk_rmse
-from services.ingest.rtc.inbox import Inbox
 from services.ingest.rtc.whip import WhipDesk
 from services.ingest.settings import Settings
 from services.ingest.similar import SimilarityFilter
@@ -46,6 +45,7 @@ from shared.contracts.events import (
 )
 from shared.contracts.sources import FileSource, PatternSource, PushSource, WhipSource
 from shared.media.errors import one_line
+from shared.rtc.inbox import Inbox
 from shared.session.port import SessionStore
 from shared.telemetry.hops import record_ingest, start_chunk_trace
 from shared.tensors.port import TensorStore

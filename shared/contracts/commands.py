@@ -41,6 +41,9 @@ class StreamSpec(Wire):
 
     Under load a live stream runs with fewer steps, fewer frames a second and longer frame blocks, between what it asks for
     and ``min_steps``, ``min_fps`` (None: half its rate, 4 at least) and ``max_frames_per_block`` (None: T stays).
+
+    ``peer_grace_s``: one WebRTC client of both ways may come (signalling on ``.peer``): it sends the frames of a ``push``
+    source, sees the result and changes the stream by a data channel. The stream is stopped when it has been away so long.
     """
 
     source: Source
@@ -64,6 +67,7 @@ class StreamSpec(Wire):
     min_steps: int = Field(default=1, ge=1, le=4)
     min_fps: float | None = Field(default=None, gt=0, le=240)
     max_frames_per_block: int | None = Field(default=None, ge=1, le=3)
+    peer_grace_s: float | None = Field(default=None, ge=1.0, le=3600.0)
 
     @field_validator("prompt")
     @classmethod
