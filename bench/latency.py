@@ -27,10 +27,10 @@ from bench.system.driver import Decoded, machine
 from bench.system.latency import percentile
 from services.cli.system import System
 from services.cli.topology import Topology
-from services.ingest.rtc.jitter import FrameBuffer
 from shared.bus.port import Received
 from shared.contracts import subjects
 from shared.contracts.events import FramesDecoded
+from shared.rtc.jitter import FrameBuffer
 from tests.support.webrtc import Camera, Viewer, publisher
 
 COLUMNS, ROWS = 8, 2

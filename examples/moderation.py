@@ -12,7 +12,7 @@ import json
 import re
 from contextlib import suppress
 
-from shared.client import Api, Broker, ConflictError, NotFoundError
+from shared.client import Api, Broker, ClientError, ConflictError, NotFoundError
 from shared.contracts.events import EventKind
 from shared.contracts.views import StreamView
 
@@ -74,7 +74,10 @@ def main() -> None:
     parser.add_argument("--api", default="http://127.0.0.1:7860")
     parser.add_argument("--nats", default="nats://127.0.0.1:4222", help="`rheocast up` prints its own")
     parser.add_argument("--token", help="of an operator; an admin's for every tenant's streams")
-    asyncio.run(moderate(parser.parse_args()))
+    try:
+        asyncio.run(moderate(parser.parse_args()))
+    except ClientError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

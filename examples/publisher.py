@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from shared.client import Api, Broker
+from shared.client import Api, Broker, ClientError
 from shared.contracts.commands import StreamSpec
 from shared.contracts.sources import PushSource
 from shared.media.jpeg import JpegEncoder
@@ -82,7 +82,10 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=12)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--deadline-ms", type=int, default=1000, help="from a frame's capture to when it is shown")
-    asyncio.run(publish(parser.parse_args()))
+    try:
+        asyncio.run(publish(parser.parse_args()))
+    except ClientError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

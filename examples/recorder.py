@@ -7,7 +7,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from shared.client import Api
+from shared.client import Api, ClientError
 
 
 async def record(options: argparse.Namespace) -> None:
@@ -30,7 +30,10 @@ def main() -> None:
     parser.add_argument("--token")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--out", type=Path, default=Path("recording.mp4"))
-    asyncio.run(record(parser.parse_args()))
+    try:
+        asyncio.run(record(parser.parse_args()))
+    except ClientError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

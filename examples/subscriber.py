@@ -8,7 +8,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from shared.client import Api, ApiError, Broker, Feed
+from shared.client import Api, ApiError, Broker, ClientError, Feed
 from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.sinks import FramePublished, NatsSink
 
@@ -52,7 +52,10 @@ def main() -> None:
     parser.add_argument("--token")
     parser.add_argument("--frames", type=int, default=0, help="take so many, then leave; 0: until the stream ends")
     parser.add_argument("--out", type=Path, default=Path("frames"))
-    asyncio.run(subscribe(parser.parse_args()))
+    try:
+        asyncio.run(subscribe(parser.parse_args()))
+    except ClientError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 MAX_PASSWORD = 4096
 
@@ -47,8 +46,8 @@ def read_secret(path: Path) -> str:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
+    """A URL as it may be shown. It need not be a right one: a password may hold a "/" that nobody has escaped."""
+    scheme, separator, rest = url.partition("://")
+    if "@" not in rest:
         return url
-    return urlunsplit(parts._replace(netloc="…@" + parts.netloc.rpartition("@")[2]))
+    return f"{scheme}{separator}…@{rest.rpartition('@')[2]}"

@@ -229,7 +229,7 @@ class Runner:
             settings = context.settings
             if settings.health_port >= 0:
                 await self.health.start(settings.health_host, settings.health_port)
-                log.debug("health on http://%s:%d/readyz", settings.health_host, self.health.port)
+                log.info("health and metrics: http://%s:%d/readyz and /metrics", settings.health_host, self.health.port)
             if await self._start():
                 gc.freeze()  # what the start made stays: a full collection looks at the rest only, not for tens of ms
                 self._enter(Phase.RUNNING)

@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from services.egress.figures import SinkReport
 from services.egress.ledger import StreamLedger, verdicts_of
 from services.egress.live.desk import LiveDesk
+from services.egress.rtc.peer import PeerDesk
 from services.egress.rtc.viewers import WhepDesk
 from services.egress.settings import Settings
 from services.egress.sinks.opening import destinations, open_sinks, rate_of
@@ -21,7 +23,7 @@ from shared.clock import Clock
 from shared.contracts import subjects
 from shared.contracts.commands import LeaveStream, StreamSpec, TakeStream
 from shared.contracts.events import ChunkCaptured, FramesDecoded, LedgerTotals, SourceEnded, SourceTotals, StreamTaken
-from shared.contracts.sinks import ChangeSinks, named
+from shared.contracts.sinks import ChangeSinks, kept_sinks, named
 from shared.media.addresses import AddressRules
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import TERMINAL_STATES
@@ -57,6 +59,7 @@ class Handlers:
         self._files: dict[str, list[Path]] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._viewers: dict[str, WhepDesk] = {}
+        self._peers: dict[str, PeerDesk] = {}
         self._live: dict[str, LiveDesk] = {}
         self._ended: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,8 +114,8 @@ class Handlers:
 
     def _all_counters(self) -> dict[str, int]:
         counters = dict(self.counters)
-        for stream in self._streams.values():
-            for name, count in stream.counters.items():
+        for part in (*self._streams.values(), *self._peers.values()):
+            for name, count in part.counters.items():
                 counters[name] = counters.get(name, 0) + count
         return counters
 
@@ -139,6 +142,7 @@ class Handlers:
                 return
             if take.epoch > running.epoch:
                 running.adopt(take)
+                await self._resize(take)
             await self._answer(take, None)
         elif take.epoch <= self._ended.get(take.stream, (-1, 0.0))[0]:
             self._count("take_repeated")
@@ -153,6 +157,14 @@ class Handlers:
                 await self._answer(take, str(error))
                 return
             await self._answer(take, None)
+
+    async def _resize(self, take: TakeStream) -> None:
+        live, size = self._live.get(take.stream), (take.width, take.height)
+        if (peer := self._peers.get(take.stream)) is not None:
+            peer.resize(size)
+        if live is not None and size != live.size:
+            live.size = size
+            await live.resize(*size)
 
     async def _on_leave(self, leave: LeaveStream) -> None:
         stream = self._streams.get(leave.stream)
@@ -173,7 +185,8 @@ class Handlers:
         if session is None or session["state"] in TERMINAL_STATES:
             self._count("leave_ignored")
             return
-        spec: StreamSpec = session["spec"]
+        begun: StreamSpec = session["spec"]
+        spec = begun.model_copy(update={"sinks": kept_sinks(begun.sinks, session.get("destinations"))})
         assignment = session.get("assignment")
         size = assignment if isinstance(assignment, dict) else {}
         take = TakeStream(
@@ -197,13 +210,16 @@ class Handlers:
         """Listen and open the sinks. Raises SinkError, BusError."""
         ledger = await self._ledger(take.stream)
         roots, taken = self._settings.roots, self._taken()
+        begun = take.spec.model_copy(
+            update={"sinks": tuple(sink for sink in named(take.spec.sinks) if sink.id not in take.added_sinks)}
+        )
         # Listening may fail, and opening may: what was begun is undone, so that a repeated assignment finds nothing.
         subscriptions: list[Subscription] = []
         try:
             for leaf, handler in (("chunk", self.on_chunk), ("audio", self.on_audio), ("frames", self.on_frames)):
                 subscriptions.append(await self._bus.subscribe(subjects.stream(take.stream, leaf), handler))
             sinks = await asyncio.to_thread(
-                open_sinks, take.spec, take.width, take.height, roots, taken, resume=ledger.closed_chunks > 0
+                open_sinks, begun, take.width, take.height, roots, taken, resume=ledger.closed_chunks > 0
             )
         except BaseException:
             for subscription in subscriptions:
@@ -211,6 +227,9 @@ class Handlers:
                     await subscription.unsubscribe()
             raise
         viewers = WhepDesk(take.stream, take.width, take.height, self._settings.whep_viewers, self._settings)
+        peer = None
+        if take.spec.peer_grace_s is not None:
+            peer = PeerDesk(take, viewers, self._settings, self._bus, self._clock)
         live = LiveDesk(
             take.stream,
             (take.width, take.height),
@@ -231,20 +250,26 @@ class Handlers:
             self._tensors,
             self._tracer,
             self._clock,
-            {**sinks, "(live)": live.sink, "(webrtc)": viewers.sink},
+            {**sinks, "(live)": live.sink, "(webrtc)": viewers.sink, **({"(peer)": peer.sink} if peer else {})},
             ledger,
             self._on_done,
             self._latency,
         )
         self._streams[take.stream] = stream
-        self._files[take.stream] = destinations(take.spec, roots)
+        self._files[take.stream] = destinations(begun, roots)
         self._subscriptions[take.stream] = subscriptions
         self._live[take.stream] = live
         live.remove_other = stream.remove_sink
+        stream.figures = SinkReport(live, viewers, lambda: stream.stats().frames_out).due
         self._viewers[take.stream] = viewers
         stream.start()
         await viewers.start(self._bus)
-        await live.start(named(take.spec.sinks))
+        await live.start(named(take.spec.sinks), take.added_sinks)
+        if peer is not None:
+            self._peers[take.stream] = peer
+            await peer.start()
+        if take.given_up:
+            stream.adopt(take)  # what a predecessor had under way will not come
         return stream
 
     def _taken(self) -> set[Path]:
@@ -312,12 +337,9 @@ class Handlers:
         self._note_idle()
 
     async def _unsubscribe(self, stream: str) -> None:
-        viewers = self._viewers.pop(stream, None)
-        if viewers is not None:
-            await viewers.close()
-        live = self._live.pop(stream, None)
-        if live is not None:
-            await live.close()
+        for desk in (self._peers.pop(stream, None), self._viewers.pop(stream, None), self._live.pop(stream, None)):
+            if desk is not None:
+                await desk.close()
         for subscription in self._subscriptions.pop(stream, []):
             await subscription.unsubscribe()
 

@@ -16,6 +16,7 @@ from services.egress.accounts import Accounts
 from services.egress.audio import AudioOrder
 from services.egress.core import Arrival, Decisions, Emit, StreamCore
 from services.egress.ends import ChunkEnds
+from services.egress.figures import Due, nothing_told
 from services.egress.ledger import ChunkVerdict, StreamLedger, drop_key
 from services.egress.rules import rules_of
 from services.egress.settings import Settings
@@ -81,12 +82,11 @@ class EgressStream:
         self._ends = ChunkEnds(tracer, self.stream, take.epoch, clock.now_ns())
         self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set)
         self.remove_sink = self._sinks.remove
+        self.figures: Due = nothing_told
         self._meter = StreamMeter(clock.now_ns())
         self._pixels: dict[int, tuple[np.ndarray, ChunkStamp]] = {}
         self._sound = AudioOrder()
-        self._audio_parts = 0
-        self._audio_known = False
-        self._paused = 0
+        self._audio_parts, self._paused, self._audio_known = 0, 0, False
         self._source_error: str | None = None
         self._ending: tuple[str | None, str] | None = None  # (failure, drop key) once told to leave at once
         self._closes = asyncio.Event()
@@ -306,6 +306,7 @@ class EgressStream:
             through=ledger.through,
             totals=ledger.totals(),
             latency_ms=self._meter.newest_latency_ms,
+            sinks=self.figures(),
             ends=self._ends.take(),
         )
         await self._bus.publish(subjects.stream(self.stream, "closed"), message)

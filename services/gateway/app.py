@@ -22,6 +22,7 @@ from services.gateway.api import (
     pages,
     prompts,
     reference,
+    scope,
     sinks,
     streams,
     watching,
@@ -60,7 +61,7 @@ class Parts:
     """What the routes are bound to. One set per gateway."""
 
     def __init__(self, bus: Bus, store: SessionStore, settings: Settings) -> None:
-        self.settings = settings
+        self.settings, self.store = settings, store
         self.desk = Desk(bus, store, settings)
         self.seen = Seen(self.desk)
         self.watch = Watch(bus, settings.max_viewers)
@@ -103,7 +104,7 @@ class Parts:
 
     async def begin(self, stream: str) -> None:
         """A new stream of this id: nothing of one before it holds for it."""
-        for part in (self.shares, self.book, self.recording, self.timelines):
+        for part in (self.shares, self.recording, self.timelines):
             await part.forget(stream)
 
 
@@ -138,6 +139,7 @@ def build_api(parts: Parts) -> FastAPI:
     app.include_router(prompts.router(desk, parts.timelines, seen))
     app.include_router(models.router(desk, settings))
     app.include_router(compat.router(desk, parts.viewing, settings, seen))
+    app.include_router(scope.router(desk, parts.rtc, parts.store, settings, seen))
     app.include_router(files.router(parts.uploads, parts.taken, parts.recorded))
     app.include_router(fleet.router(desk))
     app.include_router(capacity.router(desk))

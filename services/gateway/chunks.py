@@ -92,7 +92,15 @@ class Chunks:
         heard = self._heard.get(stream)
         if heard is None:
             heard = self._heard[stream] = _Heard(now)
-            heard.subscription = await self._bus.subscribe(subjects.stream(stream, "frames"), self._on_frames)
+            try:
+                heard.subscription = await self._bus.subscribe(subjects.stream(stream, "frames"), self._on_frames)
+            except BaseException:  # NATS is away, or who asked has gone: the next question tries again
+                if self._heard.get(stream) is heard:
+                    del self._heard[stream]
+                raise
+            if self._heard.get(stream) is not heard:  # others were asked for meanwhile, too many of them
+                await heard.subscription.unsubscribe()
+                return heard
         heard.asked_s = now
         self._heard.move_to_end(stream)
         await self._forget(now)

@@ -30,10 +30,18 @@ class Recording:
     async def now(self, view: StreamView) -> RecordingView | None:
         """What is being recorded."""
         kept = await self._store.get_note(_place(view.id))
-        return None if kept is None else RecordingView.model_validate(kept)
+        if kept is None:
+            return None
+        begun = RecordingView.model_validate(kept)
+        # Until it has its command it is being added. One that could not be opened, or broke, is not under way any more.
+        if begun.command and all(sink.id != begun.sink for sink in await self._sinks.all(view.id)):
+            await self._store.drop_note(_place(view.id))
+            return None
+        return begun
 
     async def start(self, view: StreamView, tenant: str) -> RecordingView:
         """Begin. Raises ConflictError when one is under way, RefusedError, NoAnswerError."""
+        await self.now(view)  # one that broke must not stand in the way
         mark = secrets.token_hex(3)
         name = f"{view.id}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{mark}.mp4"
         path = inside(self._settings.media_dir, f"{RECORDINGS}/{view.tenant}/{name}")

@@ -11,7 +11,8 @@ from shared.contracts import subjects
 from shared.contracts.signalling import RtcAnswer, RtcCandidate, RtcClose, RtcOffer, RtcRefusal
 
 ANSWER_S = 10.0
-End = Literal["whip", "whep"]
+End = Literal["whip", "whep", "peer"]
+WHAT: dict[End, str] = {"whip": "no WHIP source", "whep": "no viewers' end", "peer": "no client of both ways"}
 
 
 class CodecError(GatewayError):
@@ -36,7 +37,7 @@ _ERRORS: dict[RtcRefusal, type[GatewayError]] = {
 
 
 class RtcDesk:
-    """Requests on ``rheo.stream.<id>.whip`` and ``.whep``."""
+    """Requests on ``rheo.stream.<id>.whip``, ``.whep`` and ``.peer``."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -57,8 +58,9 @@ class RtcDesk:
         try:
             answer: RtcAnswer = await self._bus.request(subjects.stream(stream, end), message, ANSWER_S)
         except NoResponderError:
-            what = "has no WHIP source" if end == "whip" else "has no viewers' end"
-            raise ConflictError(f"stream {stream} {what} that is open: it has another source, or has ended") from None
+            raise ConflictError(
+                f"stream {stream} has {WHAT[end]} that is open: it was started otherwise, or has ended"
+            ) from None
         except BusError as error:
             raise NoAnswerError(
                 f"the stream's {'ingest' if end == 'whip' else 'egress'} did not answer: {error}"

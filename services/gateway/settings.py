@@ -55,9 +55,10 @@ class Settings(IceSettings, ServiceSettings):
 
     jaeger_url: str = Field(default="", pattern=r"^(https?://\S+)?$")  # as a browser reaches it: links to traces
 
-    demo_model: str = ""  # of clients of the public demo's protocol; empty: the embedded one
+    demo_model: str = ""  # of clients of the public demo's and Scope's protocols; empty: the embedded one
     demo_max_clients: int = Field(default=8, ge=0)
     demo_idle_s: float = Field(default=120.0, gt=0)
+    scope_grace_s: float = Field(default=2.0, ge=1, le=3600)  # after a client of Scope's has left, its stream ends
 
     ice_turn_secret_file: Path | None = None  # whose only line is ice_turn_secret
 

@@ -13,6 +13,7 @@ from services.gateway.errors import BusyError, UnknownPartError
 from shared.bus.port import Bus, Received
 from shared.contracts import subjects
 from shared.contracts.events import ChunkClosed, ChunkEnd, EventKind, StreamEvent
+from shared.contracts.sinks import SinkFigures
 from shared.contracts.views import LiveStats, ReceiptView
 
 MAX_STREAMS = 1024
@@ -55,6 +56,7 @@ class _Stream:
     samples: deque[_Sample] = field(default_factory=lambda: deque[_Sample](maxlen=MAX_SAMPLES))
     newest: ChunkClosed | None = None
     newest_ns: int = 0
+    sinks: tuple[SinkFigures, ...] = ()
 
 
 class Watch:
@@ -115,6 +117,7 @@ class Watch:
             return
         fresh = held.newest is None or closed.closed_chunks != held.newest.closed_chunks
         held.newest, held.newest_ns = closed, received.received_ns
+        held.sinks = held.sinks if closed.sinks is None else closed.sinks
         if closed.ends:
             for tell in self.on_ends:
                 tell(closed.stream, closed.ends)
@@ -149,6 +152,11 @@ class Watch:
             at_ns=held.newest_ns,
             ledger=held.newest.totals,
         )
+
+    def sinks(self, stream: str) -> tuple[SinkFigures, ...]:
+        """How the stream's sinks fare, as told at most a second ago; empty when nothing was heard."""
+        held = self._streams.get(stream)
+        return () if held is None else held.sinks
 
     def chunk(self, stream: str) -> int:
         """The newest closed chunk, −1 when none is known."""

@@ -24,6 +24,7 @@ class DropReason(StrEnum):
     RATE = "rate"  # under load the stream takes fewer frames a second
     PAUSED = "paused"  # it came while the stream was paused
     RECOVERING = "recovering"  # it came while the stream had no pipeline
+    RESIZED = "resized"  # it came while the stream changed its size, or has the size before
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Intake(Generic[Pixels]):
         self.ended = False
         self.paused = False
         self.held = False
+        self.held_for = DropReason.RECOVERING
         self._captured = totals.captured
         self._numbered = totals.numbered
         self._chunks = totals.chunks
@@ -167,11 +169,11 @@ class Intake(Generic[Pixels]):
         """Go on numbering."""
         self.paused = False
 
-    def hold(self, held: bool) -> None:
+    def hold(self, held: bool, reason: DropReason = DropReason.RECOVERING) -> None:
         """Live: there is nowhere to go for now. The frames that wait are given up: they would be too old."""
-        self.held = held
+        self.held, self.held_for = held, reason
         if held:
-            self.drop_pending(DropReason.RECOVERING)
+            self.drop_pending(reason)
 
     def stop(self) -> None:
         """End now: what has not been numbered is dropped."""

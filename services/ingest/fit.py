@@ -44,6 +44,7 @@ class Fitter:
 
     def __init__(self, width: int, height: int, fit: Fit) -> None:
         self._width, self._height, self._fit = width, height, fit
+        self._wanted = (width, height)
         self._reformatter = VideoReformatter()
         self._shape: tuple[Any, ...] = ()
         self._plan = FitPlan((width, height), (0, 0))
@@ -51,9 +52,15 @@ class Fitter:
         self._turn = Orientation()
         self._interpolation = Interpolation.BICUBIC
 
+    def resize(self, width: int, height: int) -> None:
+        """Another target from the next frame on. May be called in another thread."""
+        self._wanted = (width, height)
+
     def fit(self, frame: Any, sample_aspect: Fraction | None) -> np.ndarray:
         """A PyAV video frame → uint8 [height, width, 3] RGB, upright, in a buffer of its own."""
         turn = of_frame(frame)
+        if self._wanted != (self._width, self._height):
+            (self._width, self._height), self._shape = self._wanted, ()
         shape = (frame.width, frame.height, frame.format.name, sample_aspect, turn)
         if shape != self._shape:
             self._replan(frame, sample_aspect, turn)

@@ -38,7 +38,7 @@ class SimilarityFilter:
     def __init__(self, threshold: float, longest_ns: int) -> None:
         self.threshold = threshold
         self._longest_ns = longest_ns
-        self._reference: np.ndarray | None = None
+        self.reference: np.ndarray | None = None
         self._sent_ns = 0
         self._settle = SETTLE_CHUNKS
         self.skipped = 0  # frames
@@ -51,12 +51,12 @@ class SimilarityFilter:
         """Whether this chunk is skipped; ``captured_ns`` is when its last frame was. Each chunk is asked for once."""
         if self.threshold <= 0:
             return False
-        reference = self._reference
+        reference = self.reference
         similar = reference is not None and all(tile_difference(frame, reference) < self.threshold for frame in frames)
         if similar and self._settle == 0 and captured_ns - self._sent_ns < self._longest_ns:
             self.skipped += len(frames)
             return True
         # A picture that is refreshed after a long time is settled already.
         self._settle = max(0, self._settle - 1) if similar else SETTLE_CHUNKS
-        self._reference, self._sent_ns = frames[-1], captured_ns
+        self.reference, self._sent_ns = frames[-1], captured_ns
         return False

@@ -23,10 +23,10 @@ from services.ingest.pausing import Answer, Pauses
 from services.ingest.pixels import no_pixels, put_pixels
 from services.ingest.reader import Behind, End, Item, Reader, Shot
 from services.ingest.rmse import chunk_rmse
-from services.ingest.rtc.inbox import Inbox
 from services.ingest.rtc.whip import WhipDesk
 from services.ingest.settings import Settings
 from services.ingest.similar import SimilarityFilter
+from services.ingest.sizing import Sizing
 from services.ingest.sources.opening import open_source
 from services.ingest.sources.port import Source, SourceError
 from services.ingest.thinning import Thinner
@@ -45,6 +45,7 @@ from shared.contracts.events import (
 )
 from shared.contracts.sources import FileSource, PatternSource, PushSource, WhipSource
 from shared.media.errors import one_line
+from shared.rtc.inbox import Inbox
 from shared.session.port import SessionStore
 from shared.telemetry.hops import record_ingest, start_chunk_trace
 from shared.tensors.port import TensorStore
@@ -75,7 +76,7 @@ class IngestStream:
         self._take, self._settings = take, settings
         self._bus, self._tensors, self._tracer = bus, tensors, tracer
         self._done = done
-        self._live = take.spec.mode is Mode.LIVE
+        self._live, self._sizing = take.spec.mode is Mode.LIVE, Sizing(take)
         self._from_text = isinstance(take.spec.source, NoSource)
         self._deadline_ns = take.spec.deadline_ms * 1_000_000
         self._wake = asyncio.Event()
@@ -115,7 +116,9 @@ class IngestStream:
         comes_once = self._live and not isinstance(take.spec.source, FileSource | PatternSource | NoSource)
         reader = self._reader = Reader(
             self.stream,
-            lambda: open_source(take.spec, take.width, take.height, settings, self._inbox, self._links, heard),
+            lambda: open_source(
+                take.spec, self._sizing.width, self._sizing.height, settings, self._inbox, self._links, heard
+            ),
             self._feed,
             behind_ns=self._deadline_ns // 2 if self._live else None,
             skip=totals.captured if totals is not None and not comes_once else 0,
@@ -151,7 +154,9 @@ class IngestStream:
         # Within an epoch an older assignment may be delivered after a newer one; credits only grow.
         self._intake.credits = take.credits if newer else max(take.credits, self._intake.credits)
         if newer and self._live:
-            self._intake.hold(take.source_held)
+            self._intake.hold(take.source_held, DropReason(take.held_for))
+        if newer and self._sizing.adopt(take, self._source):
+            self._previous = self._similar.reference = None
         if take.refreshes > self._refreshes or newer:
             self._refreshes, self._similar.threshold = take.refreshes, take.skip_similar
             self._similar.refresh()
@@ -242,9 +247,11 @@ class IngestStream:
         if self._audio is None:
             await self._find_audio()
         if isinstance(item, Shot | Behind) and self._intake.held:
-            self._intake.drop(DropReason.RECOVERING)
+            self._intake.drop(self._intake.held_for)
         elif isinstance(item, Shot | Behind) and self._is_from_the_pause(item):
             self._intake.drop(DropReason.PAUSED)
+        elif isinstance(item, Shot) and not self._sizing.fits(item.picture.pixels):
+            self._intake.drop(DropReason.RESIZED)
         elif isinstance(item, Shot) and not self.thinner.keeps(item.picture.pts, self._time_base):
             self._intake.drop(DropReason.RATE)
         elif isinstance(item, Shot):
@@ -271,7 +278,7 @@ class IngestStream:
         frames, last = [frame.pixels for frame in chunk.frames], chunk.frames[-1]
         resumed = self._pauses.numbered(chunk.number, chunk.frames[0].pts, last.pts)
         skipped = not self._from_text and self._similar.skips(frames, last.captured_ns)
-        rmse, ref = (0.0,) * (len(frames) + chunk.padding), no_pixels(self._take.width, self._take.height)
+        rmse, ref = (0.0,) * (len(frames) + chunk.padding), no_pixels(self._sizing.width, self._sizing.height)
         if not self._from_text:
             rmse = chunk_rmse(frames, self._previous, chunk.padding)
             self._previous = frames[-1]
@@ -365,31 +372,15 @@ class IngestStream:
 
     async def _tell_applied(self, answers: list[Answer]) -> None:
         for answer in answers:
-            event = StreamEvent(
-                stream=self.stream,
-                event=EventKind.APPLIED,
-                service="ingest",
-                at_ns=time.time_ns(),
-                command=answer.command,
-                chunk=answer.chunk,
-                pts=answer.pts,
-                reason=answer.reason,
-                epoch=self.epoch,
-            )
+            event = self._event(EventKind.APPLIED, answer.reason)
+            event = event.model_copy(update={"command": answer.command, "chunk": answer.chunk, "pts": answer.pts})
             try:
                 await self._bus.publish(subjects.stream(self.stream, "event"), event)
             except (BusError, OSError) as error:  # the picture goes on all the same
                 log.warning("stream %s: %s was not told: %s", self.stream, answer.reason, error)
 
     async def _fail(self, reason: str) -> None:
-        event = StreamEvent(
-            stream=self.stream,
-            event=EventKind.FAILED,
-            service="ingest",
-            at_ns=time.time_ns(),
-            reason=reason,
-            epoch=self.epoch,
-        )
+        event = self._event(EventKind.FAILED, reason)
         for _ in range(FAIL_TELLS):
             try:
                 await self._bus.publish(subjects.stream(self.stream, "event"), event)
@@ -398,3 +389,8 @@ class IngestStream:
                 await asyncio.sleep(self._settings.repeat_s)
             else:
                 return
+
+    def _event(self, kind: EventKind, reason: str) -> StreamEvent:
+        return StreamEvent(
+            stream=self.stream, event=kind, service="ingest", at_ns=time.time_ns(), reason=reason, epoch=self.epoch
+        )

@@ -144,6 +144,25 @@ class Admission:
         if seat is not None and seat.pipeline != pipeline:
             self._rebook(seat, pipeline, seat.demand)
 
+    def resized(self, stream: str, demand: Demand, now_s: float) -> Admitted | Refused:
+        """Whether a stream would be let in with this demand in place of its own, where it is. Nothing is reserved.
+
+        One that is alone may have a smaller picture whatever it costs; a larger one only with all that it asks for.
+        """
+        seat = self._seats.get(stream)
+        if seat is None:
+            return Refused(Refusal.OTHER, f"stream {stream} is not running", 0.0)
+        trial = self._trial([seat.pipeline])
+        trial.tenants.leave(seat.tenant, seat.load)
+        if (book := trial.books.get(seat.pipeline)) is not None:
+            book.remove(seat.demand)
+            trial._price(seat.pipeline)
+        decided = trial._decide(seat.tenant, demand, [seat.pipeline], now_s)
+        if isinstance(decided, Refused) or decided.demand == demand or demand.tokens <= seat.demand.tokens:
+            return decided
+        why = trial._carries(seat.pipeline, trial.books[seat.pipeline], demand)
+        return why if isinstance(why, Admitted) else Refused(Refusal.CAPACITY, why, self._retry_s(0))
+
     def demand_of(self, stream: str) -> Demand | None:
         """What a stream was promised."""
         seat = self._seats.get(stream)
@@ -234,16 +253,16 @@ class Admission:
         rules = self.rules
         before, loads = book.load(), book.loads(demand)
         load = loads.most
-        what = f"one more stream of {demand.width}×{demand.height} at {demand.fps:g} fps and {demand.steps} steps"
         if load > rules.target:
             return (
-                f"{what} would use {load:.0%} of what there is, and {rules.target:.0%} are given away: ask for less, "
+                f"{_named(demand)} would use {load:.0%} of what there is, and {rules.target:.0%} are given away: ask for less, "
                 "stop a stream, or add a worker"
             )
         at_worst = book.loads(demand, margin=True).most
         if at_worst > 1.0:
             return (
-                f"{what} would use {load:.0%} of what there is, and as predictions are off now it may be {at_worst:.0%}: "
+                f"{_named(demand)} would use {load:.0%} of what there is, and as predictions are off now it may be "
+                f"{at_worst:.0%}: "
                 "ask for less, stop a stream, or add a worker"
             )
         latency = book.latency_ms(demand, loads)
@@ -329,6 +348,10 @@ def tiers_below(demand: Demand) -> Iterator[Demand]:
                 found.append((lost, tier))
     found.sort(key=lambda each: each[0])
     yield from (tier for _, tier in found if tier != demand)
+
+
+def _named(demand: Demand) -> str:
+    return f"one more stream of {demand.width}×{demand.height} at {demand.fps:g} fps and {demand.steps} steps"
 
 
 def own_tiers(demand: Demand) -> Iterator[Demand]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from services.scheduler.admission import Admission, Admitted, Rules, tiers_below
 from services.scheduler.costs import key_of
@@ -51,6 +52,22 @@ class Admitting:
         tier = tier_of(decided.demand)
         record.promise = Promise(fps=tier.fps, latency_ms=round(decided.latency_ms, 1), tier=tier)
         return next(each for each in fitting if each.name == decided.pipeline)
+
+    def check_resize(self, record: StreamRecord, model: ModelSpec, width: int, height: int) -> None:
+        """Whether there is room for a stream at another size. Raises RefusedError with the reason."""
+        asked = record.wish.asked if record.wish is not None else demand_of(record, model)
+        demand = replace(asked, width=width, height=height, tokens=model.tokens(width, height))
+        decided = self.admission.resized(record.stream, demand, self._now())
+        if not isinstance(decided, Admitted):
+            line = f"{decided.reason}; the stream goes on at {record.width}×{record.height}"
+            raise RefusedError(line, decided.retry_after_s, decided.refusal)
+
+    def resized(self, record: StreamRecord, demand: Demand) -> None:
+        """A stream has another size: that is what it was promised now."""
+        self.admission.change(record.stream, demand)
+        latency_ms = self.admission.latency_ms(record.pipeline, demand)
+        record.demand, tier = demand, tier_of(demand)
+        record.promise = Promise(fps=tier.fps, latency_ms=round(latency_ms, 1), tier=tier)
 
     def leave(self, stream: str) -> None:
         """A stream is gone."""

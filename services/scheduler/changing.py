@@ -9,6 +9,7 @@ from services.scheduler.messenger import Messenger, RefusedError, credits_for
 from services.scheduler.placing import check_settings
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
+from services.scheduler.resizing import Resizing
 from services.scheduler.stream_queue import Change, StreamQueue, StreamSettings
 from services.scheduler.suspending import Suspending
 from services.scheduler.tiering import Tiering
@@ -33,9 +34,10 @@ class Changing:
         records: Mapping[str, StreamRecord],
         cores: Mapping[str, PipelineCore],
         pump: Callable[[], None],
+        resizing: Resizing,
     ) -> None:
         self._store, self._messenger, self._prompting, self._tiering = store, messenger, prompting, tiering
-        self._suspending = suspending
+        self._suspending, self._resizing = suspending, resizing
         self._records, self._cores, self._pump = records, cores, pump
 
     async def update(self, command: UpdateStream) -> None:
@@ -58,6 +60,9 @@ class Changing:
             queue = self.queue_of(record)
             if patch.paused is not None:
                 await self._pause(record, queue, command.command, patch.paused)
+                return
+            if patch.width is not None and patch.height is not None:
+                await self._resizing.resize(record, queue, command.command, patch.width, patch.height)
                 return
             longest = max(patch.frames_per_block or 1, patch.max_frames_per_block or 1)
             check_settings(queue.model, patch.steps, longest, patch.noise, queue.from_text)

@@ -52,22 +52,20 @@ class _Cell:
     def fill(self, ms: float, times: int) -> None:
         """The same time, so many times over."""
         for _ in range(times):
-            self._remember(ms)
+            self.add(ms)
 
     def add(self, ms: float) -> bool:
         """Whether the level moved materially."""
-        self._remember(ms)
-        level = _middle(self.ordered)
+        times, ordered = self.times, self.ordered
+        times.append(ms)
+        insort(ordered, ms)
+        if len(times) > LEVELS:
+            del ordered[bisect_left(ordered, times.popleft())]
+        level = _middle(ordered)
         if abs(level - self.level) <= MATERIAL * self.level:
             return False
         self.level = level
         return True
-
-    def _remember(self, ms: float) -> None:
-        self.times.append(ms)
-        insort(self.ordered, ms)
-        if len(self.times) > LEVELS:
-            del self.ordered[bisect_left(self.ordered, self.times.popleft())]
 
 
 def middle(values: Iterable[float]) -> float:
@@ -136,8 +134,10 @@ class Curve:
         self._window.append((shape, ms, residual))
         if -JUMP <= residual <= JUMP or not (shift := self._change()):
             drift = MAX_DRIFT if residual > MAX_DRIFT else -MAX_DRIFT if residual < -MAX_DRIFT else residual
-            self._speed *= math.exp(DRIFT * drift)
-            self._tell()
+            speed = self._speed = self._speed * math.exp(DRIFT * drift)
+            told = self._told_speed
+            if not -MATERIAL * told <= speed - told <= MATERIAL * told:
+                self._tell()
         else:
             self.scale(math.exp(shift))
         cell = self._cells.get(shape)

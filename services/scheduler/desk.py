@@ -18,6 +18,7 @@ from services.scheduler.placing import place
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
 from services.scheduler.recovering import Recovering
+from services.scheduler.resizing import Resizing
 from services.scheduler.settings import Settings
 from services.scheduler.sinking import Sinking
 from services.scheduler.stream_queue import StreamQueue, StreamSettings
@@ -63,19 +64,8 @@ class StreamDesk:
         self.make_core: Callable[[Pipeline], PipelineCore] | None = None
         self.admitting = Admitting(settings, fleet, clock, lambda name: costs_of(self.cores, name))
         self.tiering = Tiering(store, self._messenger, clock, self.admitting, self.records, self.cores)
-        self.sinking = Sinking(bus, self._messenger, self.records)
+        self.sinking = Sinking(bus, store, self._messenger, self.records)
         self._prompting = Prompting(settings, bus, store, self._messenger, self.cores)
-        self.changing = Changing(
-            store,
-            self._messenger,
-            self._prompting,
-            self.tiering,
-            self.suspending,
-            self.records,
-            self.cores,
-            lambda: self._pump(),
-        )
-        self.update = self.changing.update
         self.recovering = Recovering(
             settings,
             store,
@@ -87,6 +77,31 @@ class StreamDesk:
             self.cores,
             self.admitting.admission.loads,
         )
+        resizing = Resizing(
+            store,
+            clock,
+            self._messenger,
+            self._prompting,
+            self.tiering,
+            self.admitting,
+            self.recovering,
+            self.cores,
+            lambda pipeline: self.opening(pipeline),
+            lambda refs: self._release(refs),
+            lambda: self._pump(),
+        )
+        self.changing = Changing(
+            store,
+            self._messenger,
+            self._prompting,
+            self.tiering,
+            self.suspending,
+            self.records,
+            self.cores,
+            lambda: self._pump(),
+            resizing,
+        )
+        self.update = self.changing.update
 
     def wire(self, pump: Callable[[], None], release: Callable[[list[TensorRef]], None]) -> None:
         """``pump`` schedules on every pipeline, soon; ``release`` gives back tensors that nobody will read."""

@@ -213,6 +213,8 @@ class Handlers:
         event: StreamEvent = received.message
         if event.service == "egress" and event.event in (EventKind.STOPPED, EventKind.FAILED):
             await self._desk.on_ended(event)
+        elif event.service == "egress" and event.gone:
+            self._spawn(self._desk.sinking.on_gone(event))
         elif event.service == "ingest" and event.event is EventKind.FAILED:
             record = self._desk.records.get(event.stream)
             if record is None or not record.tells(event.epoch):

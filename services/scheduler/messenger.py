@@ -74,6 +74,7 @@ class Messenger:
             given_up=given_up,
             skip_similar=record.skip_similar,
             refreshes=record.refreshes,
+            added_sinks=tuple(sorted(record.added_sinks)),
         ).model_copy(update=changes)
         if not wait:
             await self._bus.publish(subjects.assign(service), message)

@@ -179,13 +179,13 @@ class Book:
         self, extra: Demand | None = None, count: int = 1, instead_of: Demand | None = None, margin: bool = False
     ) -> Loads:
         """The same in its parts. ``margin``: if all took as much longer as the cost model may be wrong in a second."""
-        demands = self.demands
+        demands: dict[Demand, int] = self.demands
         if extra is not None or instead_of is not None:
-            demands = Counter(self.demands)
+            demands = dict(self.demands)
             if extra is not None:
-                demands[extra] += count
+                demands[extra] = demands.get(extra, 0) + count
             if instead_of is not None:
-                demands[instead_of] -= 1
+                demands[instead_of] = demands.get(instead_of, 0) - 1
         return self._loads(demands, margin)
 
     def latency_ms(self, demand: Demand, loads: Loads) -> float:
@@ -214,7 +214,7 @@ class Book:
             took += chunks * ms * slower + min(1.0, loads.lanes[at][1]) * in_the_way
         return demand.capture_ms + took + HOPS_MS + PACING_MS
 
-    def _loads(self, demands: Counter[Demand], margin: bool = False) -> Loads:
+    def _loads(self, demands: Mapping[Demand, int], margin: bool = False) -> Loads:
         shape = self.shape
         lanes = [[0.0, 0.0] for _ in range(shape.stages)]  # a second's work by worker, in seconds
         thread_s = [0.0] * shape.stages
@@ -236,10 +236,10 @@ class Book:
                 groups.setdefault(demand.bucket, []).append((demand, count))
                 mpix_per_s += count * demand.pixels_per_s
         for bucket, members in groups.items():
-            batch = self._batch(bucket, sum(count for _, count in members), [demand for demand, _ in members])
+            batch = self._batch(bucket, sum([count for _, count in members]), [demand for demand, _ in members])
             first, units = members[0][0], members[0][0].tokens
-            items = sum(count * demand.items_per_s for demand, count in members)
-            chunks = sum(count * demand.chunks_per_s for demand, count in members)
+            items = sum([count * demand.items_per_s for demand, count in members])
+            chunks = sum([count * demand.chunks_per_s for demand, count in members])
             for stage in range(shape.stages):
                 forwards_ms = items * self._forward_ms(stage, first, batch) / batch
                 work(stage, 0, f"stage.{stage}", units * first.frames_per_block, forwards_ms, items / batch)
@@ -288,7 +288,7 @@ class Book:
         return best
 
     def _forwards_ms(self, demand: Demand, items: int) -> float:
-        return sum(self._forward_ms(stage, demand, items) for stage in range(self.shape.stages))
+        return sum([self._forward_ms(stage, demand, items) for stage in range(self.shape.stages)])
 
     def _forward_ms(self, stage: int, demand: Demand, items: int) -> float:
         return self.costs.predict(f"stage.{stage}", items * demand.frames_per_block * demand.tokens, items)

@@ -66,6 +66,7 @@ class StreamRecord:
     pace_version: int = 0
     fps_cap: float = 0.0  # its user's own limit on the source's rate; 0: none
     parts: tuple[PromptPart, ...] = ()  # what its prompt is mixed of; empty: it is one prompt
+    added_sinks: set[str] = field(default_factory=set[str])  # ids of those that it was not started with
     fps_seen: float = 0.0  # of the source, as its chunks come; 0: not known yet
     prompts: PromptLedger = field(default_factory=PromptLedger)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from services.scheduler.core import PipelineCore
 from services.scheduler.fleet import Fleet, Pipeline
@@ -17,6 +18,7 @@ from shared.bus.port import BusError
 from shared.clock import Clock
 from shared.contracts.events import EventKind
 from shared.contracts.refs import TensorRef
+from shared.contracts.sinks import named
 from shared.session.port import SessionStore, StoreError
 from shared.session.state import IllegalMoveError, Owner, StreamState
 
@@ -79,6 +81,11 @@ class Recovering:
             return None
         return self._fail(record.stream, f"{instance} {how}")
 
+    def anew(self, record: StreamRecord, reason: str) -> Awaitable[None] | None:
+        """Place a running stream anew, as if a worker of it were lost. None: it is not running."""
+        recovery = self._begin(record, reason) if record.phase is Phase.RUNNING else None
+        return None if recovery is None else self._recover(record, recovery)
+
     def _begin(self, record: StreamRecord, reason: str) -> Recovery | None:
         """From here on nothing of the lost placement counts: a new epoch, and no queue."""
         core = self._cores.get(record.pipeline)
@@ -122,6 +129,13 @@ class Recovering:
         self._release(core.remove(record.stream) if core is not None else [])
         await self._messenger.take("egress", record, record.egress, given_up=GIVEN_UP)
 
+    async def _egress_back(self, record: StreamRecord, recovery: Recovery) -> None:
+        """Until the stream's egress beats again; it finds what it has to know in the session store."""
+        while record.phase is Phase.RECOVERING and not self._fleet.alive(record.egress):
+            if (line := recovery.expired(self._clock.monotonic(), self._settings.recover_s)) is not None:
+                raise RefusedError(line)
+            await self._clock.sleep(LOOK_S)
+
     async def _hold(self, record: StreamRecord, recovery: Recovery) -> None:
         """Nothing more is numbered, and what was under way is closed. Raises RefusedError when somebody does not answer."""
         await self._store.put(record.stream, Owner.SCHEDULER, self._placement(record))
@@ -129,6 +143,7 @@ class Recovering:
         await self._messenger.tell(record.stream, EventKind.RECOVERING, reason=recovery.reason)
         # Ingest first: after its answer no chunk of the old epoch is numbered any more.
         await self._messenger.take("ingest", record, record.ingest)
+        await self._egress_back(record, recovery)
         await self._messenger.take("egress", record, record.egress, given_up=GIVEN_UP)
 
     async def _try(self, record: StreamRecord, recovery: Recovery, pipeline: Pipeline) -> bool:
@@ -174,7 +189,7 @@ class Recovering:
         version = await self._prompting.prepare(record, await self._prompt(record), record.parts)
         if record.phase is not Phase.RECOVERING or self._core_for is None:
             return  # it was stopped meanwhile
-        queue = renewed(recovery.queue, record.epoch, version)
+        queue = replace(renewed(recovery.queue, record.epoch, version), width=record.width, height=record.height)
         self._core_for(pipeline).add(queue)
         record.source_held = False
         try:
@@ -190,6 +205,9 @@ class Recovering:
         await self._move(record.stream, StreamState.LIVE)
         took = self._clock.monotonic() - recovery.since
         where = "" if pipeline.name == recovery.pipeline else f", on pipeline {pipeline.name}"
+        if record.egress in recovery.reason.split():
+            again = ", ".join(sink.id for sink in named(record.spec.sinks))
+            where += f"; its sinks were opened again: {again}"
         await self._messenger.tell(
             record.stream, EventKind.RESUMED, reason=f"{took:.1f} s after {recovery.reason}{where}", version=version
         )

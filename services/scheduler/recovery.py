@@ -2,7 +2,8 @@
 
 A live stream recovers: it gets a new epoch at once, so that nothing of the lost placement counts any more, its source is held,
 and it goes on with a new first block as soon as a pipeline has room for it: its own when the worker is back, empty, or
-another. A lossless stream has lost frames that nobody has any more: it fails.
+another. So it does when its egress is lost: that one opens the sinks again once it is back. A lossless stream has lost
+frames that nobody has any more: it fails.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Fate(StrEnum):
 
 
 def fate(record: StreamRecord, instance: str) -> Fate:
-    """What becomes of a stream when ``instance`` is lost. Only what workers hold can be made anew."""
+    """What becomes of a stream when ``instance`` is lost. What workers and egress hold can be made anew."""
     if instance not in record.holders():
         return Fate.NOTHING
-    if instance not in record.workers:
-        return Fate.FAILS
+    if instance not in record.workers and (instance != record.egress or record.phase is Phase.STOPPING):
+        return Fate.FAILS  # what is being stopped is closed by an egress that was not told of it yet
     if record.phase is Phase.RECOVERING:
         return Fate.RECOVERING
     if record.spec.mode is not Mode.LIVE or record.failure is not None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from services.scheduler.messenger import Messenger
 from services.scheduler.records import Phase, StreamRecord
 from shared.bus.port import Bus, BusError
 from shared.contracts import subjects
-from shared.contracts.events import EventKind
+from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.sinks import AddSink, ChangeSinks, RemoveSink, Sink, named
+from shared.session.port import NoSuchStreamError, SessionStore, StoreError
+from shared.session.state import Owner
+
+log = logging.getLogger(__name__)
 
 MAX_SINKS = 16
 
 
 class Sinking:
-    """The sinks a stream has now stand in its record's spec: an egress that takes it anew opens those."""
+    """The sinks a stream has now stand in its record's spec and in its session: an egress that takes it anew opens those."""
 
-    def __init__(self, bus: Bus, messenger: Messenger, records: Mapping[str, StreamRecord]) -> None:
-        self._bus, self._messenger, self._records = bus, messenger, records
+    def __init__(
+        self, bus: Bus, store: SessionStore, messenger: Messenger, records: Mapping[str, StreamRecord]
+    ) -> None:
+        self._bus, self._store, self._messenger, self._records = bus, store, messenger, records
 
     async def change(self, command: AddSink | RemoveSink) -> None:
         """Answers accepted or refused; egress then tells applied, or a warning with this command."""
@@ -40,7 +47,8 @@ class Sinking:
         if refused:
             await self._refuse(command, refused)
             return
-        record.spec = record.spec.model_copy(update={"sinks": sinks})
+        added = {command.sink.id} if isinstance(command, AddSink) else set[str]()
+        await self._has(record, sinks, record.added_sinks | added)  # who is told "accepted" may look at once
         await self._messenger.tell(command.stream, EventKind.ACCEPTED, command=command.command)
         message = ChangeSinks(
             instance=record.egress,
@@ -56,6 +64,25 @@ class Sinking:
             await self._messenger.tell(
                 command.stream, EventKind.WARNING, reason=f"egress was not told: {error}", command=command.command
             )
+
+    async def on_gone(self, event: StreamEvent) -> None:
+        """Egress could not open it, or it broke for good: its place is free."""
+        record = self._records.get(event.stream)
+        if record is None or not record.tells(event.epoch):
+            return
+        sinks = named(record.spec.sinks)
+        left = tuple(sink for sink in sinks if sink.id != event.sink)
+        if len(left) < len(sinks):
+            await self._has(record, left, record.added_sinks)
+
+    async def _has(self, record: StreamRecord, sinks: tuple[Sink, ...], added: set[str]) -> None:
+        record.spec = record.spec.model_copy(update={"sinks": sinks})
+        record.added_sinks = added & {sink.id for sink in sinks}
+        try:
+            kept = [sink.model_dump() for sink in sinks]
+            await self._store.put(record.stream, Owner.SCHEDULER, {"destinations": kept})
+        except (NoSuchStreamError, StoreError) as error:
+            log.warning("stream %s: where it goes was not kept: %s", record.stream, error)
 
     async def _refuse(self, command: AddSink | RemoveSink, reason: str) -> None:
         await self._messenger.tell(command.stream, EventKind.REFUSED, reason=reason, command=command.command)

@@ -33,8 +33,10 @@ NOT_MISSED = frozenset(
         "ingest:paused",
         "ingest:stopped",
         "ingest:rate",
+        "ingest:resized",
         "ingest:lost",
         "scheduler:pipeline_fault",
+        "scheduler:resized",
         "egress:sink_full",
     }
 )
@@ -136,6 +138,18 @@ class Tiering:
         self._admitting.admission.change(record.stream, wanted.asked)
         tier = ladder.ask(record.stream, wanted)
         return tier.steps, tier.frames_per_block
+
+    def resized(self, record: StreamRecord, model: ModelSpec) -> None:
+        """The stream has the size of its record now: what it wishes for and is promised is that."""
+        wish, ladder = record.wish, self.ladders.get(record.pipeline)
+        if wish is None:
+            return
+        tokens = model.tokens(record.width, record.height)
+        asked = replace(wish.asked, width=record.width, height=record.height, tokens=tokens)
+        record.wish = replace(wish, asked=asked)
+        self._admitting.resized(record, asked)
+        if ladder is not None and ladder.tier(record.stream) is not None:
+            ladder.ask(record.stream, record.wish)
 
     def check_rate(self, record: StreamRecord, fps: float | None, from_text: bool) -> None:
         """Take a user's new rate down, as a limit on what the source gives. Raises RefusedError where there can be none."""

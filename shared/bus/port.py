@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from shared.contracts.catalog import channel_of
 from shared.contracts.refs import Wire
 
 
@@ -72,15 +73,15 @@ class Counters:
 
 @dataclass(slots=True)
 class BusStats:
-    """Counters by subject pattern: the catalog's for what was published, the subscriber's for the rest."""
+    """Counters by subject pattern, the catalog's: a stream's id is in none of them, so that they are bounded."""
 
     by_pattern: dict[str, Counters] = field(default_factory=dict)
 
     def of(self, pattern: str) -> Counters:
-        """The counters of one pattern, made on first use."""
+        """The counters of the channel that a subject or pattern belongs to, made on first use. Raises LookupError."""
         counters = self.by_pattern.get(pattern)
         if counters is None:
-            counters = self.by_pattern[pattern] = Counters()
+            counters = self.by_pattern.setdefault(channel_of(pattern).subject, Counters())
         return counters
 
     def total(self, name: str) -> int:

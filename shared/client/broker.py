@@ -7,7 +7,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Generic, Literal, Self, TypeVar, cast
 
 from nats import errors as nats_errors
@@ -106,8 +106,9 @@ class Broker:
                 await nc.connect(
                     url, name=name, tls=tls, error_cb=quiet, max_reconnect_attempts=-1, reconnect_time_wait=1
                 )
-        except (OSError, TimeoutError, nats_errors.Error) as error:
-            await nc.close()
+        except (OSError, TimeoutError, ValueError, nats_errors.Error) as error:
+            with suppress(AssertionError):  # of an address that is none nothing has been opened
+                await nc.close()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             where = url.rpartition("@")[2]
             raise UnreachableError(

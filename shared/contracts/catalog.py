@@ -65,7 +65,7 @@ CHANNELS: tuple[Channel, ...] = (
         s.stream("*", "control"),
         (c.StartStream, c.UpdateStream, c.StopStream, o.MigrateStream, k.AddSink, k.RemoveSink),
         Delivery.JETSTREAM,
-        ("gateway", "platform"),
+        ("gateway", "platform", "egress"),
         ("scheduler",),
     ),
     Channel(
@@ -73,7 +73,7 @@ CHANNELS: tuple[Channel, ...] = (
         (e.StreamEvent,),
         Delivery.JETSTREAM,
         ("scheduler", "ingest", "egress"),
-        ("scheduler", "gateway", "platform"),
+        ("scheduler", "gateway", "platform", "egress"),
     ),
     Channel(
         s.assign("*"),
@@ -91,7 +91,7 @@ CHANNELS: tuple[Channel, ...] = (
         ("scheduler",),
         ("ingest", "worker", "egress", "motion"),
     ),
-    Channel(s.stream("*", "push"), (u.PushedFrame,), Delivery.CORE, ("platform", "gateway"), ("ingest",)),
+    Channel(s.stream("*", "push"), (u.PushedFrame,), Delivery.CORE, ("platform", "gateway", "egress"), ("ingest",)),
     Channel(s.stream("*", "out"), (k.FramePublished,), Delivery.CORE, ("egress",), ("platform", "gateway")),
     Channel(s.stream("*", "preview"), (k.SourcePreviewed,), Delivery.CORE, ("ingest",), ("gateway",)),
     Channel(s.stream("*", "looking"), (k.Looking,), Delivery.CORE, ("gateway",), ("ingest", "egress")),
@@ -105,6 +105,14 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         s.stream("*", "whep"),
+        (r.RtcOffer, r.RtcCandidate, r.RtcClose),
+        Delivery.REQUEST,
+        ("gateway",),
+        ("egress",),
+        (r.RtcAnswer,),
+    ),
+    Channel(
+        s.stream("*", "peer"),
         (r.RtcOffer, r.RtcCandidate, r.RtcClose),
         Delivery.REQUEST,
         ("gateway",),

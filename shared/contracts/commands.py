@@ -41,6 +41,9 @@ class StreamSpec(Wire):
 
     Under load a live stream runs with fewer steps, fewer frames a second and longer frame blocks, between what it asks for
     and ``min_steps``, ``min_fps`` (None: half its rate, 4 at least) and ``max_frames_per_block`` (None: T stays).
+
+    ``peer_grace_s``: one WebRTC client of both ways may come (signalling on ``.peer``): it sends the frames of a ``push``
+    source, sees the result and changes the stream by a data channel. The stream is stopped when it has been away so long.
     """
 
     source: Source
@@ -64,6 +67,7 @@ class StreamSpec(Wire):
     min_steps: int = Field(default=1, ge=1, le=4)
     min_fps: float | None = Field(default=None, gt=0, le=240)
     max_frames_per_block: int | None = Field(default=None, ge=1, le=3)
+    peer_grace_s: float | None = Field(default=None, ge=1.0, le=3600.0)
 
     @field_validator("prompt")
     @classmethod
@@ -112,6 +116,7 @@ class StreamPatch(Wire):
     ``skip_similar`` 0: nothing is skipped. ``prompts``: several at once, by weight, in place of ``prompt``. ``fps``: a live
     source gives at most so many frames a second. ``reset``: the next block is a first block again, nothing cached counts.
     ``steps`` and ``frames_per_block`` are what it has when there is room; bounds that they pass move along with them.
+    ``width`` and ``height`` come together and alone: the stream begins anew at that size, or is refused it and goes on.
     """
 
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
@@ -130,6 +135,8 @@ class StreamPatch(Wire):
     prompts: tuple[PromptPart, ...] = Field(default=(), max_length=MAX_PROMPT_PARTS)
     fps: float | None = Field(default=None, gt=0, le=240)
     reset: bool = False
+    width: int | None = Field(default=None, ge=16, le=MAX_SIDE, multiple_of=16)
+    height: int | None = Field(default=None, ge=16, le=MAX_SIDE, multiple_of=16)
 
     @field_validator("prompt")
     @classmethod
@@ -151,6 +158,10 @@ class StreamPatch(Wire):
         changes = self.prompts or self.reset or any(value is not None for value in others)
         if self.paused is not None and changes:
             raise ValueError("paused comes alone: change the rest before or after it")
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give both width and height, or neither")
+        if self.width is not None and (changes or self.paused is not None):
+            raise ValueError("width and height come alone: change the rest before or after them")
         return self
 
 
@@ -198,7 +209,9 @@ class TakeStream(Wire):
     When a stream changes its pipeline, chunks carry the new epoch from the first one on that ingest numbers after it was
     told, and that begins a frame block: ``block_start`` is the number of one that does, ``block_chunks`` their length. Its
     answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
-    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too.
+    has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too. ``added_sinks`` (to
+    egress): ids of sinks that were added while it ran; one that takes the stream from a dead predecessor goes on with them.
+    ``held_for`` is the reason by which ingest drops what it captures while it is held.
     """
 
     kind: Literal["take"] = "take"
@@ -220,6 +233,8 @@ class TakeStream(Wire):
     keep: bool = False
     block_chunks: int = 1
     block_start: int = 0
+    added_sinks: tuple[str, ...] = ()
+    held_for: Literal["recovering", "resized"] = "recovering"
 
 
 class LeaveStream(Wire):

@@ -6,14 +6,15 @@ Times are UNIX nanoseconds (``*_ns``) unless they say otherwise; ``pts`` counts 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
 from shared.contracts.beats import Beat as Beat
 from shared.contracts.beats import MeasuredCost as MeasuredCost
+from shared.contracts.kinds import EventKind as EventKind
 from shared.contracts.refs import TensorRef, Wire
+from shared.contracts.sinks import SinkFigures
 from shared.contracts.tiers import Promise, Refusal, Tier
 from shared.contracts.timing import ChunkEnd as ChunkEnd
 from shared.contracts.timing import StageTiming as StageTiming
@@ -324,30 +325,11 @@ class ChunkClosed(Wire):
     through: int
     totals: LedgerTotals
     latency_ms: float = 0.0  # newest frame: emitted − captured
+    sinks: tuple[SinkFigures, ...] | None = None  # once a second; None: not told this time
     ends: tuple[ChunkEnd, ...] = ()
 
 
 # --- lifecycle -------------------------------------------------------------------------------------------------------
-
-
-class EventKind(StrEnum):
-    """What ``rheo.stream.<id>.event`` may tell."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    APPLIED = "applied"
-    LIVE = "live"
-    TIER_CHANGED = "tier_changed"
-    RECOVERING = "recovering"
-    RESUMED = "resumed"
-    WARNING = "warning"
-    MIGRATED = "migrated"  # from this chunk on another pipeline makes it
-    REBALANCED = "rebalanced"  # its pipeline's DiT blocks changed hands
-    LISTENING = "listening"  # ingest waits for a push; ``reason`` is the address
-    SOURCE_LOST = "source_lost"  # it gives nothing; it is opened again
-    SOURCE_BACK = "source_back"
-    STOPPED = "stopped"
-    FAILED = "failed"
 
 
 class StreamStats(Wire):
@@ -376,7 +358,8 @@ class StreamEvent(Wire):
     before it (−1: nothing fades). ``totals`` and ``stats`` come with stopped and failed. ``epoch`` is the stream's when it
     was told (0: not known): an id may be used again. ``retry_after_s`` above 0 in a refusal: the same command may be
     accepted then. A refused start has in ``tier`` what would be admitted now (None: nothing), an accepted one its ``promise``;
-    tier_changed tells the ``tier`` the stream runs with from now on, and why.
+    tier_changed tells the ``tier`` the stream runs with from now on, and why. A warning of one ``sink`` names it; ``gone``: it
+    is not tried again, and its id is free.
     """
 
     kind: Literal["stream_event"] = "stream_event"
@@ -397,3 +380,5 @@ class StreamEvent(Wire):
     refusal: Refusal = Refusal.OTHER
     tier: Tier | None = None
     promise: Promise | None = None
+    sink: str = ""
+    gone: bool = False

@@ -1,6 +1,7 @@
 """WebRTC's signalling: the gateway carries SDP and candidates, the media begins and ends in ingest and egress.
 
-Request/reply on ``rheo.stream.<id>.whip`` (the ingest that has the stream answers) and ``rheo.stream.<id>.whep`` (egress).
+Request/reply on ``rheo.stream.<id>.whip`` (the ingest that has the stream answers), ``rheo.stream.<id>.whep`` and, for a client
+of both ways, ``rheo.stream.<id>.peer`` (egress).
 """
 
 from __future__ import annotations

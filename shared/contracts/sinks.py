@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.contracts.refs import Wire
 from shared.contracts.sources import MAX_URL_CHARS
@@ -67,6 +68,47 @@ Sink = Annotated[Mp4Sink | NullSink | HlsSink | RtmpSink | WhepSink | NatsSink, 
 def named(sinks: Sequence[Sink]) -> tuple[Sink, ...]:
     """Sinks with the ids by which everybody calls those that have none: their kind and their place."""
     return tuple(s if s.id else s.model_copy(update={"id": f"{s.kind}-{n}"}) for n, s in enumerate(sinks, 1))
+
+
+_KEPT: TypeAdapter[tuple[Sink, ...]] = TypeAdapter(tuple[Sink, ...])
+
+
+def kept_sinks(begun: Sequence[Sink], changed: object) -> tuple[Sink, ...]:
+    """A stream's sinks now, named: ``changed`` is its session's "destinations", None when nothing was added or removed."""
+    if not isinstance(changed, list):
+        return named(begun)
+    try:
+        return _KEPT.validate_python(changed)
+    except ValidationError:
+        return named(begun)  # of another release
+
+
+class SinkState(StrEnum):
+    """A live sink's life."""
+
+    WAITING = "waiting"  # for its first keyframe
+    LIVE = "live"
+    BROKEN = "broken"  # it is opened again later, if that may help
+    CLOSED = "closed"
+
+
+class SinkFigures(Wire):
+    """How one sink fares. ``slow``: it does not keep up and loses pictures. ``error`` is what broke it last, "" if nothing did.
+
+    ``frames`` and ``bytes`` were sent; ``dropped`` pictures were not, because it was slow or broken. Of ``whep`` the
+    frames are those encoded, for all ``viewers`` at once. Bytes of a file written from the stream's start are not counted.
+    """
+
+    id: str
+    sink_kind: str
+    state: SinkState = SinkState.LIVE
+    slow: bool = False
+    frames: int = 0
+    bytes: int = 0
+    dropped: int = 0
+    breaks: int = 0
+    error: str = ""
+    viewers: int = 0
 
 
 class FramePublished(Wire):

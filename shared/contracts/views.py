@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.contracts.commands import PromptPart
 from shared.contracts.events import LedgerTotals, StreamEvent, StreamStats
 from shared.contracts.refs import Wire
+from shared.contracts.sinks import SinkFigures
 from shared.contracts.tiers import DEFAULT_TENANT, Promise, Quality, Refusal, Tier
 
 
@@ -90,12 +91,13 @@ class LiveStats(BaseModel):
 
 
 class StatsView(BaseModel):
-    """``live``: over the last seconds. ``total``: over the stream's life, once it has ended."""
+    """``live``: over the last seconds. ``total``: over the stream's life, once it has ended. ``sinks``: a second ago."""
 
     stream: str
     state: str
     live: LiveStats
     total: StreamStats | None = None
+    sinks: tuple[SinkFigures, ...] = ()
 
 
 class RecordingView(BaseModel):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def finalise_part(part: str | Path, final: str | Path) -> int:
 def _copy(pieces: list[Path], scratch: Path) -> int:
     pictures = 0
     last_dts: dict[str, int] = {}
+    ends: dict[str, Fraction] = {}  # of each track, in seconds
     with contextlib.ExitStack() as stack:
         output: Any = None
         tracks: dict[str, Any] = {}
@@ -114,12 +116,21 @@ def _copy(pieces: list[Path], scratch: Path) -> int:
                 )
                 for stream in _tracks(source):
                     tracks[stream.type] = output.add_stream_from_template(stream)
+            # A piece that begins at 0 again, as a sink's that was added while the stream ran, goes on where the last one
+            # stopped. In any other timestamps go on by themselves; what would repeat a time is left out.
+            end, shift = max(ends.values(), default=Fraction(0)), None
             for packet in _packets(source):
                 kind = packet.stream.type
-                # A piece that begins anew may repeat nothing: its timestamps go on where the last one stopped.
-                if kind not in tracks or packet.dts <= last_dts.get(kind, packet.dts - 1):
+                if kind not in tracks:
+                    continue
+                if shift is None:
+                    shift = end if packet.dts * packet.time_base < end / 2 else Fraction(0)
+                later = round(shift / packet.time_base)
+                packet.dts, packet.pts = packet.dts + later, packet.pts + later
+                if packet.dts <= last_dts.get(kind, packet.dts - 1):
                     continue
                 last_dts[kind] = packet.dts
+                ends[kind] = (packet.dts + (packet.duration or 0)) * packet.time_base
                 pictures += kind == "video"
                 packet.stream = tracks[kind]
                 output.mux(packet)

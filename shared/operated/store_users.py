@@ -43,7 +43,15 @@ RIGHTS: Mapping[str, Rights] = {
             *("stream:*", "index", "ledger:*", "lease:timeline:*", "term:timeline:*"),
             *(
                 f"note:{place}"
-                for place in ("share-key", "share:*", "idempotency:*", "recording:*", "sinks:*", "timeline:*")
+                for place in (
+                    "share-key",
+                    "share:*",
+                    "idempotency:*",
+                    "recording:*",
+                    "sinks:*",
+                    "timeline:*",
+                    "scope:*",
+                )
             ),
         ),
         (*_READ, *_INDEX, *_LEASE, *_NOTES, "time"),

@@ -85,6 +85,7 @@ class RtcDesk:
             from shared.rtc.peer import Peer, RefusedOfferError, parsed_offer
         except ImportError:
             return RtcAnswer(error=MISSING, refusal=RtcRefusal.UNAVAILABLE)
+        peer: Peer | None = None
         try:
             if self._closed:
                 raise RefusedOfferError(RtcRefusal.UNAVAILABLE, "the stream ends")
@@ -92,15 +93,17 @@ class RtcDesk:
             await self._admit(offer)
             if len(self.peers) >= self._most:
                 raise RefusedOfferError(RtcRefusal.FULL, f"{self._most} peers are here already; try again later")
-            peer = Peer(self._settings.places, self._settings.rtc_connect_s, self._on_end)
-            self.peers[peer.id] = peer
-            self._open_tracks(peer, described)
-            answer = await peer.answer(offer.sdp, lambda: self._wire(peer, described))
+            peer = made = Peer(self._settings.places, self._settings.rtc_connect_s, self._on_end)
+            self.peers[made.id] = made
+            self._open_tracks(made, described)
+            answer = await made.answer(offer.sdp, lambda: self._wire(made, described))
         except RefusedOfferError as error:
+            if peer is not None:
+                await peer.close()
             self._count(f"refused_{error.refusal.value}")
             return RtcAnswer(error=str(error), refusal=error.refusal)
         self._count("offers")
-        return RtcAnswer(session=peer.id, sdp=answer, etag=peer.etag)
+        return RtcAnswer(session=made.id, sdp=answer, etag=made.etag)
 
     async def _candidate(self, peer: Peer, message: RtcCandidate) -> RtcAnswer:
         from shared.rtc.peer import RefusedOfferError

@@ -130,8 +130,11 @@ class Peer:
 
     def _bind(self) -> None:
         """Have the library open its sockets where the settings want them: it knows no loopback and no port range."""
-        for transceiver in self.pc.getTransceivers():
-            gatherer = transceiver.receiver.transport.transport.iceGatherer
+        transports = [transceiver.receiver.transport for transceiver in self.pc.getTransceivers()]
+        if self.pc.sctp is not None:
+            transports.append(self.pc.sctp.transport)
+        for transport in transports:
+            gatherer = transport.transport.iceGatherer
             connection = gatherer._connection
             connection.get_component_candidates = _Binding(connection, self._places)
 

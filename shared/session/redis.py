@@ -227,7 +227,9 @@ class RedisStore:
                 **options,
             )
         except ValueError as error:
-            raise StoreUnavailableError(f"{shown!r} is no Redis URL ({error}): set RHEOCAST_REDIS_URL") from error
+            # What the library says of it may be a piece of the password.
+            reason = "write what is special in its password as %XX" if shown != url else str(error)
+            raise StoreUnavailableError(f"{shown!r} is no Redis URL ({reason}): set RHEOCAST_REDIS_URL") from None
         client = Redis.from_pool(pool)
         try:
             async with asyncio.timeout(CONNECT_S):

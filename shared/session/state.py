@@ -78,6 +78,7 @@ _FIELDS: dict[Owner, tuple[str, ...]] = {
         "assignment",
         "tier",
         "promise",
+        "destinations",
         "reason",
         "counters",
     ),

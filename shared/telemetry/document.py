@@ -13,6 +13,9 @@ Every service answers `/metrics` on its health port (Prometheus' text; OpenMetri
 histogram's exemplars carry the `trace_id` of the chunk. `process_*` come beside these. Generated from
 `shared/telemetry/names.py`: `python -m shared.telemetry.document docs/metrics.md`.
 
+The port is `RHEOCAST_HEALTH_PORT`: 8080 in compose, and under `rheocast up` a free one, which the first line of the service's
+log names (`rheocast-*/logs/` in the folder for temporary files).
+
 | metric | type | labels | meaning |
 | --- | --- | --- | --- |
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def test_two_prompts_are_mixed_by_weight(open_page: Open) -> None:
     sent = json.loads(asked.value.post_data or "{}")
     assert [part["weight"] for part in sent["prompts"]] == [pytest.approx(0.1), 0.9]
     expect(page.locator("#due")).to_contain_text("live after", timeout=30_000)
+    # Another size, while it runs: the same stream, and the viewer's picture follows.
+    page.evaluate(
+        "document.querySelector('select[aria-label=Size]').add(new Option('96×64'))"
+    )  # there is room for that
+    with page.expect_request(lambda request: request.method == "PATCH") as changed:
+        page.select_option('select[aria-label="Size"]', "96×64")
+    assert json.loads(changed.value.post_data or "{}") == {"width": 96, "height": 64}
+    width = "document.querySelector('#picture video').videoWidth"
+    until = time.monotonic() + 30
+    while (seen := page.evaluate(width)) != 96 and time.monotonic() < until:
+        page.wait_for_timeout(100)
+    assert seen == 96
+    assert moves(page)
+    expect(page.get_by_label("Size", exact=True)).to_have_value("96×64")
 
 
 def test_a_timeline_from_scope_plays_and_loops(open_page: Open, tmp_path: Path) -> None:

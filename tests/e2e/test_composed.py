@@ -212,7 +212,7 @@ async def test_metrics_are_where_health_is(composed: Composed) -> None:
             assert b"rheocast_" in answer.read(), name
 
 
-def test_the_folder_of_media_is_the_only_one_written(composed: Composed) -> None:
+async def test_the_folder_of_media_is_the_only_one_written(composed: Composed) -> None:
     """Roots are read-only: what a service leaves in its working folder would fail there."""
     assert {path.name for path in Path(composed.servers.folder).iterdir() if path.is_dir()} <= {
         *("nats", "redis", "secrets", "media", "models", "jetstream"),

@@ -154,7 +154,12 @@ async def test_a_sink_that_cannot_be_opened_says_so(lab: Lab, running: Running) 
     twice = await add(lab, running, NatsSink(id="nobody"))
     assert twice.event is EventKind.REFUSED
     assert "already" in twice.reason
-    for name in ("nobody", "inside", "out"):
+    assert (closed.sink, closed.gone) == ("nobody", False), "it is tried again"
+    assert (outside.sink, outside.gone) == ("out", True)
+    assert (await remove(lab, running, "nobody")).event is EventKind.APPLIED
+    for name in ("inside", "out"):  # their places are free
+        assert (await remove(lab, running, name)).event is EventKind.REFUSED
+        assert (await add(lab, running, NatsSink(id=name))).event is EventKind.APPLIED
         assert (await remove(lab, running, name)).event is EventKind.APPLIED
 
 
@@ -187,3 +192,52 @@ async def test_nothing_of_this_disturbed_the_recording_from_the_start(lab: Lab, 
     assert ended.totals is not None
     frames = frames_of(lab.folder / "whole.mp4")
     assert frames.shape[0] == ended.totals.on_time + ended.totals.late
+
+
+async def test_a_stream_changes_its_size_while_it_runs(lab: Lab) -> None:
+    """Alone: a busy machine would not let a second one in, nor a larger picture. Smaller ones have room in any case."""
+    path = lab.folder / "sized.mp4"
+    sinks = (Mp4Sink(id="file", path=str(path)), NatsSink(id="out"))
+    running = await lab.begin(PatternSource(), None, mode="live", fps=10, steps=1, sinks=sinks, deadline_ms=1500)
+    assert running.accepted, running.events
+    got: list[FramePublished] = []
+
+    async def on_out(received: Received) -> None:
+        got.append(received.message)
+
+    async def seen(size: tuple[int, int], frames: int = 5) -> list[FramePublished]:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            found = [frame for frame in got if (frame.width, frame.height) == size]
+            if len(found) >= frames:
+                return found
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"no pictures of {size}: {[(f.width, f.height) for f in got[-5:]]}, {running.events}")
+
+    subscription = await lab.system.bus.subscribe(subjects.stream(running.stream, "out"), on_out)
+    await seen((160, 96))
+    changed = await lab.update(running, width=96, height=64)
+    assert changed.event is EventKind.APPLIED, changed.reason
+    assert min(frame.chunk for frame in await seen((96, 64))) == changed.chunk, (
+        "the receipt names the first of that size"
+    )
+    assert max(frame.chunk for frame in got if frame.width == 160) < changed.chunk
+    again = await lab.update(running, width=80, height=48)
+    assert again.chunk > changed.chunk, again.reason
+    told = [event.reason for event in running.of(EventKind.WARNING) if event.service == "egress"]
+    assert told == [f"sink file keeps the size at opening: {size} is fitted into it" for size in ("96×64", "80×48")]
+    huge = await lab.update(running, width=2048, height=2048)
+    await subscription.unsubscribe()
+    ended = await lab.stop(running)
+    assert ended.event is EventKind.STOPPED, ended.reason
+    assert reconciles(ended), ended.totals
+    assert ended.totals is not None
+    # Nothing that was numbered is lost: only what came while there was no size for it.
+    dropped = {key for key, frames in ended.totals.dropped.items() if frames}
+    assert dropped <= {"ingest:resized", "ingest:no_credit", "ingest:stopped", "ingest:behind", "scheduler:stale"}, (
+        dropped
+    )
+    frames = frames_of(path)
+    assert frames.shape[1:] == (96, 160, 3), "the file keeps its size"
+    assert huge.event is EventKind.REFUSED
+    assert "the stream goes on at 80×48" in huge.reason

@@ -281,7 +281,7 @@ def test_a_page_of_the_public_demo_works_as_it_is(platform: Platform) -> None:
 
 ENDLESS = ("streamEvents", "getMjpeg", "getSourceMjpeg", "getSnapshot", "getSourceSnapshot", "demoStream")
 """They go on for as long as pictures and events come, or wait for one: other tests ask for them."""
-SPOKEN_SDP = ("whip", "whep", "whipTrickle", "whepTrickle", "whipCreate")
+SPOKEN_SDP = ("whip", "whep", "whipTrickle", "whepTrickle", "whipCreate", "scopeOffer", "scopeTrickle")
 """SDP cannot be made up from a schema: test_webrtc.py sends these good and bad ones."""
 CONFIG = """
 [checks]

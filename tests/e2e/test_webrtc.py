@@ -19,7 +19,7 @@ from services.cli.topology import Topology
 from shared.bus.port import Received
 from shared.contracts import subjects
 from shared.contracts.events import EventKind, StreamEvent
-from tests.support.webrtc import FRAGMENT, Camera, Microphone, Viewer, publisher
+from tests.support.webrtc import FRAGMENT, Camera, Microphone, ScopeClient, Viewer, publisher
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
@@ -210,3 +210,72 @@ async def test_an_encoder_makes_its_stream_with_one_request(world: World) -> Non
     await obs.close()
     # Nobody comes back: the source ends, and with it the stream.
     await world.hear(stream, EventKind.STOPPED)
+
+
+async def test_a_client_of_scope_sends_sees_and_changes_its_stream(world: World) -> None:
+    http = world.http
+    assert (await http.get("/health")).json()["status"] == "healthy"
+    asked = {"pipeline_ids": ["longlive"], "load_params": {"width": WIDTH + 5, "height": HEIGHT, "base_seed": 7}}
+    assert (await http.post("/api/v1/pipeline/load", json=asked)).status_code == 200
+    status = (await http.get("/api/v1/pipeline/status")).json()
+    assert (status["status"], status["pipeline_id"]) == ("loaded", "longlive"), status
+    assert (await http.get("/api/v1/webrtc/ice-servers")).json()["iceServers"][0]["urls"] == ["stun:127.0.0.1:3478"]
+
+    client = ScopeClient(http, Camera(picture, FPS))
+    prompt = [{"text": "a pencil drawing", "weight": 1.0}]
+    answer = await client.offer(input_mode="video", prompts=prompt, denoising_step_list=[700], noise_scale=0.7)
+    assert answer.status_code == 200, answer.text
+    spread: list[float] = []
+    client.on_frame = lambda frame: spread.append(float(frame.to_ndarray(format="gray").std()))
+    await client.wait(2 * FPS)
+    view = (await http.get(f"/v1/streams/{client.stream}")).json()
+    assert (view["width"], view["height"], view["seed"], view["steps"], view["noise"]) == (WIDTH, HEIGHT, 7, 1, 0.7)
+    assert (view["source_kind"], view["prompt"]) == ("push", "a pencil drawing")
+    assert max(spread) > 3, "the picture is one flat colour"
+
+    await client.opened()
+    client.channel.send("what is this")
+    warned = await world.hear(client.stream, EventKind.WARNING)
+    assert "JSON" in warned.reason
+    client.send(prompts=[{"text": "neon lights", "weight": 100}], reset_cache=True)
+    applied = await world.hear(client.stream, EventKind.APPLIED)
+    assert applied.chunk > 0
+    view = (await http.get(f"/v1/streams/{client.stream}")).json()
+    assert (view["prompt"], view["state"] in ("live", "degraded")) == ("neon lights", True), view
+    await client.wait(FPS // 2)
+
+    await client.close()
+    stopped = await world.hear(client.stream, EventKind.STOPPED)
+    assert stopped.totals is not None
+    assert stopped.totals.closed == stopped.totals.frames_in > 0
+    assert (await client.trickle({"candidate": ""})).status_code in (404, 409)
+
+
+async def test_scopes_text_to_video_by_vp8_and_the_end_that_is_told(world: World) -> None:
+    client = ScopeClient(world.http, codec="vp8")
+    answer = await client.offer(input_mode="text", prompts=["neon lights"], denoising_step_list=[700])
+    assert answer.status_code == 200, answer.text
+    assert "a=sendonly" in answer.json()["sdp"]
+    await client.wait(FPS)
+    await client.opened()
+    client.send(paused=True)
+    await world.hear(client.stream, EventKind.APPLIED)
+    assert (await world.http.get(f"/v1/streams/{client.stream}")).json()["paused"]
+    assert (await world.http.delete(f"/api/v1/webrtc/offer/{client.stream}.nobody")).status_code == 404
+    await world.http.delete(f"/v1/streams/{client.stream}", params={"drain": "false"})
+    await world.hear(client.stream, EventKind.STOPPED)
+    async with asyncio.timeout(10):
+        while {"type": "stream_stopped"} not in client.said:
+            await asyncio.sleep(0.05)
+    await client.close()
+
+    mute = ScopeClient(world.http, direction="recvonly")
+    refused = await mute.offer(prompts=[{"text": "x", "weight": -1}])
+    assert refused.status_code == 422
+    refused = await mute.offer(input_mode="video")
+    assert (refused.status_code, "sends no video" in refused.json()["detail"]) == (422, True), refused.text
+    await mute.pc.close()
+    views = (await world.http.get("/v1/streams", params={"state": ["starting", "live", "degraded"]})).json()["streams"]
+    assert [view["id"] for view in views if view["id"].startswith("scope-")] == [], "a refused offer leaves no stream"
+    odd = await world.http.post("/api/v1/webrtc/offer", json={"sdp": "hello", "type": "offer"})
+    assert (odd.status_code, odd.headers["content-type"]) == (422, "application/problem+json")

@@ -109,7 +109,7 @@ async def test_it_reads_what_is_kept_for_it_and_nothing_else(servers: Operated, 
     patterns = {
         **{subjects.assign(service): service == user for service in ("ingest", "worker", "egress", "motion")},
         subjects.stream("*", "control"): user == "scheduler",
-        subjects.stream("*", "event"): user in ("scheduler", "gateway"),
+        subjects.stream("*", "event"): user in ("scheduler", "gateway", "egress"),
         subjects.assign("*"): False,
     }
 

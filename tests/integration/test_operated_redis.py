@@ -73,6 +73,7 @@ NEEDS: dict[str, list[Method]] = {
         lambda store, stream: note(store, f"recording:{stream}"),
         lambda store, stream: note(store, f"sinks:{stream}"),
         lambda store, stream: note(store, f"timeline:{stream}"),
+        lambda store, stream: note(store, "scope:default:someone"),
         lambda store, stream: lease(store, f"timeline:{stream}"),
     ],
     "ingest": [

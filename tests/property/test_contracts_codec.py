@@ -77,6 +77,7 @@ SMALL = {
     "tenant": st.text("abcXYZ012_-", min_size=1, max_size=64),
     "min_steps": st.just(1),
     "min_fps": st.one_of(st.none(), st.floats(0.1, 1)),
+    "peer_grace_s": st.one_of(st.none(), st.floats(1, 3600)),
     "max_frames_per_block": st.one_of(st.none(), st.just(3)),
     "shape": st.lists(st.integers(0, 12), max_size=8).map(tuple).filter(lambda shape: math.prod(shape) <= 1 << 27),
     "dtype": st.sampled_from(sorted(DTYPE_BYTES)),

@@ -11,15 +11,21 @@ from typing import Any
 import av
 import numpy as np
 
+BEEP_S = 0.2
+
 
 @dataclass(frozen=True)
 class Audio:
-    """A sound track: a tone of ``seconds``, starting at ``offset_s``. ``codec`` is FFmpeg's encoder name."""
+    """A sound track: a tone of ``seconds``, starting at ``offset_s``. ``codec`` is FFmpeg's encoder name.
+
+    ``beeps``: it is silent but for 0.2 s from each of these times on.
+    """
 
     codec: str = "aac"
     rate: int = 48_000
     seconds: float = 1.0
     offset_s: float = 0.0
+    beeps: tuple[float, ...] = ()
 
 
 def moving(index: int, width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -61,8 +67,12 @@ def make_clip(
     picture: Any = moving,
     seed: int = 0,
     container_options: dict[str, str] | None = None,
+    flashes: Sequence[float] | None = None,
 ) -> Path:
-    """Write a clip. ``pts`` gives every frame's timestamp in ``time_base``, else they are even. Returns ``path``."""
+    """Write a clip. ``pts`` gives every frame's timestamp in ``time_base``, else they are even. Returns ``path``.
+
+    ``flashes``: it is black, and white for 0.2 s from each of these times on.
+    """
     if pix_fmt == "yuv420p" and (width % 2 or height % 2):
         pix_fmt = "yuv444p"  # halved colour needs even sides
     if audio is True:
@@ -81,6 +91,9 @@ def make_clip(
         sound = _Tone(container, audio) if isinstance(audio, Audio) else None
         for index, stamp in enumerate(stamps):
             array = picture(index, width, height, seed) if picture is moving else picture(width, height)
+            if flashes is not None:
+                at = float(stamp * time_base)
+                array = np.full_like(array, 255 * any(flash <= at + 1e-6 < flash + BEEP_S for flash in flashes))
             frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format=pix_fmt)
             frame.pts, frame.time_base = stamp, time_base
             container.mux(video.encode(frame))
@@ -107,6 +120,9 @@ class _Tone:
         while self._done / self._audio.rate < min(seconds, self._audio.seconds):
             phase = (self._done + np.arange(1024)) * (2 * np.pi * 440 / self._audio.rate)
             wave = (np.sin(phase) * 0.3).astype(np.float32)
+            if self._audio.beeps:
+                at = (self._done + np.arange(1024)) / self._audio.rate
+                wave *= np.any([(at >= beep) & (at < beep + BEEP_S) for beep in self._audio.beeps], axis=0)
             frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
             frame.sample_rate = self._audio.rate
             frame.time_base = Fraction(1, self._audio.rate)
@@ -216,6 +232,30 @@ def boxes(path: Path) -> list[str]:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
         position += size or len(data)
     return names
+
+
+def lip_sync(path: Path) -> list[float]:
+    """How long after each flash its beep begins, in seconds: from its first bright frame to the first loud sample."""
+    flashes: list[float] = []
+    beeps: list[float] = []
+    with av.open(str(path)) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        was_bright, quiet_until = True, -1.0
+        for frame in container.decode(video, sound):
+            assert frame.time is not None
+            if isinstance(frame, av.VideoFrame):
+                bright = bool(frame.to_ndarray(format="gray").mean() > 128)
+                if bright and not was_bright:
+                    flashes.append(frame.time)
+                was_bright = bright
+                continue
+            loud = np.flatnonzero(np.abs(frame.to_ndarray().astype(np.float64)).reshape(-1)[: frame.samples] > 0.1)
+            if loud.size:
+                begins = frame.time + float(loud[0]) / frame.sample_rate
+                if begins > quiet_until:
+                    beeps.append(begins)
+                quiet_until = frame.time + 2 * frame.samples / frame.sample_rate
+    return [min((beep - flash for beep in beeps), key=abs, default=float("inf")) for flash in flashes]
 
 
 def sound_begins(path: Path) -> float:

@@ -143,8 +143,10 @@ class Bench:
                         continue
         return self.answers[key]
 
-    async def leave(self, service: str, stream: str, *, drain: bool = False, failure: str | None = None) -> None:
-        message = LeaveStream(instance=f"{service}-0", stream=stream, epoch=1, drain=drain, failure=failure)
+    async def leave(
+        self, service: str, stream: str, *, drain: bool = False, failure: str | None = None, epoch: int = 1
+    ) -> None:
+        message = LeaveStream(instance=f"{service}-0", stream=stream, epoch=epoch, drain=drain, failure=failure)
         await self.bus.publish(subjects.assign(service), message)
 
     async def wait_for_chunk(self) -> None:

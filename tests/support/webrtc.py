@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable
@@ -196,3 +197,87 @@ def fragment_of(sdp: str) -> str:
     lines += [f"m={media.kind} 9 UDP/TLS/RTP/SAVPF 0", f"a=mid:{media.rtp.muxId}"]
     found = [line for line in sdp.split("m=")[1].splitlines() if line.startswith("a=candidate")]
     return "\r\n".join([*lines, *found, "a=end-of-candidates"]) + "\r\n"
+
+
+class ScopeClient:
+    """A client of Scope's API: one offer for both ways, candidates as JSON, the data channel "parameters"."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, camera: Camera | None = None, *, codec: str = "", direction: str = "sendrecv"
+    ) -> None:
+        self.http = http
+        self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.channel = self.pc.createDataChannel("parameters", ordered=True)
+        self.session = ""
+        self.frames = 0
+        self.said: list[dict[str, Any]] = []
+        self.on_frame: Callable[[Any], None] = lambda frame: None
+        self._task: asyncio.Task[None] | None = None
+        self.channel.on("message", lambda message: self.said.append(json.loads(message)))
+        self.pc.on("track", self._on_track)
+        video = self.pc.addTransceiver(camera if camera is not None else "video", direction=direction)
+        self.pc.addTransceiver("audio", direction="recvonly")
+        if codec:
+            all_codecs = RTCRtpSender.getCapabilities("video").codecs
+            video.setCodecPreferences([c for c in all_codecs if c.mimeType.lower() == f"video/{codec}"])
+
+    @property
+    def stream(self) -> str:
+        """What the server calls the stream of this session."""
+        return self.session.partition(".")[0]
+
+    async def offer(self, **parameters: Any) -> httpx.Response:
+        """Negotiate, candidates one by one. The response is returned whatever its status."""
+        await self.pc.setLocalDescription(await self.pc.createOffer())
+        lines = self.pc.localDescription.sdp.splitlines()
+        bare = [line for line in lines if not line.startswith(("a=candidate", "a=end-of-candidates"))]
+        body = {"sdp": "\r\n".join(bare) + "\r\n", "type": "offer", "initialParameters": parameters}
+        response = await self.http.post("/api/v1/webrtc/offer", json=body)
+        if response.status_code != 200:
+            return response
+        answer = response.json()
+        self.session = answer["sessionId"]
+        await self.pc.setRemoteDescription(RTCSessionDescription(answer["sdp"], answer["type"]))
+        found = {line.removeprefix("a="): None for line in lines if line.startswith("a=candidate")}
+        for candidate in found:
+            told = await self.trickle({"candidate": candidate, "sdpMid": "0", "sdpMLineIndex": 0})
+            assert told.status_code == 204, told.text
+        return response
+
+    async def trickle(self, *candidates: dict[str, Any]) -> httpx.Response:
+        return await self.http.patch(f"/api/v1/webrtc/offer/{self.session}", json={"candidates": candidates})
+
+    def send(self, **parameters: Any) -> None:
+        """Change the stream."""
+        self.channel.send(json.dumps(parameters))
+
+    async def opened(self, timeout_s: float = 20.0) -> None:
+        """Until the data channel is open."""
+        async with asyncio.timeout(timeout_s):
+            while self.channel.readyState != "open":
+                await asyncio.sleep(0.02)
+
+    def _on_track(self, track: Any) -> None:
+        if track.kind == "video":
+            self._task = asyncio.ensure_future(self._watch(track))
+
+    async def _watch(self, track: Any) -> None:
+        try:
+            while True:
+                frame = await track.recv()
+                self.frames += 1
+                self.on_frame(frame)
+        except Exception:
+            return
+
+    async def wait(self, frames: int, timeout_s: float = 20.0) -> None:
+        """Until so many more pictures have come."""
+        until = self.frames + frames
+        async with asyncio.timeout(timeout_s):
+            while self.frames < until:
+                await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        await self.pc.close()
+        if self._task is not None:
+            self._task.cancel()

@@ -245,3 +245,30 @@ def test_a_claim_that_nobody_takes_up_expires() -> None:
     adm.admit("b", "late", demand(), ["p0"], 10.0)
     adm.leave("greedy0", 11.0)
     assert isinstance(adm.admit("again", "greedy", demand(), ["p0"], 60.0), Admitted)
+
+
+def test_a_size_that_does_not_fit_beside_the_others_is_refused_and_nothing_is_reserved() -> None:
+    adm = admission()
+    count = fill(adm)
+    assert count > 2
+    load, asked = adm.loads["p0"], demand()
+    larger = replace(asked, width=asked.width * 4, height=asked.height * 4, tokens=asked.tokens * 16)
+    smaller = replace(asked, width=asked.width // 2, height=asked.height // 2, tokens=asked.tokens // 4)
+    refused = adm.resized("a0", larger, 0.0)
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.CAPACITY
+    assert "ask for less" in refused.reason
+    assert isinstance(adm.resized("a0", asked, 0.0), Admitted), "its own room counts as free"
+    assert isinstance(adm.resized("a0", smaller, 0.0), Admitted)
+    assert isinstance(adm.resized("nobody", smaller, 0.0), Refused)
+    assert (adm.loads["p0"], adm.demand_of("a0")) == (load, asked), "asking changes nothing"
+
+
+def test_one_that_is_alone_gets_a_larger_picture_only_with_all_it_asks_for() -> None:
+    adm = admission()
+    asked = demand()
+    assert isinstance(adm.admit("a", "t", asked, ["p0"], 0.0), Admitted)
+    huge = replace(asked, width=2048, height=2048, tokens=asked.tokens * 400)
+    refused = adm.resized("a", huge, 0.0)
+    assert isinstance(refused, Refused), "a start is let in with less; a change would take what it has"
+    assert "2048×2048" in refused.reason or "ms old" in refused.reason

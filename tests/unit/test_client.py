@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from shared.client import ApiError, ConflictError, Feed, InvalidError, NoAccessError, NotFoundError, NotNowError
+from shared.client import (
+    ApiError,
+    Broker,
+    ConflictError,
+    Feed,
+    InvalidError,
+    NoAccessError,
+    NotFoundError,
+    NotNowError,
+    UnreachableError,
+)
 from shared.client.api import events_of
 from shared.client.errors import error_of
 from shared.contracts.events import EventKind, StreamEvent
@@ -77,3 +89,29 @@ async def test_events_are_read_and_figures_left_out() -> None:
             yield line
 
     assert [(told.id, told.event) async for told in events_of(lines())] == [("7-egress", event)]
+
+
+@pytest.mark.parametrize("url", ["nats://127.0.0.1:here", "nats://me:hun/ter2@127.0.0.1:1"])
+async def test_an_address_that_is_none_is_unreachable_and_keeps_its_password(url: str) -> None:
+    with pytest.raises(UnreachableError, match=r"^no NATS server at \S*127\.0\.0\.1:") as told:
+        async with Broker.connect(url):
+            pass
+    assert "hun" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments"),
+    [("recorder", ["mine"]), ("publisher", []), ("subscriber", ["mine"]), ("moderation", ["--forbid", "x"])],
+)
+def test_an_example_that_reaches_nobody_says_so_in_one_line(
+    example: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = Path(__file__).parents[2] / "examples" / f"{example}.py"
+    nats = [] if example == "recorder" else ["--nats", "nats://127.0.0.1:1:1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(path), *arguments, "--api", "http://127.0.0.1:1", *nats])
+    with pytest.raises(SystemExit) as told:
+        runpy.run_path(str(path), run_name="__main__")
+    line = str(told.value.code)
+    assert "127.0.0.1:1" in line
+    assert "\n" not in line

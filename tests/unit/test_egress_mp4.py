@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -161,6 +162,21 @@ def test_a_restarted_recording_joins_its_pieces(tmp_path: Path) -> None:
     times = clips.timestamps(path)
     assert times == [Fraction(index, 16) for index in (*range(written), *range(40, 56))]
     assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_a_piece_that_begins_at_nought_again_follows_the_one_before(tmp_path: Path) -> None:
+    """A recording that was added while the stream ran counts from its first picture, in each of its pieces."""
+    path = tmp_path / "out.mp4"
+    part = part_path(path)
+    clips.make_clip(part.with_name("out.part-0.mp4"), frames=24, fps=16, audio=True)
+    clips.make_clip(part, frames=16, fps=16, audio=True)
+    assert finalise_part(part, path) == 40
+    times = clips.timestamps(path)
+    gaps = [float(b - a) for a, b in pairwise(times)]
+    assert max(gaps[:23] + gaps[24:]) < 0.07
+    assert 0 < gaps[23] < 0.2, "the second follows at once"
+    sound = clips.timestamps(path, "audio")
+    assert abs(float(sound[-1] - times[-1])) < 0.15, "both tracks alike"
 
 
 def test_a_destination_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:

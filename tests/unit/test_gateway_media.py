@@ -15,14 +15,29 @@ from services.gateway.app import Parts, build_api
 from services.gateway.errors import NoAnswerError
 from services.gateway.files import kind_of, safe_name
 from services.gateway.settings import Settings
-from services.gateway.sink_book import named, shown
+from services.gateway.sink_book import shown
 from services.gateway.viewing import Viewing
+from services.scheduler.messenger import Messenger
+from services.scheduler.records import Phase, StreamRecord
+from services.scheduler.settings import Settings as SchedulerSettings
+from services.scheduler.sinking import Sinking
 from shared.bus.memory import MemoryBroker, MemoryBus
 from shared.bus.port import Received
+from shared.clock import SystemClock
 from shared.contracts import subjects
 from shared.contracts.commands import StreamSpec
-from shared.contracts.events import EventKind, StreamEvent
-from shared.contracts.sinks import AddSink, FramePublished, HlsSink, Looking, Mp4Sink, RemoveSink, RtmpSink
+from shared.contracts.events import ChunkClosed, EventKind, LedgerTotals, StreamEvent
+from shared.contracts.sinks import (
+    AddSink,
+    FramePublished,
+    HlsSink,
+    Looking,
+    Mp4Sink,
+    RemoveSink,
+    RtmpSink,
+    SinkFigures,
+    named,
+)
 from shared.session.memory import MemoryStore
 
 MP4 = b"\x00\x00\x00\x18ftypisom" + b"\0" * 600
@@ -101,7 +116,7 @@ async def test_a_snapshot_waits_and_says_when_nothing_comes() -> None:
 
 @dataclass
 class Studio:
-    """A gateway, and a scheduler's answers."""
+    """A gateway, and the scheduler's part that keeps sinks."""
 
     client: httpx.AsyncClient
     parts: Parts
@@ -122,18 +137,20 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         made = Studio(client, parts, bus, tmp_path)
 
+        messenger = Messenger(SchedulerSettings(), bus, SystemClock())
+        record = StreamRecord("a", 1, StreamSpec.model_validate(spec), 64, 64, 0.5, phase=Phase.RUNNING)
+        sinking = Sinking(bus, store, messenger, {"a": record})
+
         async def answer(received: Received) -> None:
             made.commands.append(received.message)
-            told = StreamEvent(
-                stream="a",
-                event=EventKind.ACCEPTED,
-                service="scheduler",
-                at_ns=len(made.commands),
-                command=received.message.command,
-            )
-            await bus.publish(subjects.stream("a", "event"), told)
+            await sinking.change(received.message)
+
+        async def hear(received: Received) -> None:
+            if received.message.gone:
+                await sinking.on_gone(received.message)
 
         await bus.subscribe(subjects.stream("a", "control"), answer)
+        await bus.subscribe(subjects.stream("a", "event"), hear)
         yield made
     await parts.close()
     await bus.close()
@@ -241,13 +258,46 @@ async def test_sinks_come_and_go(studio: Studio) -> None:
     assert (await client.delete("/v1/streams/a/sinks/hls-2")).status_code == 202
     assert (await client.delete("/v1/streams/a/sinks/hls-2")).status_code == 404
     assert [s["id"] for s in (await client.get("/v1/streams/a/sinks")).json()["sinks"]] == ["null-1", "w"]
+    figures = (SinkFigures(id="null-1", sink_kind="null", frames=9), SinkFigures(id="hls-2", sink_kind="hls", frames=5))
+    closed = ChunkClosed(stream="a", epoch=1, closed_chunks=1, through=1, totals=LedgerTotals(), sinks=figures)
+    await studio.bus.publish(subjects.stream("a", "closed"), closed)
+    await studio.bus.publish(subjects.stream("a", "closed"), closed.model_copy(update={"sinks": None}))
     warned = StreamEvent(
-        stream="a", event=EventKind.WARNING, service="egress", at_ns=99, command=added.json()["command"]
+        stream="a",
+        event=EventKind.WARNING,
+        service="egress",
+        at_ns=99,
+        command=added.json()["command"],
+        sink="w",
+        gone=True,
     )
     await studio.bus.publish(subjects.stream("a", "event"), warned)
     await asyncio.sleep(0.02)
-    left = [s["id"] for s in (await client.get("/v1/streams/a/sinks")).json()["sinks"]]
-    assert left == ["null-1"], "it could not be opened"
+    now = (await client.get("/v1/streams/a/sinks")).json()
+    assert [sink["id"] for sink in now["sinks"]] == ["null-1"], "it could not be opened"
+    assert [(told["id"], told["frames"]) for told in now["figures"]] == [("null-1", 9)], "of those that are there"
+    told = (await client.get("/v1/streams/a/stats")).json()["sinks"]
+    assert [each["id"] for each in told] == ["null-1", "hls-2"]
+    again = await client.post("/v1/streams/a/sinks", json={"kind": "null", "id": "w"})
+    assert again.status_code == 202, "its id is free"
+
+
+async def test_a_recording_that_broke_is_over(studio: Studio) -> None:
+    client = studio.client
+    begun = (await client.post("/v1/streams/a/record")).json()
+    gone = StreamEvent(
+        stream="a",
+        event=EventKind.WARNING,
+        service="egress",
+        at_ns=1,
+        sink=begun["sink"],
+        gone=True,
+        reason="disk full",
+    )
+    await studio.bus.publish(subjects.stream("a", "event"), gone)
+    await asyncio.sleep(0.02)
+    assert (await client.get("/v1/streams/a/record")).status_code == 404
+    assert (await client.post("/v1/streams/a/record")).status_code == 202
 
 
 def test_sinks_are_shown_without_folders_and_keys(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ async def unlocked(tmp_path: Path) -> AsyncIterator[Door]:
 
 
 NEW = {"source": {"kind": "pattern"}, "prompt": "neon"}
+TRICKLED = {"candidates": [{"candidate": ""}]}
 # No scheduler answers here: 503 is what comes of a command that was let through.
 RULES = [
     ("no token", "", "GET", "/v1/streams", None, 401),
@@ -81,6 +82,10 @@ RULES = [
     ("and no other's", "viewer", "GET", "/v1/streams/theirs", None, 404),
     ("nor its events", "viewer", "GET", "/v1/streams/theirs/events", None, 404),
     ("a viewer starts nothing", "viewer", "POST", "/v1/streams", NEW, 403),
+    ("nor by Scope's offer", "viewer", "POST", "/api/v1/webrtc/offer", {"sdp": "v=0"}, 403),
+    ("and nobody without a token", "", "POST", "/api/v1/webrtc/offer", {"sdp": "v=0"}, 401),
+    ("another tenant's session is not there", "operator", "PATCH", "/api/v1/webrtc/offer/theirs.x", TRICKLED, 404),
+    ("nor can it be closed", "operator", "DELETE", "/api/v1/webrtc/offer/theirs.x", None, 404),
     ("changes nothing", "viewer", "PATCH", "/v1/streams/mine", {"steps": 1}, 403),
     ("stops nothing", "viewer", "DELETE", "/v1/streams/mine", None, 403),
     ("shares nothing", "viewer", "POST", "/v1/streams/mine/shares", None, 403),

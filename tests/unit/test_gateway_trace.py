@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -12,9 +14,11 @@ import pytest
 from pydantic import ValidationError
 
 from services.gateway.app import Parts, build_api
+from services.gateway.chunks import MAX_STREAMS, Chunks
 from services.gateway.settings import Settings
 from shared.access import Role, add_token, new_token
 from shared.bus.memory import MemoryBroker, MemoryBus
+from shared.bus.port import Bus, BusUnavailableError, Handler, Subscription
 from shared.contracts import subjects
 from shared.contracts.commands import StreamSpec
 from shared.contracts.events import (
@@ -120,6 +124,57 @@ async def test_a_new_stream_of_the_same_id_has_none_of_the_olds_chunks(
         await bus.publish(subjects.stream("a", "frames"), message)
     await asyncio.sleep(0.05)
     assert [each["chunk"] for each in (await client.get("/v1/streams/a/trace")).json()["chunks"]] == [0]
+
+
+async def test_a_question_that_nats_could_not_be_asked_for_is_asked_anew(
+    gateway: tuple[httpx.AsyncClient, Parts, MemoryBus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _, bus = gateway
+
+    async def away(*_: object) -> None:
+        raise BusUnavailableError("NATS is away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(bus, "subscribe", away)
+        assert (await client.get("/v1/streams/a/trace")).status_code == 503
+    assert (await client.get("/v1/streams/a/trace")).status_code == 200
+    await bus.publish(
+        subjects.stream("a", "frames"), FramesDecoded(stamp=stamp(1), pixels=ref(), steps=1, prompt_version=1)
+    )
+    await asyncio.sleep(0.05)
+    assert [each["chunk"] for each in (await client.get("/v1/streams/a/trace")).json()["chunks"]] == [1]
+
+
+async def test_a_stream_that_is_forgotten_before_it_is_heard_costs_no_subscription() -> None:
+    bus = MemoryBus(MemoryBroker())
+    chunks, going_on, begun, left = Chunks(bus), asyncio.Event(), asyncio.Event(), list[str]()
+
+    class Slow:
+        """The bus, with a first subscription that takes its time."""
+
+        async def subscribe(self, pattern: str, handler: Handler) -> Subscription:
+            begun.set()
+            await going_on.wait()
+            subscription = await bus.subscribe(pattern, handler)
+            gone = subscription.unsubscribe
+
+            async def unsubscribe() -> None:
+                left.append(pattern)
+                await gone()
+
+            monkey = SimpleNamespace(unsubscribe=unsubscribe, drain=subscription.drain)
+            return cast(Subscription, monkey)
+
+    chunks._bus = cast(Bus, Slow())
+    first = asyncio.create_task(chunks.of("first"))
+    await begun.wait()
+    chunks._bus = bus
+    for number in range(MAX_STREAMS):
+        await chunks.of(f"s{number}")
+    going_on.set()
+    assert (await first).chunks == []
+    assert left == ["rheo.stream.first.frames"]
+    await bus.close()
 
 
 async def test_who_came_by_a_share_link_is_not_led_to_jaeger(tmp_path: Path) -> None:

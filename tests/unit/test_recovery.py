@@ -65,17 +65,19 @@ def estimated(chunk: int, epoch: int) -> MotionEstimated:
     )
 
 
-def test_only_what_workers_hold_can_be_made_anew_and_only_for_live_streams() -> None:
+def test_what_workers_and_egress_hold_can_be_made_anew_for_live_streams() -> None:
     live, lossless = record(), record(mode=Mode.LOSSLESS)
     assert fate(live, "p1-w") is Fate.NOTHING
     assert fate(live, "motion-0") is Fate.NOTHING
     assert fate(live, "p0-w") is Fate.RECOVERS
     assert fate(lossless, "p0-w") is Fate.FAILS
-    assert fate(live, "ingest-0") is fate(live, "egress-0") is Fate.FAILS
+    assert fate(live, "ingest-0") is fate(lossless, "egress-0") is Fate.FAILS
+    assert fate(live, "egress-0") is Fate.RECOVERS, "its sinks are opened again"
     live.move(Phase.RECOVERING)
-    assert fate(live, "p0-w") is Fate.RECOVERING
-    assert fate(live, "egress-0") is Fate.FAILS
+    assert fate(live, "p0-w") is fate(live, "egress-0") is Fate.RECOVERING
+    assert fate(live, "ingest-0") is Fate.FAILS
     live.move(Phase.STOPPING)
+    assert fate(live, "egress-0") is Fate.FAILS, "another closes its ledger"
     assert fate(live, "p0-w") is Fate.CLOSES, "what is being stopped ends as it was told to"
     live.failure = "something else"
     assert fate(live, "p0-w") is Fate.FAILS

@@ -12,6 +12,7 @@ import pytest
 from services.egress.core import Rules, StreamCore
 from services.egress.stats import StreamMeter
 from services.scheduler.policies import POLICIES
+from services.scheduler.simulator import fleet_sim
 from services.scheduler.simulator.clock import VirtualClock
 from services.scheduler.simulator.measures import Histogram, Timeline
 from services.scheduler.simulator.run import run_world, simulate
@@ -335,3 +336,20 @@ def test_rheocast_simulate_launches_it_and_passes_on_what_it_says(capfd: pytest.
     refused = CliRunner().invoke(cli, ["simulate", "--scenario", "nothing"])
     assert refused.exit_code == 2
     assert "give one of burst_3x" in capfd.readouterr().err
+
+
+def test_pipelines_that_have_nothing_to_do_with_each_other_run_apart_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = load_scenario("fleet_10k").model_dump(mode="json")
+    plain["seconds"] = 8
+    plain["fleet"]["pipelines"], plain["streams"]["count"] = fleet_sim.MANY + 2, 150
+    many = parse_scenario(plain)
+    assert fleet_sim.apart(many)
+    apart = simulate("many", many, POLICIES["slack"])
+    monkeypatch.setattr(fleet_sim, "MANY", 1000)
+    together = simulate("many", many, POLICIES["slack"])
+    for changing in ("cpu_s", "events"):
+        del apart[changing], together[changing]
+    assert apart == together
+    assert apart["frames"]["on_time"] > 5_000

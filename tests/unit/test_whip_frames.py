@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.ingest.rtc.arrival import ArrivalClock
-from services.ingest.rtc.inbox import MAX_FRAMES, EncodedFrame, Inbox, Over
-from services.ingest.rtc.jitter import PATIENCE_S, FrameBuffer, ahead, is_key_frame
+from shared.rtc.arrival import ArrivalClock
+from shared.rtc.inbox import MAX_FRAMES, EncodedFrame, Inbox, Over
+from shared.rtc.jitter import PATIENCE_S, FrameBuffer, ahead, is_key_frame
 
 KEY, DELTA = b"\x00\x00\x00\x01\x65k", b"\x00\x00\x00\x01\x41d"
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from services.egress.live.fanout import Fanout
-from services.egress.live.feed import Feed
+from services.egress.live.feed import Feed, News, Told
 from services.egress.live.h264 import SOFTWARE, best_encoder
 from services.egress.live.muxers import RTMP, HlsMuxer, Mp4Muxer, Muxer, RtmpMuxer
 from services.egress.sinks.port import OutFrame, SinkError
@@ -47,11 +47,13 @@ class LiveDesk:
         clock: Clock,
         taken: Callable[[], Collection[Path]],
     ) -> None:
-        self.stream, self.epoch = stream, 0
+        self.stream, self.epoch, self.size = stream, 0, size
+        self._opened = size
         self._rules = rules
         self._roots, self._bus, self._clock, self._taken = roots, bus, clock, taken
-        self.sink = Fanout(size, rate, lambda: encoder_of(encoder), self._publish, self._told)
+        self.sink = Fanout(size, rate, lambda: encoder_of(encoder), self._publish, self._hear)
         self.files: dict[str, Path] = {}
+        self.others: dict[str, str] = {}  # sinks that are not live ones: their kinds
         self.remove_other: Callable[[str], asyncio.Future[str] | None] = lambda name: None
         self._subscription: Subscription | None = None
         self._asked: OrderedDict[str, StreamEvent | None] = OrderedDict()  # command → its answer, for repetitions
@@ -59,15 +61,20 @@ class LiveDesk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._too_big = False
 
-    async def start(self, sinks: Sequence[Sink]) -> None:
-        """Hear who looks, and open the live ones of these; one that cannot be is told. Raises BusError."""
+    async def start(self, sinks: Sequence[Sink], added: Collection[str] = ()) -> None:
+        """Hear who looks, and open the live ones of these; one that cannot be is told. Raises BusError.
+
+        ``added`` are ids of sinks that an egress before this one was given while it ran: their files go on.
+        """
         self._subscription = await self._bus.subscribe(subjects.stream(self.stream, "looking"), self._on_looking)
         for sink in sinks:
             try:
-                if not isinstance(sink, Mp4Sink):
-                    self._add(sink)
+                if isinstance(sink, Mp4Sink) and sink.id not in added:
+                    self.others[sink.id] = sink.kind
+                else:
+                    self._add(sink, resume=sink.id in added)
             except SinkError as error:
-                await self._answer("", f"sink {sink.id}: {error}")
+                await self._answer("", f"sink {sink.id}: {error}", sink=sink.id, gone=True)
 
     async def change(self, message: ChangeSinks) -> None:
         """Add or remove one; a repetition is answered again."""
@@ -80,19 +87,30 @@ class LiveDesk:
             self._asked.popitem(last=False)
         if message.add is not None:
             try:
-                if self.sink.has(message.add.id):
+                if self.sink.has(message.add.id) or message.add.id in self.others:
                     raise SinkError(f"there is a sink {message.add.id} already")
                 if isinstance(message.add, Mp4Sink | HlsSink | RtmpSink):
                     self._opening[message.add.id] = message.command
                 self._add(message.add)
             except SinkError as error:
                 self._opening.pop(message.add.id, None)
-                await self._answer(message.command, str(error))
+                gone = not self.sink.has(message.add.id) and message.add.id not in self.others
+                await self._answer(message.command, str(error), sink=message.add.id, gone=gone)
                 return
             if message.add.id not in self._opening:
                 await self._answer(message.command, "")
         else:
             self._spawn(self._remove(message.remove, message.command))
+
+    async def resize(self, width: int, height: int) -> None:
+        """The stream has another size from here on: files and pushes keep theirs, and that is told."""
+        keep = self.sink.resize(width, height)
+        if (width, height) != self._opened:
+            keep += [name for name, kind in self.others.items() if kind == "mp4"]
+        if keep:
+            names = "sinks " + ", ".join(keep) if len(keep) > 1 else f"sink {keep[0]}"
+            line = f"{names} keep{'' if len(keep) > 1 else 's'} the size at opening: {width}×{height} is fitted into it"
+            await self._answer("", line)
 
     async def close(self) -> None:
         """Nobody is heard any more. The sinks end with the sink thread."""
@@ -103,7 +121,7 @@ class LiveDesk:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _add(self, sink: Sink) -> None:
+    def _add(self, sink: Sink, *, resume: bool = False) -> None:
         """Raises SinkError."""
         make: Callable[[], Muxer] | None = None
         if isinstance(sink, HlsSink):
@@ -124,8 +142,9 @@ class LiveDesk:
             if path in self._taken():
                 raise SinkError(f"{path.name}: another stream is writing it; choose another name")
             self.files[sink.id] = path
-            make = partial(Mp4Muxer, sink.model_copy(update={"path": str(path)}))
+            make = partial(Mp4Muxer, sink.model_copy(update={"path": str(path)}), resume)
         elif not isinstance(sink, NatsSink):
+            self.others[sink.id] = sink.kind
             return  # discarded frames need nobody, and WebRTC has its own desk
         self.sink.add(sink, make)
 
@@ -137,18 +156,26 @@ class LiveDesk:
             await self._answer(command, f"sink {name} did not end within {JOIN_S:g} s")
             return
         self.files.pop(name, None)
+        self.others.pop(name, None)
         self._opening.pop(name, None)
         log.info("stream %s: sink %s removed: %s", self.stream, name, made or (feed.made if feed else "") or "done")
         await self._answer(command, "")
 
-    def _told(self, name: str, broken: str, chunk: int) -> None:
+    def _hear(self, told: Told) -> None:
+        name, gone = told.sink, told.news is News.GONE
+        if told.news is News.SLOW:
+            self._spawn(self._answer("", f"sink {name}: {told.reason}", sink=name))
+            return
         command = self._opening.pop(name, "")
-        if broken:
-            self._spawn(self._answer(command, f"sink {name}: {broken}"))
+        if gone:
+            self.sink.remove(name)
+            self.files.pop(name, None)
+        if told.news is not News.LIVE:
+            self._spawn(self._answer(command, f"sink {name}: {told.reason}", sink=name, gone=gone))
         elif command:
-            self._spawn(self._answer(command, "", chunk))
+            self._spawn(self._answer(command, "", told.chunk, sink=name))
 
-    async def _answer(self, command: str, warning: str, chunk: int = -1) -> None:
+    async def _answer(self, command: str, warning: str, chunk: int = -1, *, sink: str = "", gone: bool = False) -> None:
         event = StreamEvent(
             stream=self.stream,
             event=EventKind.WARNING if warning else EventKind.APPLIED,
@@ -158,6 +185,8 @@ class LiveDesk:
             command=command,
             chunk=chunk,
             epoch=self.epoch,
+            sink=sink,
+            gone=gone,
         )
         if command in self._asked:
             self._asked[command] = event

@@ -7,16 +7,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
-from services.egress.live.feed import Feed
+from services.egress.fitted import fitted
+from services.egress.live.feed import Feed, Told
 from services.egress.live.h264 import SharedEncoder
 from services.egress.live.muxers import Muxer
 from services.egress.sinks.port import OutFrame
 from shared.contracts.events import AudioCaptured
-from shared.contracts.sinks import HlsSink, NatsSink, Sink
+from shared.contracts.sinks import HlsSink, NatsSink, Sink, SinkFigures
 from shared.media.jpeg import JpegEncoder
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ CLOSE_S = 10.0
 
 Publish = Callable[[OutFrame, bytes, str], Awaitable[None]]
 """(frame, data, format) → on the bus."""
-Told = Callable[[str, str, int], None]
-"""(sink id, what broke or "" when it went live, chunk), called on the loop."""
+Hear = Callable[[Told], None]
+"""News of a sink, called on the loop."""
 
 
 class Fanout:
@@ -40,14 +41,15 @@ class Fanout:
     """
 
     def __init__(
-        self, size: tuple[int, int], rate: Fraction, encoder: Callable[[], str], publish: Publish, told: Told
+        self, size: tuple[int, int], rate: Fraction, encoder: Callable[[], str], publish: Publish, hear: Hear
     ) -> None:
         self._size, self._rate, self._encoder_name = size, rate, encoder
-        self._publish, self._told = publish, told
+        self._publish, self._hear = publish, hear
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._feeds: dict[str, Feed] = {}
         self._frames: dict[str, NatsSink] = {}  # sinks that take whole pictures
+        self._sent: dict[str, list[int]] = {}  # … and the pictures and bytes that each was sent, and missed
         self._encoder: SharedEncoder | None = None
         self._jpegs: dict[int, JpegEncoder] = {}
         self._header = b""
@@ -67,22 +69,32 @@ class Fanout:
         with self._lock:
             if make is None:
                 assert isinstance(sink, NatsSink)
-                self._frames[sink.id] = sink
+                self._frames[sink.id], self._sent[sink.id] = sink, [0, 0, 0]
                 return
             if self._encoder is None:
                 self._encoder = SharedEncoder(*self._size, self._rate, self._encoder_name())
             if isinstance(sink, HlsSink):
                 self._segment_s = min(self._segment_s or sink.segment_s, sink.segment_s)
-            self._feeds[sink.id] = Feed(sink.id, make, self._encoder, self._tell)
+            self._feeds[sink.id] = Feed(sink.id, make, self._encoder, self._tell, sink.kind)
 
     def remove(self, name: str) -> Feed | None:
         """Finish one; join the feed off the loop. None for one that takes whole pictures, or is not here."""
         with self._lock:
             self._frames.pop(name, None)
+            self._sent.pop(name, None)
             feed = self._feeds.pop(name, None)
         if feed is not None:
             feed.end()
         return feed
+
+    def resize(self, width: int, height: int) -> list[str]:
+        """The stream has another size. Ids of the sinks that keep the one they were opened with; none: the next has the new."""
+        with self._lock:
+            self._size = (width, height)
+            if not self._feeds:
+                self._encoder = None
+            keeps = self._encoder is not None and self._encoder.size != self._size
+            return list(self._feeds) if keeps else []
 
     def has(self, name: str) -> bool:
         """Whether there is a sink of that id."""
@@ -95,10 +107,13 @@ class Fanout:
         self._gap_s = gap if now > self._looking_until else min(self._gap_s, gap)
         self._looking_until = now + LOOKING_S
 
-    def states(self) -> Mapping[str, dict[str, Any]]:
-        """Every sink's state and counters, by id."""
-        told = {name: {"state": feed.state.value, **feed.counters} for name, feed in list(self._feeds.items())}
-        return told | {name: {"state": "live"} for name in list(self._frames)}
+    def figures(self) -> list[SinkFigures]:
+        """How every sink fares."""
+        found = [feed.figures() for feed in list(self._feeds.values())]
+        for name in list(self._frames):
+            frames, size, missed = self._sent.get(name, (0, 0, 0))
+            found.append(SinkFigures(id=name, sink_kind="nats", frames=frames, bytes=size, dropped=missed))
+        return found
 
     # --- in the sink thread ------------------------------------------------------------------------------------------
 
@@ -148,6 +163,7 @@ class Fanout:
         key = due or any(feed.wants_key for feed in feeds)
         if key:
             self._keyed = at
+        frame = replace(frame, pixels=fitted(frame.pixels, *self._encoder.size))
         for packet in self._encoder.encode(frame, key):
             for feed in feeds:
                 feed.put_video(packet, self._header)
@@ -187,16 +203,22 @@ class Fanout:
             return
 
     def _start_publishing(self, frame: OutFrame, data: bytes, format_: str) -> None:
-        if len(self._publishing) >= MAX_PUBLISHING:
+        full = len(self._publishing) >= MAX_PUBLISHING
+        for name, sink in self._frames.items():
+            if sink.format == format_ and (sent := self._sent.get(name)) is not None:
+                sent[0] += not full
+                sent[1] += 0 if full else len(data)
+                sent[2] += full
+        if full:
             self._count("pictures_dropped")
             return
         task = asyncio.ensure_future(self._publish(frame, data, format_))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
-    def _tell(self, feed: Feed, broken: str, chunk: int) -> None:
+    def _tell(self, told: Told) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._told, feed.name, broken, chunk)
+            self._loop.call_soon_threadsafe(self._hear, told)
         except RuntimeError:
             return
 

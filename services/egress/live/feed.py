@@ -6,12 +6,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from enum import StrEnum
+from dataclasses import dataclass
+from enum import Enum
 
 from services.egress.live.h264 import EncodedFrame, SharedEncoder
 from services.egress.live.muxers import Muxer
 from services.egress.sinks.port import SinkError
 from shared.contracts.events import AudioCaptured
+from shared.contracts.sinks import SinkFigures, SinkState
 from shared.media.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -22,15 +24,6 @@ FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 15.0
 
 
-class SinkState(StrEnum):
-    """A live sink's life."""
-
-    WAITING = "waiting"  # for its first keyframe
-    LIVE = "live"
-    BROKEN = "broken"  # it is opened again later, if that may help
-    CLOSED = "closed"
-
-
 _MOVES = {
     SinkState.WAITING: {SinkState.LIVE, SinkState.BROKEN, SinkState.CLOSED},
     SinkState.LIVE: {SinkState.BROKEN, SinkState.CLOSED},
@@ -38,15 +31,42 @@ _MOVES = {
     SinkState.CLOSED: set[SinkState](),
 }
 
-Tell = Callable[["Feed", str, int], None]
-"""(feed, what broke or "" when it went live, chunk), called in the feed's thread."""
+
+class News(Enum):
+    """What is told of a sink."""
+
+    LIVE = "live"
+    SLOW = "slow"
+    BROKEN = "broken"  # it is tried again
+    GONE = "gone"  # it is not
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """News of a sink: why, and from which chunk on it is live (else −1)."""
+
+    sink: str
+    news: News
+    reason: str = ""
+    chunk: int = -1
+
+
+Tell = Callable[[Told], None]
+"""Called in the feed's thread or the sink thread."""
 
 
 class Feed:
-    """``put_…`` never wait: a full queue drops pictures up to the next keyframe, and sound; both are counted."""
+    """``put_…`` never wait: a full queue drops pictures up to the next keyframe, and sound; both are counted.
 
-    def __init__(self, name: str, make: Callable[[], Muxer], encoder: SharedEncoder, tell: Tell) -> None:
-        self.name = name
+    A sink that does not keep up is told once a spell; the spell is over when nothing waits for it any more.
+    """
+
+    def __init__(
+        self, name: str, make: Callable[[], Muxer], encoder: SharedEncoder, tell: Tell, kind: str = ""
+    ) -> None:
+        self.name, self.kind = name, kind
+        self.error = ""  # what broke it last
+        self.slow = False
         self.state = SinkState.WAITING
         self.made = ""
         self.counters = {"frames": 0, "bytes": 0, "dropped_frames": 0, "dropped_parts": 0, "breaks": 0}
@@ -67,20 +87,44 @@ class Feed:
         with self._changed:
             return self._skipping and self._frames < MAX_FRAMES // 2
 
+    def figures(self) -> SinkFigures:
+        """How it fares."""
+        counted = self.counters
+        return SinkFigures(
+            id=self.name,
+            sink_kind=self.kind,
+            state=self.state,
+            slow=self.slow,
+            frames=counted["frames"],
+            bytes=counted["bytes"],
+            dropped=counted["dropped_frames"],
+            breaks=counted["breaks"],
+            error=self.error,
+        )
+
     def put_video(self, frame: EncodedFrame, header: bytes = b"") -> None:
         """One access unit; ``header`` is the sound track's, b"" while none is known."""
+        if self._queue_video(frame, header):
+            reason = f"it does not keep up: {MAX_FRAMES} pictures wait for it, newer ones are left out until it has caught up"
+            self._tell(Told(self.name, News.SLOW, reason))
+
+    def _queue_video(self, frame: EncodedFrame, header: bytes) -> bool:
+        """True when it has just become slow."""
         with self._changed:
             self._header = header or self._header
             if frame.key and self._frames < MAX_FRAMES // 2:
                 self._skipping, self._begun = False, True
             elif self._frames >= MAX_FRAMES:
                 self._skipping = True
+            became = self._frames >= MAX_FRAMES and not self.slow and self.state is not SinkState.BROKEN
+            self.slow = self.slow or became
             if self._skipping:
                 self.counters["dropped_frames"] += self._begun
-                return
+                return became
             self._items.append(frame)
             self._frames += 1
             self._changed.notify()
+            return became
 
     def put_audio(self, part: AudioCaptured, header: bytes) -> None:
         """Sound; ``header`` is the track's."""
@@ -118,7 +162,7 @@ class Feed:
                     muxer.open(self._encoder, self._header)
                     muxer.video(item)
                     self._move(SinkState.LIVE)
-                    self._tell(self, "", item.chunk)
+                    self._tell(Told(self.name, News.LIVE, chunk=item.chunk))
                     retry_s = FIRST_RETRY_S
                 elif isinstance(item, EncodedFrame):
                     muxer.video(item)
@@ -129,15 +173,16 @@ class Feed:
                     self.counters["bytes"] += len(item.data)
             except Exception as error:
                 broken, muxer = muxer, None
-                self._break(broken, error)
-                if broken is None or not broken.again or self._rest(retry_s):
+                gone = broken is None or not broken.again
+                self._break(broken, error, gone=gone)
+                if gone or self._rest(retry_s):
                     break
                 retry_s = min(MAX_RETRY_S, retry_s * 2)
         if muxer is not None:
             try:
                 self.made = muxer.close()
             except Exception as error:
-                self._break(None, error)
+                self._break(None, error, gone=True)
         self._move(SinkState.CLOSED)
 
     def _next(self) -> EncodedFrame | AudioCaptured | None:
@@ -148,15 +193,17 @@ class Feed:
             item = self._items.popleft()
             self._frames -= isinstance(item, EncodedFrame)
             self._parts -= isinstance(item, AudioCaptured)
+            self.slow = self.slow and self._frames > 0
             return item
 
-    def _break(self, muxer: Muxer | None, error: Exception) -> None:
+    def _break(self, muxer: Muxer | None, error: Exception, *, gone: bool) -> None:
         if not isinstance(error, SinkError):
             log.error("sink %s broke", self.name, exc_info=error)
         self.counters["breaks"] += 1
+        self.error = one_line(error)
         if self.state is not SinkState.BROKEN:
             self._move(SinkState.BROKEN)
-            self._tell(self, one_line(error), -1)
+            self._tell(Told(self.name, News.GONE if gone else News.BROKEN, self.error))
         if muxer is not None:
             try:
                 muxer.close()

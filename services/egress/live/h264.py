@@ -61,7 +61,7 @@ class SharedEncoder:
 
     def __init__(self, width: int, height: int, rate: Fraction, encoder: str = SOFTWARE) -> None:
         self.frames = 0
-        self._size, self._rate = (width, height), rate
+        self.size, self._rate = (width, height), rate
         self._encoder = encoder
         self._mother: Any = None
         self._context: Any = None
@@ -111,7 +111,7 @@ class SharedEncoder:
 
     def _open(self, time_base: Fraction) -> Any:
         self._time_base = time_base
-        width, height = self._size
+        width, height = self.size
         options = {**h264_options(width, height), "forced-idr": "1"} if self._encoder == SOFTWARE else {}
         # The container is never written to: its stream is what muxers copy their parameters from.
         self._mother = av.open(io.BytesIO(), "w", format="matroska")

@@ -22,7 +22,7 @@ from shared.contracts.sinks import HlsSink, Mp4Sink, RtmpSink
 from shared.media.addresses import AddressError, AddressRules, check_url, resolve
 from shared.media.audio_header import AudioTemplate
 from shared.media.errors import MediaError, one_line
-from shared.media.salvage import discard, finalise_part, keep_foreign, part_path
+from shared.media.salvage import discard, finalise_part, keep_foreign, part_path, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -182,18 +182,21 @@ class RtmpMuxer(PacketMuxer):
         return self._url, {"rw_timeout": str(RTMP_TIMEOUT_US), "flvflags": "no_duration_filesize", "rtmp_live": "live"}
 
     def broken(self, error: BaseException) -> str:
-        return (
-            f"the RTMP server cannot be reached ({one_line(error)}): check the address and the key; it is tried again"
-        )
+        why = one_line(error).replace(self._url, "…")  # the key in the address is nobody's business
+        return f"the RTMP server cannot be reached ({why}): check the address and the key; it is tried again"
 
 
 class Mp4Muxer(PacketMuxer):
-    """A recording: fragments in ``<name>.part.mp4``, the final file at the end."""
+    """A recording: fragments in ``<name>.part.mp4``, the final file at the end.
+
+    ``resume``: what a predecessor wrote of it is kept as an earlier piece, and joined at the end.
+    """
 
     format = "mp4"
 
-    def __init__(self, spec: Mp4Sink) -> None:
+    def __init__(self, spec: Mp4Sink, resume: bool = False) -> None:
         super().__init__()
+        self._resume = resume
         self._final = Path(spec.path)
         self._part = part_path(self._final)
 
@@ -201,7 +204,10 @@ class Mp4Muxer(PacketMuxer):
         self._final.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(self._final):
             raise SinkError(f"{self._final.name} is there already: choose another name")
-        keep_foreign(self._part)
+        if self._resume:
+            set_aside(self._part)
+        else:
+            keep_foreign(self._part)
         return str(self._part), PART_OPTIONS
 
     def close(self) -> str:

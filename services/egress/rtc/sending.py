@@ -52,6 +52,12 @@ def h264_only() -> list[Any]:
     return [codec for codec in codecs if codec.mimeType.lower() in ("video/h264", "video/rtx")]
 
 
+def h264_or_vp8() -> list[Any]:
+    """What a client of both ways is negotiated with: H.264 is encoded once with the viewers'; some offer VP8 alone."""
+    codecs = RTCRtpSender.getCapabilities("video").codecs
+    return [*h264_only(), *(codec for codec in codecs if codec.mimeType.lower() == "video/vp8")]
+
+
 def opus_only() -> list[Any]:
     """… and the sound."""
     codecs = RTCRtpSender.getCapabilities("audio").codecs

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections import deque
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import av
 import av.error
 
 from services.egress.codec import H264Track
+from services.egress.fitted import fitted
 from services.egress.sinks.port import OutFrame, SinkError
 from shared.contracts.events import AudioCaptured
 from shared.media.audio_header import AudioTemplate
@@ -169,7 +171,7 @@ class Mp4Sink:
             return
         self._last_pts = frame.pts
         try:
-            self._track.write(frame)
+            self._track.write(replace(frame, pixels=fitted(frame.pixels, self._width, self._height)))
         except (OSError, av.error.FFmpegError) as error:
             raise SinkError(self._broken(error)) from None
 

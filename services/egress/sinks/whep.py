@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from services.egress.rtc.fanout import Encoded, Fanout
 from services.egress.rtc.live_h264 import VIDEO_RATE, LiveH264
+from services.egress.rtc.live_vp8 import LiveVp8
 from services.egress.rtc.opus import OpusTrack, track_of
 from services.egress.sinks.port import OutFrame
 from shared.contracts.events import AudioCaptured
@@ -27,11 +28,13 @@ class WhepSink:
     An encoder that breaks costs the viewers their picture, and the stream nothing.
     """
 
-    def __init__(self, width: int, height: int, fanout: Fanout) -> None:
-        self._size = width, height
-        self._fanout = fanout
+    def __init__(
+        self, width: int, height: int, fanout: Fanout, codec: type[LiveH264] | type[LiveVp8] = LiveH264
+    ) -> None:
+        self._size, self._codec = (width, height), codec
+        self.fanout = fanout
         self._loop = asyncio.get_running_loop()
-        self._encoder: LiveH264 | None = None
+        self._encoder: LiveH264 | LiveVp8 | None = None
         self._last_pts: int | None = None
         self._track: OpusTrack | None = None
         self._no_sound = False
@@ -71,20 +74,23 @@ class WhepSink:
         return ""
 
     def _encode(self, frame: OutFrame, pts: int) -> None:
+        size = frame.pixels.shape[1], frame.pixels.shape[0]
+        if size != self._size:
+            self._size, self._encoder = size, None
         if self._encoder is None:
-            self._encoder, self._last_pts = LiveH264(*self._size), None
+            self._encoder, self._last_pts = self._codec(*self._size), None
         if self._last_pts is not None and pts <= self._last_pts:
             return
         self._last_pts = pts
-        key = self._fanout.takes_key(time.monotonic_ns())
+        key = self.fanout.takes_key(time.monotonic_ns())
         for packet in self._encoder.encode(frame, pts, key):
-            self._hand(self._fanout.video, packet)
+            self._hand(self.fanout.video, packet)
 
     def _release(self, until_s: Fraction, *, send: bool) -> None:
         while self._sound and self._sound[0][0] <= until_s:
             _, packet = self._sound.popleft()
             if send:
-                self._hand(self._fanout.audio, packet)
+                self._hand(self.fanout.audio, packet)
 
     def _hand(self, take: Callable[[Encoded], None], packet: Encoded) -> None:
         try:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path
 from fastapi.openapi.models import Example
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from services.gateway.access import Operator, Seen, StreamId, Tenant
 from services.gateway.api.streams import receipt
@@ -17,7 +17,7 @@ from services.gateway.problems import PROBLEM_RESPONSES
 from services.gateway.recording import Recording, is_of
 from services.gateway.settings import Settings
 from services.gateway.sink_book import SinkBook
-from shared.contracts.sinks import SINK_ID_PATTERN, Sink
+from shared.contracts.sinks import SINK_ID_PATTERN, Sink, SinkFigures
 from shared.contracts.views import FileView, Receipt, RecordingView, StreamView
 
 EXAMPLES: dict[str, Example] = {
@@ -40,9 +40,10 @@ class StreamRecordings(BaseModel):
 
 
 class SinkList(BaseModel):
-    """A stream's sinks. ``recording``: the one that ``…/record`` added."""
+    """A stream's sinks. ``figures``: how each fares, as told a second ago. ``recording``: the one that ``…/record`` added."""
 
     sinks: list[Sink]
+    figures: list[SinkFigures] = Field(default_factory=list[SinkFigures])
     recording: RecordingView | None = None
 
 
@@ -54,7 +55,9 @@ def router(book: SinkBook, recording: Recording, recorded: Folder, settings: Set
     @api.get("/sinks", operation_id="listSinks")
     async def list_sinks(view: StreamView = found) -> SinkList:
         """Where the result goes now."""
-        return SinkList(sinks=await book.of(view.id), recording=await recording.now(view))
+        return SinkList(
+            sinks=await book.of(view.id), figures=await book.figures(view.id), recording=await recording.now(view)
+        )
 
     @api.post("/sinks", status_code=202, operation_id="addSink")
     async def add(

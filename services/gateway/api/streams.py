@@ -103,7 +103,7 @@ def router(
 
     @api.patch("/{stream}", status_code=202, operation_id="patchStream", openapi_extra=_examples(EXAMPLE_PATCH))
     async def patch(stream: StreamId, body: StreamPatch, tenant: Tenant, _: StreamView = changing) -> Receipt:
-        """Change prompt, steps, noise, seed, T, rate or pause at the next chunk boundary; an applied event names the chunk."""
+        """Change prompt, steps, noise, seed, T, rate, size, pause at the next chunk boundary; an applied event names it."""
         return receipt(await desk.patch(stream, body, tenant))
 
     @api.post("/{stream}/pause", status_code=202, operation_id="pauseStream")

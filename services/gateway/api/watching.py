@@ -86,8 +86,10 @@ def router(watch: Watch, chunks: Chunks, shares: Shares, settings: Settings, see
 
     @api.get("/stats", operation_id="getStats")
     async def stats(view: StreamView = found) -> StatsView:
-        """How it runs now: frames a second, latency, the share that is on time."""
-        return StatsView(stream=view.id, state=view.state, live=watch.stats(view.id), total=view.stats)
+        """How it runs now: frames a second, latency, the share that is on time; and how its sinks fare."""
+        return StatsView(
+            stream=view.id, state=view.state, live=watch.stats(view.id), total=view.stats, sinks=watch.sinks(view.id)
+        )
 
     @api.get("/ledger", operation_id="getStreamLedger")
     async def ledger(view: StreamView = found) -> LedgerView:

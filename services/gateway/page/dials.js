@@ -47,7 +47,10 @@ export class Dials {
     };
     this.size.onchange = () => {
       this.size.chosen = true; // until then each source has the size that suits it
-      resize();
+      const [width, height] = this.size.value.split("×").map(Number);
+      const stream = this.now();
+      if (height && stream && !stream.ended) this.send({ width, height });
+      else resize();
     };
   }
 

@@ -199,7 +199,7 @@ class Page {
     this.mode("welcome");
   }
 
-  /** Another size needs a new start of the same source. */
+  /** No size in particular, or no stream to change: the same source begins anew. */
   resize() {
     if (this.focused && this.kind) this.begin(this.focused.kind ?? this.kind);
   }

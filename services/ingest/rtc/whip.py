@@ -8,16 +8,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from services.ingest.rtc.inbox import Inbox
 from shared.bus.port import Bus
 from shared.contracts.events import EventKind
 from shared.contracts.signalling import RtcOffer, RtcRefusal
 from shared.rtc.desk import RtcDesk
+from shared.rtc.inbox import Inbox
 from shared.rtc.places import RtcSettings
 
 if TYPE_CHECKING:
-    from services.ingest.rtc.receiving import VideoTap
     from shared.rtc.peer import Peer
+    from shared.rtc.receiving import VideoTap
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ class WhipDesk:
         return 5.0 if peer is not None and not peer.connected else 0.0
 
     async def _wire(self, peer: Peer, offer: Any) -> None:
-        from services.ingest.rtc.receiving import AudioTap, VideoTap, drain, only_opus
         from shared.rtc.peer import RefusedOfferError
+        from shared.rtc.receiving import AudioTap, VideoTap, drain, only_opus
 
         taps: list[Any] = []
         tracks: list[Any] = []

@@ -29,5 +29,8 @@ class ClockSource:
             yield Picture(index * TICKS_PER_FRAME, TICKS_PER_FRAME, _NOTHING)
             index += 1
 
+    def resize(self, width: int, height: int) -> None:
+        """There are no pixels."""
+
     def close(self) -> None:
         """Nothing is held."""

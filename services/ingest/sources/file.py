@@ -66,6 +66,10 @@ class FileSource:
         """The sound track, if it can be used."""
         return self._sound.track if self._sound is not None else None
 
+    def resize(self, width: int, height: int) -> None:
+        """Fit to another size from the next picture on."""
+        self._fitter.resize(width, height)
+
     def close(self) -> None:
         """Close the file."""
         self._container.close()

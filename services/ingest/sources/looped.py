@@ -16,6 +16,7 @@ class LoopedSource:
     def __init__(self, open_it: Callable[[], FileSource]) -> None:
         self._open_it = open_it
         self._file = open_it()
+        self._size: tuple[int, int] | None = None  # None: that of the beginning
         self.time_base: Fraction = self._file.time_base
         self.audio: AudioTrack | None = self._file.audio
 
@@ -42,6 +43,13 @@ class LoopedSource:
             shift += end
             self._file.close()
             self._file = self._open_it()
+            if self._size is not None:
+                self._file.resize(*self._size)
+
+    def resize(self, width: int, height: int) -> None:
+        """Fit to another size from the next picture on, in every round."""
+        self._size = (width, height)
+        self._file.resize(width, height)
 
     def close(self) -> None:
         """Close the file."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from services.ingest.heard import Heard
 from services.ingest.links import Links
-from services.ingest.rtc.inbox import Inbox
 from services.ingest.settings import Settings
 from services.ingest.sources.clock import ClockSource
 from services.ingest.sources.file import FileSource
@@ -19,6 +18,7 @@ from shared.contracts import commands, sources
 from shared.contracts.commands import StreamSpec
 from shared.media.errors import MediaError
 from shared.media.paths import inside
+from shared.rtc.inbox import Inbox
 
 LIVE_ONLY = (sources.WhipSource, sources.PushSource, sources.DeviceSource, sources.RtmpListenSource)
 DEVICE_BACK_S = 60.0

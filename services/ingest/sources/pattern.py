@@ -59,16 +59,26 @@ class PatternSource:
     def __init__(self, width: int, height: int, frames: int, fps: float | None, look: str = "bits") -> None:
         self._rate = Fraction(fps or DEFAULT_FPS).limit_denominator(1001)
         self._frames = frames
-        self._canvas = Scene(width, height, float(self._rate)) if look == "scene" else _Canvas(width, height)
+        self._look, self._size, self._drawn = look, (width, height), (0, 0)
         self.time_base = 1 / (self._rate * 1000)
         self.audio: AudioTrack | None = None
 
     def read(self) -> Iterator[Picture | Sound]:
         """Picture after picture; each is drawn when it is asked for."""
-        index = 0
+        index, canvas = 0, self._canvas()
         while not self._frames or index < self._frames:
-            yield Picture(index * 1000, 1000, self._canvas.draw(index))
+            if self._drawn != self._size:
+                canvas = self._canvas()
+            yield Picture(index * 1000, 1000, canvas.draw(index))
             index += 1
+
+    def resize(self, width: int, height: int) -> None:
+        """Draw at another size from the next picture on."""
+        self._size = (width, height)
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _canvas(self) -> Scene | _Canvas:
+        self._drawn = width, height = self._size
+        return Scene(width, height, float(self._rate)) if self._look == "scene" else _Canvas(width, height)

@@ -60,6 +60,10 @@ class PushedSource:
             if pushed.last:
                 return
 
+    def resize(self, width: int, height: int) -> None:
+        """Fit to another size from the next picture on."""
+        self._fitter.resize(width, height)
+
     def close(self) -> None:
         """There is nothing to close."""
 

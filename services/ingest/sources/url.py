@@ -79,6 +79,10 @@ class UrlSource:
         """The sound track that the source began with."""
         return self._track
 
+    def resize(self, width: int, height: int) -> None:
+        """Fit to another size from the next picture on."""
+        self._fitter.resize(width, height)
+
     def close(self) -> None:
         """Hang up."""
         self._sound = self._sound_stream = self._video = None

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
-import av
-import av.error
 import numpy as np
-from av.codec.context import Flags
 
 from services.ingest.fit import Fitter
-from services.ingest.rtc.inbox import EncodedFrame, EncodedSound, Inbox, Over
 from services.ingest.sources.port import AudioTrack, Picture, Sound, SourceError
 from shared.contracts.commands import Fit
 from shared.media.audio_header import make_encoded_header
-
-log = logging.getLogger(__name__)
+from shared.rtc.decoding import FrameDecoder
+from shared.rtc.inbox import EncodedFrame, EncodedSound, Inbox, Over
 
 VIDEO_BASE, AUDIO_BASE = Fraction(1, 90_000), Fraction(1, 48_000)
 OPUS_TICKS = 960  # 20 ms
 REANCHOR_TICKS = 4800  # sound that is 100 ms off its clock is put right
-DECODERS = {"H264": "h264", "VP8": "vp8"}
 # RFC 7845: version, channels, pre-skip, input rate, gain, mapping.
 OPUS_HEAD = b"OpusHead" + bytes((1, 2)) + (312).to_bytes(2, "little") + (48_000).to_bytes(4, "little") + bytes(3)
 
@@ -48,15 +41,13 @@ class WhipSource:
         self._with_audio = with_audio
         self._interval_ns = int(1e9 / fps) if fps else 0
         self._opened_ns = time.time_ns()
-        self._session = self._codec = ""
-        self._decoder: Any = None
+        self._decoder = FrameDecoder(inbox)
         self._last_pts = -1
         self._due_ns = 0
         self._sound_offset: int | None = None
         self._sound_session = ""
         self._track: AudioTrack | None = None
         self.time_base = VIDEO_BASE
-        self.undecodable = 0
 
     @property
     def audio(self) -> AudioTrack | None:
@@ -79,30 +70,21 @@ class WhipSource:
             else:
                 yield from self._pictures(item)
 
+    def resize(self, width: int, height: int) -> None:
+        """Fit to another size from the next picture on."""
+        self._fitter.resize(width, height)
+
     def close(self) -> None:
         """Take nothing more."""
         self._inbox.end()
 
     def _pictures(self, item: EncodedFrame) -> Iterator[Picture]:
-        if (item.session, item.codec) != (self._session, self._codec):
-            self._session, self._codec = item.session, item.codec
-            self._decoder = av.CodecContext.create(DECODERS[item.codec], "r")
-            self._decoder.thread_count = 1  # frame threads hold frames back
-            self._decoder.flags |= Flags.low_delay
-        packet: Any = av.Packet(item.data)
-        try:
-            frames = self._decoder.decode(packet)
-        except av.error.FFmpegError as error:
-            self.undecodable += 1
-            self._inbox.undecodable = True
-            log.debug("a frame does not decode: %s", error)
+        frame = self._decoder.decode(item)
+        if frame is None or (self._interval_ns and not self._is_due(item.captured_ns)):
             return
-        for frame in frames[-1:]:
-            if self._interval_ns and not self._is_due(item.captured_ns):
-                continue
-            pts = max(self._last_pts + 1, (item.captured_ns - self._opened_ns) * 9 // 100_000)
-            self._last_pts = pts
-            yield Picture(pts, 0, self._fitter.fit(frame, None), item.captured_ns)
+        pts = max(self._last_pts + 1, (item.captured_ns - self._opened_ns) * 9 // 100_000)
+        self._last_pts = pts
+        yield Picture(pts, 0, self._fitter.fit(frame, None), item.captured_ns)
 
     def _is_due(self, captured_ns: int) -> bool:
         """Thins to ``fps``: half an interval early will do, so that an even source stays even."""

@@ -21,16 +21,20 @@ SLOT_BITS = 20  # of nanoseconds
 class VirtualClock:
     """``now`` in nanoseconds since the simulation began. An event is a function and its one argument."""
 
-    __slots__ = ("_heap", "_later", "_order", "_slot", "_slots", "events", "now")
+    __slots__ = ("_heap", "_later", "_order", "_slot", "_slots", "now")
 
     def __init__(self) -> None:
         self.now = 0
-        self.events = 0  # that have happened
         self._order = 0
         self._slot = 0  # what is up to its end is in the heap
         self._heap: list[_Event] = []
         self._slots: list[int] = []  # later ones with events, as a heap
         self._later: dict[int, list[_Event]] = {}
+
+    @property
+    def events(self) -> int:
+        """How many have happened."""
+        return self._order - len(self._heap) - sum(map(len, self._later.values()))
 
     def at(self, when: int, act: Callable[[Any], None], what: Any) -> None:
         """``act(what)`` happens at ``when``, or at once if that is past."""
@@ -53,7 +57,6 @@ class VirtualClock:
                 when, _, act, what = heappop(heap)
                 if when > self.now:
                     self.now = when
-                self.events += 1
                 act(what)
             if heap or not self._slots or self._slots[0] > last:
                 break

@@ -30,8 +30,15 @@ class SimFleet:
         return [worker for pipeline in self.pipelines for worker in pipeline.workers]
 
 
+MANY = 64
+
+
 def build_fleet(scenario: Scenario, policy: Policy, clock: VirtualClock) -> SimFleet:
-    """The pipelines of a scenario, calibrated as workers are when they join."""
+    """The pipelines of a scenario, calibrated as workers are when they join.
+
+    Many that have nothing to do with each other have a clock each (see :meth:`World.sync`), which is the same and costs less:
+    running one pipeline for a while finds what it needs in the processor's caches.
+    """
     wanted, streams = scenario.fleet, scenario.streams
     spec = model_spec(wanted.model)
     device = device_profile(wanted.device)
@@ -51,14 +58,22 @@ def build_fleet(scenario: Scenario, policy: Policy, clock: VirtualClock) -> SimF
     pipelines: list[SimPipeline] = []
     for number in range(wanted.pipelines):
         name = f"p{number:04d}"
+        own = VirtualClock() if apart(scenario) else clock
         core = PipelineCore(name, wanted.stages, 1, CostModel(), wanted.max_batch, policy=policy)
         # Workers walk through the same noise from places far apart.
         workers = [
-            Worker(f"{name}-w{stage}", clock, noise, (number * wanted.stages + stage) * 389 % NOISE_VALUES)
+            Worker(f"{name}-w{stage}", own, noise, (number * wanted.stages + stage) * 389 % NOISE_VALUES)
             for stage in range(wanted.stages)
         ]
-        pipeline = SimPipeline(core, clock, workers, times, cuts, spec, tokens, device.hop_ms)
+        pipeline = SimPipeline(core, own, workers, times, cuts, spec, tokens, device.hop_ms)
         pipeline.calibrate()
         pipelines.append(pipeline)
     per_pipeline = 1000.0 / slowest_ms * FRAMES_PER_LATENT / streams.fps * device.system_share
     return SimFleet(pipelines, per_pipeline * wanted.pipelines)
+
+
+def apart(scenario: Scenario) -> bool:
+    """Whether what happens on one pipeline never touches another: nothing fails, moves or makes room for others."""
+    streams = scenario.streams
+    stays = not (streams.poisson or streams.lifetime_s or scenario.bursts)
+    return scenario.fleet.pipelines > MANY and scenario.fleet.stages == 1 and stays and not scenario.faults

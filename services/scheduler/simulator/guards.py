@@ -10,6 +10,7 @@ from services.scheduler.placement import choose_pipeline
 from services.scheduler.policies import SLACK
 from services.scheduler.settings import Settings
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S
+from services.scheduler.simulator.fleet_sim import apart
 from services.scheduler.simulator.pipelines import SimPipeline
 from services.scheduler.simulator.scenario import Fault, FaultKind
 from services.scheduler.simulator.sessions import Session
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BEAT_NS = 500 * NS_PER_MS
 LOOK_NS = 250 * NS_PER_MS
+LOOK_APART_NS = 1000 * NS_PER_MS  # where nothing can fail
 BALANCE_NS = 500 * NS_PER_MS
 
 
@@ -38,6 +40,7 @@ class Guards:
         self._balancers: dict[str, Balancer] = {}
         self._meters: dict[str, StageMeter] = {}
         self._moving: dict[str, Proposal] = {}
+        self._look_ns = LOOK_APART_NS if apart(world.scenario) else LOOK_NS
         stages = world.scenario.fleet.stages
         for pipeline in world.fleet.pipelines:
             for stage, worker in enumerate(pipeline.workers):
@@ -49,7 +52,8 @@ class Guards:
     def begin(self) -> None:
         """Beats, looks and faults are on the clock from now on."""
         for number, worker in enumerate(self._world.fleet.workers):
-            self._clock.at(number * BEAT_NS // max(1, len(self._home)), self._beat, worker)
+            clock = self._home[worker.name][0].clock
+            clock.at(number * BEAT_NS // max(1, len(self._home)), self._beat, worker)
         self._clock.at(LOOK_NS, self._look, None)
         if self._balancers:
             self._clock.at(BALANCE_NS, self._balance, None)
@@ -59,13 +63,13 @@ class Guards:
     # --- beats and losses --------------------------------------------------------------------------------------------
 
     def _beat(self, worker: Worker) -> None:
-        now = self._clock.now
         if self._world.over:
             return
-        self._clock.at(now + BEAT_NS, self._beat, worker)
+        pipeline, stage = self._home[worker.name]
+        now = pipeline.clock.now
+        pipeline.clock.at(now + BEAT_NS, self._beat, worker)
         if not worker.alive or self._silent_until.get(worker.name, 0) > now:
             return
-        pipeline, stage = self._home[worker.name]
         told = self._told.get(worker.name)
         if told is None or told[0] != worker.incarnation:
             beat = Beat(
@@ -79,11 +83,12 @@ class Guards:
 
     def _look(self, _: None) -> None:
         """Who has not been heard of for too long is lost."""
+        self._world.sync()
         for name in self._fleet.newly_lost(self._clock.now / NS_PER_S):
             self._world.counts.lost_workers += 1
             self._lost(*self._home[name])
         if not self._world.over:
-            self._clock.at(self._clock.now + LOOK_NS, self._look, None)
+            self._clock.at(self._clock.now + self._look_ns, self._look, None)
 
     def _lost(self, pipeline: SimPipeline, stage: int) -> None:
         """The pipeline cannot go on: its streams go to others, or wait until it is back."""
@@ -109,6 +114,7 @@ class Guards:
             return
         if world.governed:
             world.admission.move(session.name, chosen)
+            world.repriced.update(world.pipelines)
         world.seat(session, world.pipelines[chosen])
 
     def _back(self, worker: Worker) -> None:

@@ -53,7 +53,7 @@ class SimPipeline:
         self._pending = 0  # blocks that may run: offered and not in a batch, or between two steps
         self.encode_ms = self.decode_ms = 0.0
         self.meter: StageMeter | None = None
-        self._clock = clock
+        self.clock = clock
         self._hop_ns = int(hop_ms * NS_PER_MS)
         self._timer_ns = 0
         self._noise = (spec.noise.s0, int(1000 * spec.noise.s0) - spec.noise.first_step_margin)
@@ -111,7 +111,7 @@ class SimPipeline:
             self.encode_ms = took
         if self.meter is not None:  # whether or not it can enter a step 0: that is what encode is busy with
             self.meter.encoded += 1 if stamp.chunk else 2
-        self._clock.at(self._clock.now + 2 * BUS_NS, self._offer, (stamp, took))
+        self.clock.at(self.clock.now + 2 * BUS_NS, self._offer, (stamp, took))
 
     def _offer(self, encoded: tuple[ChunkStamp, float]) -> None:
         stamp, took = encoded
@@ -124,7 +124,7 @@ class SimPipeline:
                 "noise_version": 0,
             },
         )  # fmt: skip
-        offer, decisions = self.core.offer(chunk, self._clock.now)
+        offer, decisions = self.core.offer(chunk, self.clock.now)
         self._pending += offer is Offer.TAKEN
         if decisions.drops:
             self._act(decisions)
@@ -137,7 +137,7 @@ class SimPipeline:
 
     def pump(self) -> None:
         """Schedule now, if a batch may leave; else when the next one may."""
-        core, now = self.core, self._clock.now
+        core, now = self.core, self.clock.now
         # Without anything to run the core would find nothing to send, and nothing to drop.
         if self.held or self._pending <= 0 or len(core.in_flight) > core.stages:
             return
@@ -145,7 +145,7 @@ class SimPipeline:
         if now < at:
             if at != self._timer_ns:
                 self._timer_ns = at
-                self._clock.at(at, self._wake, at)
+                self.clock.at(at, self._wake, at)
             return
         decisions = core.schedule(now)
         for batch in decisions.batches:
@@ -157,7 +157,7 @@ class SimPipeline:
                 self._pending -= len(stamps) if item.step == 0 else 1
             self.batches += 1
             self.items += len(batch.entries)
-            self._clock.at(now + BUS_NS, self._stage, _Run(batch, frames, nearest, []))
+            self.clock.at(now + BUS_NS, self._stage, _Run(batch, frames, nearest, []))
         if decisions.drops:
             self._act(decisions)
         if (
@@ -167,7 +167,7 @@ class SimPipeline:
             and at != self._timer_ns
         ):
             self._timer_ns = at
-            self._clock.at(at, self._wake, at)
+            self.clock.at(at, self._wake, at)
 
     def _wake(self, at: int) -> None:
         if at == self._timer_ns:
@@ -183,9 +183,9 @@ class SimPipeline:
     def _staged(self, run: _Run, took: float) -> None:
         run.ms.append(took)
         run.stage += 1
-        now = self._clock.now
+        now = self.clock.now
         if run.stage < self.core.stages:
-            self._clock.at(now + self._hop_ns, self._stage, run)
+            self.clock.at(now + self._hop_ns, self._stage, run)
             return
         if run.batch.generation != self.core.generation:
             return
@@ -194,14 +194,14 @@ class SimPipeline:
             if entry.item.is_last_step:
                 ms = self.times.decode_ms * entry.item.frames
                 decoder.submit(Rank.DECODE, entry.stamps[0].frames[0].deadline_ns, ms, self._decoded, entry.stamps)
-        self._clock.at(now + BUS_NS, self._done, run)
+        self.clock.at(now + BUS_NS, self._done, run)
 
     def _decoded(self, stamps: tuple[ChunkStamp, ...], took: float) -> None:
         self.decode_ms = took / len(stamps)
         for stamp in stamps:
             session = self.sessions.get(stamp.stream)
             if session is not None:
-                session.ready(stamp.chunk, self._clock.now + BUS_NS)
+                session.ready(stamp.chunk, self.clock.now + BUS_NS)
 
     def _done(self, run: _Run) -> None:
         batch = run.batch
@@ -224,10 +224,10 @@ class SimPipeline:
         )  # fmt: skip
         if self.meter is not None:
             finished = sum([len(entry.stamps) for entry in batch.entries if entry.item.is_last_step])
-            self.meter.batch(self._clock.now / NS_PER_S, run.frames * self.tokens, run.ms, finished)
+            self.meter.batch(self.clock.now / NS_PER_S, run.frames * self.tokens, run.ms, finished)
         if batch.generation == self.core.generation:
             self._pending += sum([result.output is not None for result in results])
-        self.core.done(done, self._clock.now)
+        self.core.done(done, self.clock.now)
         self.pump()
 
     # --- control -----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def report(name: str, scenario: Scenario, policy: Policy, world: World, cpu_s: f
         "recovered_s": {f"{at:g}": world.ledger.timeline.right_again(at) for at in events},
         "utilisation": {"mean": round(sum(busy) / len(busy), 3), "busiest": round(max(busy), 3)} if busy else {},
         "items_per_batch": round(items / batches, 2) if batches else 0.0,
-        "events": world.clock.events,
+        "events": world.events,
         "cpu_s": round(cpu_s, 2),
     }
 

@@ -66,10 +66,37 @@ class Session:
     """A stream. ``fps`` is the source's rate; ``pace`` what the ladder leaves of it (the same at first)."""
 
     __slots__ = (
-        "_carry_ns", "_clock", "_frame_ns", "_index", "_last_shown_ns", "_ledger", "_shown", "_source_ns", "bad",
-        "chunk", "credits", "deadline_ns", "dropped_frames", "end_ns", "ended", "epoch", "faulted", "first_capture_ns",
-        "first_shown_ns", "fps", "held", "in_flight", "late", "name", "next_ns", "on_time", "open", "pipeline",
-        "playout", "stalled_ns", "tenant",
+        "_carry_ns",
+        "_frame_ns",
+        "_index",
+        "_last_shown_ns",
+        "_ledger",
+        "_shown",
+        "_source_ns",
+        "bad",
+        "chunk",
+        "clock",
+        "credits",
+        "deadline_ns",
+        "dropped_frames",
+        "end_ns",
+        "ended",
+        "epoch",
+        "faulted",
+        "first_capture_ns",
+        "first_shown_ns",
+        "fps",
+        "held",
+        "in_flight",
+        "late",
+        "name",
+        "next_ns",
+        "on_time",
+        "open",
+        "pipeline",
+        "playout",
+        "stalled_ns",
+        "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -91,7 +118,7 @@ class Session:
         self.bad: list[float] = []  # chunks that were not shown in time; n − ½: frames lost before chunk n
         self.first_capture_ns = self.first_shown_ns = self._last_shown_ns = -1
         self.stalled_ns = 0
-        self._clock, self._ledger = clock, ledger
+        self.clock, self._ledger = clock, ledger
         self._source_ns = self._frame_ns = round(NS_PER_S / fps)
         self._carry_ns = 0
         self._index = 0
@@ -101,7 +128,7 @@ class Session:
     def begin(self, now: int) -> None:
         """The source opens: its first frame is captured now."""
         self.next_ns = self.first_capture_ns = now
-        self._clock.at(now + (FIRST_CHUNK_FRAMES - 1) * self._frame_ns, self.capture, None)
+        self.clock.at(now + (FIRST_CHUNK_FRAMES - 1) * self._frame_ns, self.capture, None)
 
     def pace(self, fps: float) -> None:
         """Take at most so many frames a second, from the next chunk on."""
@@ -109,7 +136,7 @@ class Session:
 
     def capture(self, _: None) -> None:
         """The last frame of the next chunk was captured: number it, or hold it until a credit comes back."""
-        if self._clock.now >= self.end_ns:
+        if self.clock.now >= self.end_ns:
             self.ended = True
             self._await_credits()
             self._let_go()
@@ -123,12 +150,12 @@ class Session:
 
     def stop(self) -> None:
         """The session ends early, whatever it holds."""
-        self.end_ns = min(self.end_ns, self._clock.now)
+        self.end_ns = min(self.end_ns, self.clock.now)
 
     def _number(self, first_ns: int) -> None:
         number, frame_ns, deadline_ns, index = self.chunk, self._frame_ns, self.deadline_ns, self._index
         size = CHUNK_FRAMES if number else FIRST_CHUNK_FRAMES
-        stamp = _stamp(self.name, self.epoch, number, index, size, first_ns, frame_ns, deadline_ns, self._clock.now)
+        stamp = _stamp(self.name, self.epoch, number, index, size, first_ns, frame_ns, deadline_ns, self.clock.now)
         self.chunk = number + 1
         self._index = index + size
         self.in_flight += 1
@@ -137,7 +164,7 @@ class Session:
         self._ledger.frames_in += size
         if frame_ns != self._source_ns:
             self._count_rate(size)
-        self._clock.at(self.next_ns + (CHUNK_FRAMES - 1) * frame_ns, self.capture, None)
+        self.clock.at(self.next_ns + (CHUNK_FRAMES - 1) * frame_ns, self.capture, None)
         if self.pipeline is not None:
             self.pipeline.encode(self, stamp)
         else:  # nobody to take it: the stream waits to be placed again
@@ -152,13 +179,13 @@ class Session:
 
     def _await_credits(self) -> None:
         """Take the credits that came back by now, and be told of the others. Nobody asks for them while there are enough."""
-        now, shown = self._clock.now, self._shown
+        now, shown = self.clock.now, self._shown
         self._shown = []
         for at in shown:
             if at <= now:
                 self.in_flight -= 1
             else:
-                self._clock.at(at, self._credit, None)
+                self.clock.at(at, self._credit, None)
 
     def _credit(self, _: None) -> None:
         self.in_flight -= 1
@@ -166,12 +193,12 @@ class Session:
             # Newer frames took the place of older ones while there was no credit.
             self.held = False
             size = CHUNK_FRAMES if self.chunk else FIRST_CHUNK_FRAMES
-            lost = max(0, (self._clock.now - self.next_ns) // self._frame_ns + 1 - size)
+            lost = max(0, (self.clock.now - self.next_ns) // self._frame_ns + 1 - size)
             if lost:
                 self._ledger.frames_in += lost
                 self._miss("ingest:no_credit", lost, self.chunk - 0.5, self.next_ns + self.deadline_ns)
                 self._index += lost
-            if self._clock.now >= self.end_ns:
+            if self.clock.now >= self.end_ns:
                 self.ended = True
             else:
                 self._number(self.next_ns + lost * self._frame_ns)
@@ -214,7 +241,7 @@ class Session:
             self._stand(shown)
         self._last_shown_ns = last = max(now, frames[-1].captured_ns + delay)
         if self.held or self.ended:
-            self._clock.at(last, self._credit, None)
+            self.clock.at(last, self._credit, None)
         else:
             self._shown.append(last)
 
@@ -236,7 +263,7 @@ class Session:
         stamp = self.open.get(number)
         if stamp is not None:
             late_enough = stamp.frames[-1].deadline_ns + LOST_AFTER_NS
-            self._clock.at(late_enough, lambda each: self.drop(*each), (number, key))
+            self.clock.at(late_enough, lambda each: self.drop(*each), (number, key))
 
     def _miss(self, key: str, frames: int, place: float, due_ns: int) -> None:
         self.dropped_frames += frames

@@ -27,7 +27,6 @@ class Tiers:
 
     def __init__(self, world: World, shape: Shape) -> None:
         self._world = world
-        self._clock = world.clock
         self._wish = Wish(asked=world.demand)
         self._ladders = {p.name: Ladder(shape, p.core.cost) for p in world.fleet.pipelines}
         self._seen: dict[str, tuple[int, int]] = {}
@@ -39,7 +38,7 @@ class Tiers:
         """The ladders are asked from now on, one after the other."""
         count = len(self._ladders)
         for number, pipeline in enumerate(self._world.fleet.pipelines):
-            self._clock.at(self._every_ns * (number + 1) // count, self._ask, pipeline)
+            pipeline.clock.at(self._every_ns * (number + 1) // count, self._ask, pipeline)
 
     def settings(self, session: Session, pipeline: SimPipeline, tier: Demand | None) -> StreamSettings:
         """The session is on this pipeline's ladder now. Returns what its blocks are bound to; ``tier``: it had one."""
@@ -56,7 +55,7 @@ class Tiers:
         return tier
 
     def _ask(self, pipeline: SimPipeline) -> None:
-        now_s = self._clock.now / NS_PER_S
+        now_s = pipeline.clock.now / NS_PER_S
         ladder = self._ladders[pipeline.name]
         for name, session in pipeline.sessions.items():
             verdicts, before = _verdicts(session), self._seen[name]
@@ -70,7 +69,7 @@ class Tiers:
             session.pace(change.tier.fps)
             self._world.counts.tier_changes += 1
         if not self._world.over:
-            self._clock.at(self._clock.now + self._every_ns, self._ask, pipeline)
+            pipeline.clock.at(pipeline.clock.now + self._every_ns, self._ask, pipeline)
 
 
 def _verdicts(session: Session) -> tuple[int, int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from heapq import nsmallest
+from heapq import heappop, heappush
 
 from services.scheduler.admission import Admission, Admitted, Rules
 from services.scheduler.placement import choose_pipeline
@@ -50,6 +50,9 @@ class World:
         self.counts = Counts()
         self.fleet = build_fleet(scenario, policy, self.clock)
         self.pipelines = {pipeline.name: pipeline for pipeline in self.fleet.pipelines}
+        self._clocks: dict[int, tuple[VirtualClock, list[SimPipeline]]] = {}  # each with whose it is
+        for pipeline in self.fleet.pipelines:
+            self._clocks.setdefault(id(pipeline.clock), (pipeline.clock, []))[1].append(pipeline)
         self.sessions: list[Session] = []
         self.homeless: list[Session] = []
         self.over = False
@@ -65,6 +68,8 @@ class World:
         # Only the scheduler itself has admission, the ladder and re-balancing: the others take whoever comes.
         self.governed = policy is SLACK and rules.enabled
         self.admission = Admission(Rules(target=rules.target, max_streams=rules.max_streams))
+        self._by_load: list[tuple[float, str]] = []
+        self.repriced = set(self.pipelines)  # whose loads in admission's books are others since it was last asked for
         shape = Shape(fleet.stages, 0, fleet.stages - 1, fleet.max_batch)
         for pipeline in self.fleet.pipelines:
             self.admission.pipeline(pipeline.name, shape, pipeline.core.cost)
@@ -86,10 +91,12 @@ class World:
         self.guards.begin()
         if self.tiers is not None:
             self.tiers.begin()
-        clock.at(TICK_NS, self._tick, None)
+        for one_clock, pipelines in self._clocks.values():
+            one_clock.at(TICK_NS, self._tick, pipelines)
         end = int(self.scenario.seconds * NS_PER_S)
         while clock.now < end:
             clock.run(min(clock.now + NS_PER_S, end))
+            self.sync()
             if progress is not None:
                 progress(clock.now / NS_PER_S)
         self.over = True
@@ -98,14 +105,28 @@ class World:
             session.stop()
         while any(session.open for session in self.sessions) and clock.now < end + DRAIN_S * NS_PER_S:
             clock.run(clock.now + NS_PER_S)
+            self.sync()
 
-    def _tick(self, _: None) -> None:
+    def sync(self, names: Iterable[str] | None = None) -> None:
+        """Pipelines (None: all) with a clock of their own come up to now: to be called before they are looked at."""
+        for pipeline in self.fleet.pipelines if names is None else map(self.pipelines.__getitem__, names):
+            if pipeline.clock is not self.clock:
+                pipeline.clock.run(self.clock.now)
+
+    @property
+    def events(self) -> int:
+        """How many have happened."""
+        clocks = {id(self.clock): self.clock, **{at: clock for at, (clock, _) in self._clocks.items()}}
+        return sum(clock.events for clock in clocks.values())
+
+    def _tick(self, pipelines: list[SimPipeline]) -> None:
         """The service's own: what can no longer make it is dropped even when nothing else happens."""
-        for pipeline in self.fleet.pipelines:
+        for pipeline in pipelines:
             if pipeline.sessions:
                 pipeline.pump()
         if not self.over:
-            self.clock.at(self.clock.now + TICK_NS, self._tick, None)
+            clock = pipelines[0].clock
+            clock.at(clock.now + TICK_NS, self._tick, pipelines)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -115,45 +136,63 @@ class World:
         counts.asked += 1
         now_s = self.clock.now / NS_PER_S
         if self.governed:
-            decided = self.admission.admit(name, "default", self.demand, self._least_loaded(), now_s)
+            candidates = self._least_loaded()
+            self.sync(candidates)
+            decided = self.admission.admit(name, "default", self.demand, candidates, now_s)
             if not isinstance(decided, Admitted):
                 why = decided.refusal.value or "other"
                 counts.refused[why] = counts.refused.get(why, 0) + 1
                 return
             target = decided.pipeline
+            self.repriced.add(target)
         else:
             chosen = choose_pipeline({name: self.streams_on[name] for name in self._open_pipelines()})
             if chosen is None:
                 counts.refused["no_pipeline"] = counts.refused.get("no_pipeline", 0) + 1
                 return
             target = chosen
+            self.sync((target,))
         counts.admitted += 1
+        pipeline = self.pipelines[target]
         end_s = min(arrival.at_s + arrival.life_s, self.scenario.seconds)
         chunk_s = CHUNK_FRAMES / streams.fps
         credits = max(2, math.ceil(streams.deadline_ms / 1000.0 / chunk_s) + 1)
         session = Session(
-            name, self.clock, self.ledger, streams.fps, streams.deadline_ms * NS_PER_MS, credits,
+            name, pipeline.clock, self.ledger, streams.fps, streams.deadline_ms * NS_PER_MS, credits,
             int(end_s * NS_PER_S),
         )  # fmt: skip
         self.sessions.append(session)
-        self.seat(session, self.pipelines[target])
-        self.clock.at(self.clock.now + int(streams.open_ms * NS_PER_MS), self._begin, session)
+        self.seat(session, pipeline)
+        pipeline.clock.at(self.clock.now + int(streams.open_ms * NS_PER_MS), self._begin, session)
 
     def _begin(self, session: Session) -> None:
-        session.begin(self.clock.now)
+        session.begin(session.clock.now)
 
     def _open_pipelines(self) -> list[str]:
         return [name for name in self.pipelines if name not in self.guards.down]
 
     def _least_loaded(self) -> list[str]:
-        """Admission takes the least loaded of those that can: of alike pipelines no other would be chosen."""
-        loads, down = self.admission.loads, self.guards.down
-        asked = (
-            [(load, name) for name, load in loads.items() if name not in down]
-            if down
-            else zip(loads.values(), loads, strict=True)
-        )
-        return [name for _, name in nsmallest(MOST_CANDIDATES, asked)]
+        """Admission takes the least loaded of those that can: of alike pipelines no other would be chosen.
+
+        Kept as a heap of (load, name); an entry whose load is not the pipeline's any more is dropped when it comes up.
+        """
+        loads, down, heap = self.admission.loads, self.guards.down, self._by_load
+        for name in self.repriced:
+            heappush(heap, (loads[name], name))
+        self.repriced.clear()
+        found: list[str] = []
+        passed: list[tuple[float, str]] = []
+        while heap and len(found) < MOST_CANDIDATES:
+            entry = heappop(heap)
+            load, name = entry
+            if loads[name] != load or (passed and passed[-1] == entry):
+                continue
+            passed.append(entry)
+            if name not in down:
+                found.append(name)
+        for entry in passed:
+            heappush(heap, entry)
+        return found
 
     def seat(self, session: Session, pipeline: SimPipeline) -> None:
         """The session's queue is on this pipeline from now on, its slots empty."""
@@ -178,4 +217,5 @@ class World:
             if tier is not None and not session.ended:
                 self._tier_of[session.name] = tier
         if session.ended and self.governed:
-            self.admission.leave(session.name, self.clock.now / NS_PER_S)
+            self.admission.leave(session.name, session.clock.now / NS_PER_S)
+            self.repriced.update(self.pipelines if session.pipeline is None else (session.pipeline.name,))

@@ -102,6 +102,12 @@ class Inbox:
             self._sounds -= isinstance(item, EncodedSound)
             return item
 
+    @property
+    def waiting(self) -> int:
+        """Frames that nobody has taken yet."""
+        with self._changed:
+            return self._frames
+
     def _drop_frames(self) -> None:
         self.dropped += self._frames
         self._items = deque(item for item in self._items if not isinstance(item, EncodedFrame))

@@ -1,5 +1,5 @@
-"""Taps on the WebRTC library's receivers: encoded frames come here instead of into its decoders. The only file of ingest
-that knows the library's insides.
+"""Taps on the WebRTC library's receivers: encoded frames come here instead of into its decoders. One of the files that
+know the library's insides.
 
 The library has no way to get at encoded frames, and its queues of decoded ones are not bounded.
 """
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from services.ingest.rtc.arrival import ArrivalClock
-from services.ingest.rtc.inbox import EncodedFrame, EncodedSound, Inbox
-from services.ingest.rtc.jitter import Frame, FrameBuffer
+from shared.rtc.arrival import ArrivalClock
+from shared.rtc.inbox import EncodedFrame, EncodedSound, Inbox
+from shared.rtc.jitter import Frame, FrameBuffer
 
 VIDEO_RATE, AUDIO_RATE = 90_000, 48_000
 
