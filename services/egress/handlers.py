@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -329,15 +330,22 @@ class Handlers:
         self._files.pop(stream.stream, None)
         self._ended[stream.stream] = (stream.epoch, time.monotonic())
         self._ended_totals = self._ended_totals.plus(stream.totals)
-        for name, count in stream.counters.items():
-            self.counters[name] = self.counters.get(name, 0) + count
+        self._keep(stream.counters)
         task = asyncio.create_task(self._unsubscribe(stream.stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._note_idle()
 
+    def _keep(self, counters: Mapping[str, int]) -> None:
+        """What a part that is gone has counted: a metric's count never goes back."""
+        for name, count in counters.items():
+            self.counters[name] = self.counters.get(name, 0) + count
+
     async def _unsubscribe(self, stream: str) -> None:
-        for desk in (self._peers.pop(stream, None), self._viewers.pop(stream, None), self._live.pop(stream, None)):
+        peer = self._peers.pop(stream, None)
+        if peer is not None:
+            self._keep(peer.counters)
+        for desk in (peer, self._viewers.pop(stream, None), self._live.pop(stream, None)):
             if desk is not None:
                 await desk.close()
         for subscription in self._subscriptions.pop(stream, []):
