@@ -5,10 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 
 from services.gateway.core import sum_of, view_of
-from services.gateway.errors import InvalidError, NoAnswerError, RefusedError, UnknownPartError, UnknownStreamError
+from services.gateway.errors import (
+    GatewayError,
+    InvalidError,
+    NoAnswerError,
+    RefusedError,
+    UnknownPartError,
+    UnknownStreamError,
+)
 from services.gateway.settings import Settings
 from shared.bus.port import Bus, BusError, Received
 from shared.contracts import subjects
@@ -52,6 +60,17 @@ class Desk:
         self.admit(spec.tenant)
         command = secrets.token_hex(8)
         return await self._ask(stream, StartStream(command=command, stream=stream, spec=spec))
+
+    @asynccontextmanager
+    async def beginning(self, stream: str, spec: StreamSpec) -> AsyncIterator[None]:
+        """As ``create``; whatever goes wrong in the block, a caller who hangs up too, stops it: nobody would come."""
+        await self.create(stream, spec)
+        try:
+            yield
+        except BaseException:
+            with suppress(GatewayError, BusError):
+                await self.stop(stream, False, spec.tenant)
+            raise
 
     async def patch(self, stream: str, patch: StreamPatch, tenant: str) -> StreamEvent:
         """Change a stream. Raises UnknownStreamError, RefusedError, NoAnswerError."""

@@ -50,7 +50,8 @@ def _write(path: Path, text: str) -> None:
     """Whole or not at all, for the owner alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o400)
+    fresh.unlink(missing_ok=True)  # of a process that was cut off, and had this number too, as it is in a container
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(fresh, path)

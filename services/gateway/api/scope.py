@@ -21,7 +21,7 @@ from services.gateway.auth import Caller
 from services.gateway.errors import NoAnswerError, RefusedError
 from services.gateway.handlers import Desk
 from services.gateway.ice import IceServers, ice_servers
-from services.gateway.problems import GatewayError, responses
+from services.gateway.problems import responses
 from services.gateway.rtc import RtcDesk
 from services.gateway.scope import Answer, Candidates, Load, Loaded, Offer
 from services.gateway.settings import Settings
@@ -96,14 +96,10 @@ def router(desk: Desk, rtc: RtcDesk, store: SessionStore, settings: Settings, se
         choice = await choice_now()
         stream, spec = scope.stream_of(body, await loaded_of(caller, tenant), choice, tenant)
         patches = scope.patches_of(body)
-        await desk.create(stream, spec)
-        try:
+        async with desk.beginning(stream, spec):
             for patch in patches:
                 await desk.patch(stream, patch, tenant)
             answer = await rtc.offer(stream, "peer", body.sdp)
-        except GatewayError:
-            await desk.stop(stream, False, tenant)
-            raise
         return Answer(sdp=answer.sdp, sessionId=scope.session_id(stream, answer.session))
 
     @api.patch("/api/v1/webrtc/offer/{session}", status_code=204, operation_id="scopeTrickle")

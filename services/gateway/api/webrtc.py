@@ -181,12 +181,8 @@ def router(desk: Desk, rtc: RtcDesk, settings: Settings, seen: Seen) -> APIRoute
             height=height,
             tenant=tenant,
         )
-        await desk.create(stream, spec)
-        try:
+        async with desk.beginning(stream, spec):
             return await negotiate(request, stream, "whip", caller, False)
-        except GatewayError:
-            await desk.stop(stream, False, tenant)
-            raise
 
     return api
 
