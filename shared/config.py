@@ -29,7 +29,8 @@ class ServiceSettings(BaseSettings):
 
     NATS and Redis as operated (``deploy/``) ask for a user and a password, which is the only line of a file. ``tls_ca``: the
     authority of their certificates, a PEM file, for URLs that begin with ``tls://`` and ``rediss://``. ``nats_on_disk``:
-    commands and events outlive a restart of NATS; all services must say the same.
+    commands and events outlive a restart of NATS; all services must say the same. ``nats_domain``: the JetStream domain, for a
+    service behind a leaf node, which has no JetStream of its own; empty: the server's own.
     """
 
     model_config = SettingsConfigDict(env_prefix="RHEOCAST_", extra="ignore", populate_by_name=True)
@@ -39,6 +40,7 @@ class ServiceSettings(BaseSettings):
     nats_user: str = ""
     nats_password_file: Path | None = None
     nats_on_disk: bool = False
+    nats_domain: str = Field(default="", pattern=r"^[A-Za-z0-9_-]*$")
     redis_user: str = ""
     redis_password_file: Path | None = None
     tls_ca: Path | None = None

@@ -25,6 +25,7 @@ async def connect_bus(settings: ServiceSettings) -> NatsBus:
         settings.nats_url,
         name=settings.instance or "rheocast",
         on_disk=settings.nats_on_disk,
+        domain=settings.nats_domain,
         credentials=settings.nats_credentials,
     )
 

@@ -60,12 +60,12 @@ HEADER_ROOM = 4096  # max_payload counts headers too
 class NatsBus:
     """Connect with ``await NatsBus.connect(url)``. Reconnects for ever; core messages of an outage may be lost."""
 
-    def __init__(self, nc: Client, url: str, *, on_disk: bool = False) -> None:
+    def __init__(self, nc: Client, url: str, *, on_disk: bool = False, domain: str = "") -> None:
         self.stats = BusStats()
         self._nc = nc
         self._url = url
         self._on_disk = on_disk
-        self._js = nc.jetstream(timeout=2.0)
+        self._js = nc.jetstream(timeout=2.0, domain=domain or None)
         self._subscriptions: set[_CoreSubscription | jetstream.PulledSubscription] = set()
         self._ensuring = asyncio.Lock()
         self._waking: set[asyncio.Task[None]] = set()
@@ -73,11 +73,18 @@ class NatsBus:
 
     @classmethod
     async def connect(
-        cls, url: str, *, name: str = "rheocast", on_disk: bool = False, credentials: Credentials = NOBODY
+        cls,
+        url: str,
+        *,
+        name: str = "rheocast",
+        on_disk: bool = False,
+        domain: str = "",
+        credentials: Credentials = NOBODY,
     ) -> Self:
         """A connected bus with its JetStream streams in place. Raises BusUnavailableError within 3 s.
 
-        A user has inboxes that nobody else may listen to. ``tls://``: the server must prove who it is.
+        A user has inboxes that nobody else may listen to. ``tls://``: the server must prove who it is. ``domain``: JetStream's,
+        where the server is a leaf node.
         """
         nc = Client()
         options: dict[str, Any] = {}
@@ -122,7 +129,7 @@ class NatsBus:
                     pending_size=PENDING_BYTES,
                     **options,
                 )
-                bus = cls(nc, shown, on_disk=on_disk)
+                bus = cls(nc, shown, on_disk=on_disk, domain=domain)
                 holder.append(bus)
                 await bus._ensure_streams()
         except (OSError, TimeoutError, nats_errors.Error) as error:

@@ -1,14 +1,14 @@
-"""``python -m shared.operated prepare DIR`` or ``… nats-users``."""
+"""``python -m shared.operated prepare DIR``, ``… leaf DIR ADDRESS``, ``… nats-users`` or ``… nats-leaf-users``."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from shared.operated.bus_users import users_conf
-from shared.operated.prepare import prepare
+from shared.operated.bus_users import leaf_users_conf, users_conf
+from shared.operated.prepare import leaf, prepare
 
-USAGE = "usage: python -m shared.operated prepare DIR | nats-users"
+USAGE = "usage: python -m shared.operated prepare DIR | leaf DIR ADDRESS | nats-users | nats-leaf-users"
 
 
 def main(arguments: list[str]) -> int:
@@ -20,6 +20,14 @@ def main(arguments: list[str]) -> int:
             except (OSError, ValueError) as error:
                 sys.stderr.write(f"{error}\n")
                 return 1
+        case ["leaf", folder, address]:
+            try:
+                sys.stdout.write(leaf(Path(folder), address))
+            except (OSError, ValueError) as error:
+                sys.stderr.write(f"{error}\n")
+                return 1
+        case ["nats-leaf-users"]:
+            sys.stdout.write(leaf_users_conf())
         case ["nats-users"]:
             sys.stdout.write(users_conf())
         case _:

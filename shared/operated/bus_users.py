@@ -12,9 +12,17 @@ PLATFORM = "platform"
 USERS = (*SERVICES, PLATFORM)
 EVERYBODY = {"every service", "the owner"}
 API = "$JS.API"
+DOMAIN = "rheocast"
+"""JetStream's, of ``deploy/nats/nats.conf``: how a service behind a leaf node names the first host's JetStream."""
+LEAF_API = f"$JS.{DOMAIN}.API"
+LEAF_USERS = ("worker",)
+"""Who runs on a second host."""
 
 HEAD = """# Users of NATS and what each may do: from the catalog, by `python -m shared.operated`. Do not edit.
 # Passwords are variables, from a file of secrets. Everybody has an inbox prefix of its own: nobody hears others' replies.
+"""
+LEAF_HEAD = """# Users of a leaf node, on a second host, from the catalog, by `python -m shared.operated`. Do not edit.
+# They may do what they may in users.conf; JetStream is called by its domain.
 """
 
 
@@ -37,14 +45,14 @@ def takes_part(user: str, parties: tuple[str, ...]) -> bool:
     return user in parties or (user in SERVICES and not EVERYBODY.isdisjoint(parties))
 
 
-def permissions_of(user: str) -> Permissions:
-    """What a user may do."""
+def permissions_of(user: str, api: str = API) -> Permissions:
+    """What a user may do. ``api``: how it calls JetStream."""
     publish = [channel.subject for channel in CHANNELS if takes_part(user, channel.senders)]
     reads = [channel for channel in CHANNELS if takes_part(user, channel.readers)]
-    publish += _stream_api(user)
+    publish += _stream_api(user, api)
     for channel in reads:
         if channel.delivery is Delivery.JETSTREAM:
-            publish += _consumer_api(channel, _filter(user, channel))
+            publish += _consumer_api(channel, _filter(user, channel), api)
     if user == PLATFORM:  # integrations look where they like
         return Permissions(tuple(dict.fromkeys(publish)), ("rheo.>", f"{inbox_of(user)}.>"))
     plain = [channel.subject for channel in reads if channel.delivery is not Delivery.JETSTREAM]
@@ -57,18 +65,18 @@ def _filter(user: str, channel: Channel) -> str:
     return f"rheo.{user}.assign" if channel.subject == "rheo.*.assign" else channel.subject
 
 
-def _stream_api(user: str) -> list[str]:
+def _stream_api(user: str, api: str) -> list[str]:
     """Whoever connects makes what is missing, as after a restart of a server that kept it in memory."""
     if user not in SERVICES:
-        return [f"{API}.STREAM.INFO.{kept.name}" for kept in KEPT]
-    return [f"{API}.STREAM.{what}.{kept.name}" for kept in KEPT for what in ("CREATE", "INFO")]
+        return [f"{api}.STREAM.INFO.{kept.name}" for kept in KEPT]
+    return [f"{api}.STREAM.{what}.{kept.name}" for kept in KEPT for what in ("CREATE", "INFO")]
 
 
-def _consumer_api(channel: Channel, wanted: str) -> list[str]:
+def _consumer_api(channel: Channel, wanted: str, api: str) -> list[str]:
     name = kept_stream_of(channel.subject).name
     return [
-        f"{API}.CONSUMER.CREATE.{name}.*.{wanted}",
-        *(f"{API}.CONSUMER.{what}.{name}.*" for what in ("INFO", "MSG.NEXT", "DELETE")),
+        f"{api}.CONSUMER.CREATE.{name}.*.{wanted}",
+        *(f"{api}.CONSUMER.{what}.{name}.*" for what in ("INFO", "MSG.NEXT", "DELETE")),
         f"$JS.ACK.{name}.>",
     ]
 
@@ -80,16 +88,24 @@ def password_variable(user: str) -> str:
 
 def users_conf() -> str:
     """The text of ``deploy/nats/users.conf``."""
+    return _conf(HEAD, "secrets/passwords.conf", USERS, API)
+
+
+def leaf_users_conf() -> str:
+    """The text of ``deploy/nats/leaf-users.conf``."""
+    return _conf(LEAF_HEAD, "secrets/upstream.conf", LEAF_USERS, LEAF_API)
+
+
+def _conf(head: str, passwords: str, users: tuple[str, ...], api: str) -> str:
     return (
-        HEAD
-        + 'include "secrets/passwords.conf"\nauthorization {\n  users: [\n'
-        + "".join(_user(user) for user in USERS)
+        f'{head}include "{passwords}"\nauthorization {{\n  users: [\n'
+        + "".join(_user(user, api) for user in users)
         + "  ]\n}\n"
     )
 
 
-def _user(user: str) -> str:
-    may = permissions_of(user)
+def _user(user: str, api: str) -> str:
+    may = permissions_of(user, api)
     answers = '        allow_responses: { max: 1, expires: "1m" }\n' if may.answers else ""
     return (
         f"    {{\n      user: {user}\n      password: ${password_variable(user)}\n      permissions {{\n"

@@ -1,17 +1,18 @@
 """Makes every user's passwords once, and the servers' files from them. What is there already is kept.
 
 Layout, a folder for each who mounts it: ``<service>/{nats,redis}`` (and ``gateway/turn``), ``platform/nats``,
-``nats/passwords.conf``, ``redis/users.acl``, ``turn/turnserver.conf``.
+``nats/{passwords,leaf}.conf``, ``redis/users.acl``, ``turn/turnserver.conf``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
 from shared.credentials import read_secret
-from shared.operated.bus_users import USERS, password_variable
+from shared.operated.bus_users import LEAF_USERS, USERS, password_variable
 from shared.operated.store_users import RIGHTS, acl
 
 FOLDERS = (*USERS, "nats", "redis", "turn")
@@ -28,8 +29,22 @@ def prepare(folder: Path) -> None:
     turn = _password(folder / "gateway" / "turn")
     lines = (f'{password_variable(user)}: "{password}"\n' for user, password in bus.items())
     _write(folder / "nats" / "passwords.conf", "".join(lines))
+    leaf = _password(folder / "nats" / "leaf")
+    _write(folder / "nats" / "leaf.conf", f'LEAF_PASSWORD: "{leaf}"\n')
     _write(folder / "redis" / "users.acl", acl(store))
     _write(folder / "turn" / "turnserver.conf", f"use-auth-secret\nstatic-auth-secret={turn}\n")
+
+
+def leaf(folder: Path, address: str) -> str:
+    """What a second host's leaf node needs to know, from prepared secrets: the text of its ``secrets/upstream.conf``.
+
+    ``address``: the first host's. Raises OSError where nothing is prepared, ValueError for what is no address.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:]+\]", address):
+        raise ValueError(f"{address!r} is no host name and no address (IPv6 in brackets)")
+    lines = [f'{password_variable(user)}: "{read_secret(folder / user / "nats")}"' for user in LEAF_USERS]
+    lines.append(f'LEAF_URL: "tls://leaf:{read_secret(folder / "nats" / "leaf")}@{address}:7422"')
+    return "\n".join(lines) + "\n"
 
 
 def _password(path: Path) -> str:

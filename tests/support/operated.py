@@ -109,6 +109,21 @@ class Operated:
         return [line for line in self.log("nats").read_text().splitlines() if "Violation" in line]
 
 
+@contextlib.contextmanager
+def run_server(command: list[str], port: int, log: Path) -> Iterator[None]:
+    """A server that listens on ``port``, ended afterwards."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent()
+        )
+    try:
+        wait_for_port(port, process, log)
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until somebody listens. AssertionError with the log's end when the process ended, or after 10 s."""
     until = time.monotonic() + 10
