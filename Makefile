@@ -29,8 +29,10 @@ up: install
 # Only what is missing, where root and apt are at hand. And AsyncAPI's own schemas, which npm has.
 ASYNCAPI := .tools/node_modules/@asyncapi/specs
 TOOLS := chromium:chromium ffmpeg:ffmpeg promtool:prometheus docker-compose:docker-compose
+RTSP := python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
 tools:
 	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib >/dev/null 2>&1 || missing="$$missing $(RTSP)"; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; } || \
 	echo "not installed:$$missing; tests that need them are skipped"

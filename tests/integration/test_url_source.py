@@ -1,4 +1,4 @@
-"""Sources pulled from real peers: ffmpeg serves RTMP, a small web server HLS and files; breaks, changes, redirects."""
+"""Sources pulled from real peers: ffmpeg serves RTMP, GStreamer RTSP, a web server HLS and files, break and change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,8 @@ from shared.media.addresses import AddressError, AddressRules
 FFMPEG = shutil.which("ffmpeg")
 pytestmark = pytest.mark.skipif(FFMPEG is None, reason="needs ffmpeg: apt-get install ffmpeg")
 HERE = AddressRules(private=True)
+SYSTEM_PYTHON = "/usr/bin/python3"
+RTSP_SERVER = Path(__file__).parents[1] / "support" / "rtsp_server.py"
 
 
 class Told(Links):
@@ -98,6 +100,61 @@ class _Redirects(_Files):
         self.send_response(302)
         self.send_header("Location", "http://10.0.0.1/secret")
         self.end_headers()
+
+
+def _has_rtsp_server() -> bool:
+    """Whether the system's Python has GStreamer's RTSP server."""
+    look = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    with suppress(OSError):
+        return subprocess.run([SYSTEM_PYTHON, "-c", look], capture_output=True, check=False).returncode == 0
+    return False
+
+
+async def test_an_rtsp_server_plays_dies_and_comes_back(tmp_path: Path) -> None:
+    if not await asyncio.to_thread(_has_rtsp_server):
+        pytest.skip("needs GStreamer's RTSP server: make tools")
+    clip = tmp_path / "clip.mp4"
+    made = _ffmpeg(
+        *("-f", "lavfi", "-i", "testsrc=size=320x240:rate=15", "-f", "lavfi", "-i", "sine", "-t", "20"),
+        *("-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "15", "-c:a", "aac", str(clip)),
+    )
+    assert made.wait(30) == 0
+    links, port = Told(), _free_port()
+
+    def serve() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([SYSTEM_PYTHON, str(RTSP_SERVER), str(clip), str(port)], stderr=subprocess.DEVNULL)
+
+    servers = [serve()]
+
+    def run() -> list[Picture | Sound]:
+        source = _open(f"rtsp://127.0.0.1:{port}/x", links)
+        items: list[Picture | Sound] = []
+        try:
+            for item in source.read():
+                items.append(item)
+                if len(servers) == 1 and sum(isinstance(i, Picture) for i in items) > 15:
+                    servers[0].kill()
+                    servers[0].wait(5)
+                    servers.append(serve())
+                    before = len(items)
+                if EventKind.SOURCE_BACK in links.events and sum(isinstance(i, Picture) for i in items[before:]) > 15:
+                    break
+        finally:
+            source.close()
+        return items
+
+    try:
+        items = await asyncio.to_thread(run)
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait(5)
+    assert links.events[:2] == [EventKind.SOURCE_LOST, EventKind.SOURCE_BACK]
+    pictures = [item for item in items if isinstance(item, Picture)]
+    assert all(picture.pixels.shape == (64, 96, 3) for picture in pictures)
+    assert pictures[0].pixels.std() > 20, "a test picture, not grey"
+    assert all(a.pts < b.pts for a, b in zip(pictures, pictures[1:], strict=False))
+    assert any(isinstance(item, Sound) for item in items)
 
 
 async def test_an_rtmp_peer_leaves_and_comes_back_at_another_size() -> None:
