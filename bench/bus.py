@@ -13,7 +13,9 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +39,7 @@ def message(number: int, payload: bytes) -> ChunkCaptured:
     return ChunkCaptured(stamp=stamp, pixels=ref, rmse=(0.0,) * 4, totals=SourceTotals())
 
 
-def receive(url: str, count: int, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+def receive(url: str, count: int, results: Queue[Any]) -> None:
     """The other process: milliseconds from publish to handler, in order."""
 
     async def main() -> None:

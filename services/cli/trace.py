@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import click
 
-from services.cli.drain import call
+from services.cli.calling import call
 from services.cli.errors import CommandError
 
 ASK_S = 0.5

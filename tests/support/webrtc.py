@@ -145,7 +145,20 @@ def publisher(http: httpx.AsyncClient, stream: str, camera: Camera, sound: Media
     return client
 
 
-class Viewer(RtcClient):
+class Watcher:
+    """Counts the pictures that come."""
+
+    frames: int
+
+    async def wait(self, frames: int, timeout_s: float = 20.0) -> None:
+        """Until so many more pictures have come."""
+        until = self.frames + frames
+        async with asyncio.timeout(timeout_s):
+            while self.frames < until:
+                await asyncio.sleep(0.02)
+
+
+class Viewer(Watcher, RtcClient):
     """Watches; ``seen`` holds (time, frame) of the last pictures."""
 
     def __init__(self, http: httpx.AsyncClient, stream: str, *, sound: bool = False, codec: str = "") -> None:
@@ -176,13 +189,6 @@ class Viewer(RtcClient):
         except Exception:
             return
 
-    async def wait(self, frames: int, timeout_s: float = 20.0) -> None:
-        """Until so many more pictures have come."""
-        until = self.frames + frames
-        async with asyncio.timeout(timeout_s):
-            while self.frames < until:
-                await asyncio.sleep(0.02)
-
     async def close(self) -> None:
         await super().close()
         for task in self._tasks:
@@ -199,7 +205,7 @@ def fragment_of(sdp: str) -> str:
     return "\r\n".join([*lines, *found, "a=end-of-candidates"]) + "\r\n"
 
 
-class ScopeClient:
+class ScopeClient(Watcher):
     """A client of Scope's API: one offer for both ways, candidates as JSON, the data channel "parameters"."""
 
     def __init__(
@@ -269,13 +275,6 @@ class ScopeClient:
                 self.on_frame(frame)
         except Exception:
             return
-
-    async def wait(self, frames: int, timeout_s: float = 20.0) -> None:
-        """Until so many more pictures have come."""
-        until = self.frames + frames
-        async with asyncio.timeout(timeout_s):
-            while self.frames < until:
-                await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         await self.pc.close()

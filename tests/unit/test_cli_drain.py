@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from services.cli.drain import drain
 from services.cli.errors import CommandError, ExitCode
-
-Answers = list[tuple[int, dict[str, Any]]]
-
-
-class Gateway:
-    """Gives the next answer to each request, and keeps what was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
-        self.answers: Answers = []
-        gateway = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self) -> None:
-                gateway.asked.append((self.command, self.path))
-                status, body = gateway.answers.pop(0)
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_DELETE = _answer
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+from tests.support.answering import Answering, answering
 
 
 @pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    made = Gateway()
-    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    thread.join()
+def gateway() -> Iterator[Answering]:
+    with answering() as made:
+        yield made
 
 
 def view(state: str, *streams: str, **stuck: str) -> dict[str, Any]:
     return {"instance": "worker-0", "state": state, "streams": list(streams), "stuck": stuck}
 
 
-def test_it_waits_until_the_worker_is_empty_and_says_what_holds_it_up(gateway: Gateway) -> None:
+def test_it_waits_until_the_worker_is_empty_and_says_what_holds_it_up(gateway: Answering) -> None:
     gateway.answers = [
         (202, view("draining", "a", "b")),
         (200, view("draining", "a", "b")),
@@ -78,7 +42,7 @@ def test_it_waits_until_the_worker_is_empty_and_says_what_holds_it_up(gateway: G
     assert "--force" in said[1]
 
 
-def test_force_undo_and_no_waiting(gateway: Gateway) -> None:
+def test_force_undo_and_no_waiting(gateway: Answering) -> None:
     gateway.answers = [(202, view("draining", "a")), (200, view("ready")), (202, view("drained"))]
     assert drain(gateway.url, "worker-0", wait=False, say=print)["state"] == "draining"
     assert drain(gateway.url, "worker-0", undo=True, say=print)["state"] == "ready"
@@ -87,7 +51,7 @@ def test_force_undo_and_no_waiting(gateway: Gateway) -> None:
     assert gateway.asked[2][1] == "/v1/workers/a%2Fb/drain?force=true"
 
 
-def test_refusals_are_one_line(gateway: Gateway) -> None:
+def test_refusals_are_one_line(gateway: Answering) -> None:
     gateway.answers = [(404, {"detail": "there is no worker x"}), (503, {"detail": "the scheduler did not answer"})]
     with pytest.raises(CommandError, match="there is no worker x") as unknown:
         drain(gateway.url, "x", say=print)

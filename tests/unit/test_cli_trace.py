@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from click.testing import CliRunner
 
 from services.cli.errors import CommandError
 from services.cli.trace import ask, drawing, trace
+from tests.support.answering import Answering, answering
 
 MS = 1_000_000
 
@@ -40,40 +39,10 @@ def chunk(number: int, verdict: str = "on_time", reason: str = "") -> dict[str, 
     }
 
 
-class Answers:
-    """Gives the next answer to each request; the last one again and again."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.asked: list[str] = []
-        answers = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                answers.asked.append(self.path)
-                body = answers.bodies.pop(0) if len(answers.bodies) > 1 else answers.bodies[0]
-                data = json.dumps(body).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-
 @pytest.fixture
-def gateway() -> Iterator[Answers]:
-    made = Answers()
-    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    thread.join()
+def gateway() -> Iterator[Answering]:
+    with answering() as made:
+        yield made
 
 
 def test_a_bar_begins_where_the_one_before_ended_and_is_as_long_as_it_took() -> None:
@@ -99,30 +68,30 @@ def test_what_is_too_short_for_a_column_is_still_seen_and_nothing_leaves_the_lin
     assert all(len(line) <= 80 for line in lines)
 
 
-def test_it_asks_until_enough_chunks_have_their_verdict(gateway: Answers) -> None:
+def test_it_asks_until_enough_chunks_have_their_verdict(gateway: Answering) -> None:
     slept: list[float] = []
-    gateway.bodies = [
-        {"stream": "a", "chunks": [], "jaeger_url": None},
-        {"stream": "a", "chunks": [chunk(1), chunk(2, "")], "jaeger_url": None},
-        {"stream": "a", "chunks": [chunk(1), chunk(2, "late"), chunk(3, "")], "jaeger_url": None},
+    gateway.answers = [
+        (200, {"stream": "a", "chunks": [], "jaeger_url": None}),
+        (200, {"stream": "a", "chunks": [chunk(1), chunk(2, "")], "jaeger_url": None}),
+        (200, {"stream": "a", "chunks": [chunk(1), chunk(2, "late"), chunk(3, "")], "jaeger_url": None}),
     ]
     found = ask(gateway.url, "a/b", 2, 10.0, sleep=slept.append)
     assert [each["chunk"] for each in found["chunks"]] == [1, 2]
     assert slept == [0.5, 0.5]
-    assert gateway.asked == ["/v1/streams/a%2Fb/trace"] * 3
+    assert gateway.asked == [("GET", "/v1/streams/a%2Fb/trace")] * 3
 
 
-def test_a_stream_without_chunks_is_an_error_that_says_what_to_look_at(gateway: Answers) -> None:
-    gateway.bodies = [{"stream": "a", "chunks": [chunk(1, "")], "jaeger_url": None}]
+def test_a_stream_without_chunks_is_an_error_that_says_what_to_look_at(gateway: Answering) -> None:
+    gateway.answers = [(200, {"stream": "a", "chunks": [chunk(1, "")], "jaeger_url": None})]
     with pytest.raises(CommandError, match="no chunk of a came in 1 s: is it live"):
         ask(gateway.url, "a", 1, 1.0, sleep=lambda _: None)
 
 
-def test_the_command_draws_or_gives_json_and_names_jaeger(gateway: Answers) -> None:
-    gateway.bodies = [{"stream": "a", "chunks": [chunk(1), chunk(2)], "jaeger_url": "http://j/search?x"}]
+def test_the_command_draws_or_gives_json_and_names_jaeger(gateway: Answering) -> None:
+    gateway.answers = [(200, {"stream": "a", "chunks": [chunk(1), chunk(2)], "jaeger_url": "http://j/search?x"})]
     drawn = CliRunner().invoke(trace, ["a", "--api", gateway.url, "--chunks", "1"], catch_exceptions=False)
     assert drawn.exit_code == 0
     assert drawn.output.startswith("chunk 2")
     assert drawn.output.endswith("in Jaeger: http://j/search?x\n")
     told = CliRunner().invoke(trace, ["a", "--api", gateway.url, "--chunks", "2", "--json"], catch_exceptions=False)
-    assert json.loads(told.output) == gateway.bodies[0]
+    assert json.loads(told.output) == gateway.answers[0][1]

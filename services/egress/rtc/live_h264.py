@@ -19,16 +19,28 @@ BITS_PER_PIXEL = 6.0  # a second at most, so that a busy picture does not burst:
 MIN_RATE, MAX_RATE = 400_000, 12_000_000
 
 
+def live_codec(name: str, width: int, height: int) -> tuple[Any, int]:
+    """A context for a call's pictures, on one thread, and the most bits a second that it should make."""
+    codec: Any = av.CodecContext.create(name, "w")
+    codec.width, codec.height, codec.pix_fmt = width, height, "yuv420p"
+    codec.time_base = Fraction(1, VIDEO_RATE)
+    codec.framerate = Fraction(30)
+    codec.thread_count = 1
+    return codec, int(min(MAX_RATE, max(MIN_RATE, width * height * BITS_PER_PIXEL)))
+
+
+def encoded(codec: Any, picture: Any, pts: int, key: bool) -> list[Encoded]:
+    """The packets of one picture, one as a rule; ``pts`` in 90 kHz ticks, ascending."""
+    picture.pts, picture.time_base = pts, Fraction(1, VIDEO_RATE)
+    picture.pict_type = PictureType.I if key else PictureType.NONE
+    return [Encoded(bytes(packet), packet.pts, packet.is_keyframe) for packet in codec.encode(picture)]
+
+
 class LiveH264:
     """One encoder. Colours are BT.709, limited range, and say so."""
 
     def __init__(self, width: int, height: int) -> None:
-        rate = int(min(MAX_RATE, max(MIN_RATE, width * height * BITS_PER_PIXEL)))
-        codec: Any = av.CodecContext.create("libx264", "w")
-        codec.width, codec.height, codec.pix_fmt = width, height, "yuv420p"
-        codec.time_base = Fraction(1, VIDEO_RATE)
-        codec.framerate = Fraction(30)
-        codec.thread_count = 1
+        codec, rate = live_codec("libx264", width, height)
         codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc = 1, 1, 1, 1
         codec.options = {
             "preset": "veryfast" if width * height <= SMALL_PIXELS else "superfast",
@@ -46,7 +58,4 @@ class LiveH264:
 
     def encode(self, frame: OutFrame, pts: int, key: bool) -> list[Encoded]:
         """The packets of one frame, one as a rule; ``pts`` in 90 kHz ticks, ascending."""
-        picture = self._yuv.convert(frame.pixels)
-        picture.pts, picture.time_base = pts, Fraction(1, VIDEO_RATE)
-        picture.pict_type = PictureType.I if key else PictureType.NONE
-        return [Encoded(bytes(packet), packet.pts, packet.is_keyframe) for packet in self._codec.encode(picture)]
+        return encoded(self._codec, self._yuv.convert(frame.pixels), pts, key)
