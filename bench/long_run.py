@@ -21,7 +21,7 @@ from training.filters import stylise
 def fixed_noise(spec: ModelSpec, s: float | None = None) -> ModelSpec:
     """The noise controller off: this noise scale (None: that of a still picture) whatever moves."""
     s = spec.noise.s0 if s is None else s
-    return replace(spec, noise=replace(spec.noise, s0=s, gain=0.0, s_max=s, s_min=s))
+    return replace(spec, noise=replace(spec.noise, s0=s, gain=0.0, s_max=s, s_min=s, still_below=0.0))
 
 
 ABLATIONS: dict[str, Callable[[ModelSpec], ModelSpec]] = {
@@ -101,6 +101,7 @@ def long_run(
     style: str,
     *,
     minutes: float,
+    fps: int,
     steps: int,
     ablations: Mapping[str, Callable[[ModelSpec], ModelSpec]] = ABLATIONS,
     tell: Callable[[str], None] = lambda _: None,
@@ -109,6 +110,6 @@ def long_run(
     results: list[LongRun] = []
     for name, change in ablations.items():
         tell(f"long run: {name}")
-        rows = run_ablation(change(spec), folder, clip, prompt, style, minutes, spec.default_fps, steps)
+        rows = run_ablation(change(spec), folder, clip, prompt, style, minutes, fps, steps)
         results += [LongRun(name, motion, db[0], min(db), db[-1]) for motion, db in rows.items()]
     return results

@@ -246,6 +246,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0, help="of each clip; default: all of it")
     parser.add_argument("--long", type=float, default=30, metavar="MINUTES", help="simulated minutes of the long run")
     parser.add_argument("--long-size", default="160x96", help="its size in pixels (a whole one takes hours)")
+    parser.add_argument("--long-fps", type=int, default=16, help="its frames a second")
     parser.add_argument("--long-style", default="pencil")
     parser.add_argument("--long-only", default="", help=f"comma-separated ablations of: {', '.join(ABLATIONS)}")
     parser.add_argument("--seed", type=int, default=0)
@@ -312,6 +313,7 @@ def main() -> None:
             asked,
             args.long_style,
             minutes=args.long,
+            fps=args.long_fps,
             steps=args.steps,
             ablations=chosen,
             tell=tell,

@@ -67,7 +67,8 @@ class Rig:
             times = step_timesteps(estimate.first_timestep, self.spec.steps[: self.steps])
             clean: list[Tensor] = []
             for z in latents:
-                clean.append(self._denoise_alone(z, estimate.noise_scale, times, index, text))
+                frame = 0 if self.spec.noise.still(estimate.motion) else index
+                clean.append(self._denoise_alone(z, estimate.noise_scale, times, frame, text))
                 index += 1
             parts.append(self.autoencoder.decode(decoder, torch.stack(clean)))
         return torch.cat(parts)

@@ -74,4 +74,10 @@ def spec_for(setting: Setting) -> ModelSpec:
     if setting.vae == "wan":
         return replace(spec, vae="wan")
     like = spec_of("rheo-tiny" if setting.vae == "tiny" else "wan2.1-1.3b-fast")
-    return replace(spec, vae="taehv", vae_widths=like.vae_widths, vae_encoder_width=like.vae_encoder_width)
+    return replace(
+        spec,
+        vae="taehv",
+        vae_widths=like.vae_widths,
+        vae_encoder_width=like.vae_encoder_width,
+        vae_shortcut=like.vae_shortcut,
+    )

@@ -5,7 +5,9 @@
 ``autoencoder.csv`` holds the curve. A run that was stopped goes on from its last checkpoint. The DiT may be trained
 meanwhile: the encoder is fixed after the first minute (:mod:`training.linear_encoder`).
 
-The decoder gets its latents with noise, as much as the DiT's estimates may have.
+The decoder gets its latents with noise, as much as the DiT's estimates may have. Its linear part is fitted at once
+(:mod:`training.linear_decoder`) and stays; what is trained adds to it. ``--begin-with FOLDER`` takes a model's encoder and
+goes on from its decoder.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.engine.model.tiny_vae import LEAD, MemBlock, TGrow, TinyVae
+from shared.engine.model.tiny_vae import MemBlock, TGrow, TinyVae
+from shared.engine.plan.spec import ModelSpec
 from training.filters import FILTERS, NO_STYLE, stylise
 from training.linear_decoder import start_decoder
 from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, markov_clips, measure
@@ -50,7 +53,7 @@ STYLES = tuple(name for name in FILTERS if name != NO_STYLE)
 
 @torch.no_grad()
 def initialise(vae: TinyVae) -> None:
-    """Decoder: keeps the signal's size through the ReLUs; each MemBlock starts near its skip; pictures start grey."""
+    """Decoder: keeps the signal's size through the ReLUs; each MemBlock starts near its skip."""
     for module in vae.decoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -64,7 +67,7 @@ def initialise(vae: TinyVae) -> None:
     cast("nn.Conv2d", vae.decoder[1]).weight.mul_(1 / SPREAD)
     last = cast("nn.Conv2d", vae.decoder[-1])
     last.weight.mul_(0.2)
-    nn.init.constant_(cast("nn.Parameter", last.bias), 0.5)
+    nn.init.zeros_(cast("nn.Parameter", last.bias))
 
 
 def channels_last(vae: TinyVae) -> TinyVae:
@@ -122,10 +125,16 @@ def evaluate(vae: TinyVae, clips: Tensor, scale: Tensor) -> dict[str, float]:
     return result
 
 
-def begin_decoder(vae: TinyVae, code: LinearCode, pool: ClipPool, rng: np.random.Generator) -> None:
+def noisy(z: Tensor, scale: Tensor) -> Tensor:
+    """Latents [B, n, C, h, w], most clips' with as much noise as an estimate may have."""
+    level = torch.rand(len(z), 1, 1, 1, 1) * 0.6 * (torch.rand(len(z), 1, 1, 1, 1) < 0.6)
+    return z + level * scale * torch.randn_like(z)
+
+
+def begin_decoder(vae: TinyVae, code: LinearCode, pool: ClipPool, rng: np.random.Generator, scale: Tensor) -> None:
     """The decoder's least-squares start."""
-    video = torch.cat([mixed_batch(pool, rng, (4, 13, 96, 128)) for _ in range(8)])
-    start_decoder(vae, torch.cat([video[:, :1].expand(-1, LEAD, -1, -1, -1), video], 1), code.encode(video))
+    clips = (mixed_batch(pool, rng, (2, 13, 128, 192)) for _ in range(60))
+    start_decoder(vae, ((video, noisy(code.encode(video), scale)) for video in clips))
 
 
 def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Path) -> LinearCode:
@@ -145,6 +154,16 @@ def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Pat
     write_text(run / "latents.json", json.dumps({"mean": mean, "scale": scale}))
     write_weights(run / "vae.safetensors", vae.state_dict())
     return code
+
+
+def take_over(vae: TinyVae, folder: Path, run: Path) -> None:
+    """A model's encoder and decoder, and its latents' statistics for the run folder. Its shortcut, if any, is fitted again."""
+    spec = ModelSpec.from_json(folder / "spec.json")
+    there = {name: value.float() for name, value in load_file(folder / "vae.safetensors").items()}
+    vae.load_state_dict(there, strict=False)
+    statistics = {"mean": list(spec.latent_shift), "scale": list(spec.latent_scale)}
+    write_text(run / "latents.json", json.dumps(statistics))
+    write_weights(run / "vae.safetensors", vae.state_dict())
 
 
 def optimisers(vae: TinyVae, lr: float) -> list[torch.optim.Optimizer]:
@@ -168,17 +187,21 @@ def train(args: argparse.Namespace) -> None:
     step, spent = (state["step"], state["spent"]) if state else (0, 0.0)
     rng = np.random.default_rng([args.seed, step])
     pool = ClipPool(path, rng)
-    vae = TinyVae(WIDTHS, CHANNELS, CHANNELS)
+    vae = TinyVae(WIDTHS, CHANNELS, CHANNELS, shortcut=True)
     initialise(vae)
+    if args.begin_with and not state:
+        take_over(vae, args.begin_with, args.run)
     if state:
         vae.load_state_dict(state["vae"])
         code = measure(vae)
     else:
         code = fit_encoder(vae, pool, rng, args.run)
-        begin_decoder(vae, code, pool, rng)
     scale = torch.tensor(json.loads((args.run / "latents.json").read_text())["scale"]).view(-1, 1, 1)
+    if not state:
+        begin_decoder(vae, code, pool, rng, scale)
     vae = channels_last(vae)
-    vae.encoder.requires_grad_(False)
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
     optimiser = optimisers(vae, args.lr)
     average = MovingAverage(vae.decoder, 0.995)
     if state:
@@ -195,9 +218,7 @@ def train(args: argparse.Namespace) -> None:
                 group["lr"] = learning_rate(progress.at(step), args.lr)
         video = mixed_batch(pool, rng, SHAPES[step % len(SHAPES)])
         with torch.no_grad():
-            z = code.encode(video)
-            level = torch.rand(len(video), 1, 1, 1, 1) * 0.6 * (torch.rand(len(video), 1, 1, 1, 1) < 0.6)
-            z = z + level * scale * torch.randn_like(z)
+            z = noisy(code.encode(video), scale)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             made = vae.decode_unclamped(z)
         loss = picture_loss(made.float(), video)
@@ -231,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, default=Path("/tmp/rheo-pool"))
     parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
+    parser.add_argument("--begin-with", type=Path, default=None, help="a model folder whose autoencoder to go on from")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -26,7 +26,7 @@ from shared.engine.model.text import TinyTextEncoder
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.plan.spec import ModelSpec
 from training.fast_dit import block_forward, compiled_block, predict, score_bias
-from training.linear_encoder import measure
+from training.linear_encoder import LinearCode, measure
 from training.pairs import Pair, PairSource
 from training.prompts import all_styles, sample_prompt
 from training.publish import publish, tiny_spec
@@ -37,7 +37,8 @@ from training.train_text import nearest_code, style_codes
 from training.warm_start import NormalCode, begin_with
 
 FRAMES = 8
-STEADINESS = 0.3
+STEADINESS = 0.5
+DRAWN_FOR = 2  # steps, as drawing and filtering a batch takes a third of one
 BLENDS = 0.3  # of the pairs of one clip
 SIZES = ((96, 160, 6), (192, 320, 2))  # height, width, batch
 
@@ -79,9 +80,7 @@ class Trainer:
         self._biases: dict[int, Tensor] = {}
         self._compiled, self._compiled_tokens = compiled_block(), SIZES[0][0] * SIZES[0][1] // 256
         self.mean, self.scale = torch.tensor(spec.latent_shift), torch.tensor(spec.latent_scale)
-        # A channel's share of the picture goes with its amplitude squared: not all the way, so that detail counts as well.
-        amplitude = (1 / self.scale) ** 1.5
-        self._importance = (amplitude / amplitude.mean()).view(-1, 1, 1)
+        self._pixels = pixels_of_latents(measure(vae), self.scale)
 
     def estimate(self, noisy: Tensor, times: Tensor, text: Prompts, positions: list[int], masked: bool) -> Tensor:
         """x0 of a clip or of a first block, [B, F, C, h, w]."""
@@ -139,11 +138,15 @@ class Trainer:
         return Prompts(own, other, share), target
 
     def _error(self, made: Tensor, true: Tensor) -> Tensor:
+        """Mostly what the error in latents does to pixels; of the latents themselves as well, so that detail counts."""
         error = made - true
-        # An error that stays is a tint, one that changes from frame to frame is flicker: that one counts again.
-        change = error[:, 1:] - error[:, :-1]
-        weighed = (error.square() * self._importance).mean() + STEADINESS * (change.square() * self._importance).mean()
-        return 0.5 * weighed + 0.25 * error.abs().mean()
+        pixels = torch.einsum("tpc,bfchw->bftphw", self._pixels, error).flatten(1, 2)
+        # An error that stays is a tint, one that changes from picture to picture is flicker: that one counts again.
+        change = pixels[:, 1:] - pixels[:, :-1]
+        cells = error.shape[0] * error.shape[1] * error.shape[-1] * error.shape[-2]
+        return (
+            0.5 * pixels.square().sum() + 0.5 * STEADINESS * change.square().sum()
+        ) / cells + 0.1 * error.abs().mean()
 
     @torch.no_grad()
     def _first_block(self, source: Tensor, tasks: list[Draw], text: Prompts, positions: list[int]) -> Tensor:
@@ -175,6 +178,15 @@ class Trainer:
         return picture_loss(made.float(), pair.pixels[None, : made.shape[1]])
 
 
+def pixels_of_latents(code: LinearCode, scale: Tensor) -> Tensor:
+    """[4, 192, C]: what an error of one in a scaled latent does to a cell's pixels, frame by frame.
+
+    The linear way back of each cell by itself, so scaled that an error of one in every latent has a square of one.
+    """
+    back = torch.linalg.pinv(code.matrix.double()).float() * scale
+    return (back / back.square().sum().sqrt()).unflatten(0, (4, -1))
+
+
 @torch.no_grad()
 def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, seed: int) -> list[Tensor]:
     """Per style, embeddings of about ``each`` sampled prompts [n, text_len, text_dim]; misread ones are left out."""
@@ -203,7 +215,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     spec = tiny_spec(args.run)
-    vae = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels)
+    vae = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels, spec.vae_shortcut)
     vae.load_state_dict(load_file(args.run / "vae.safetensors"))
     vae = channels_last(vae)
     vae.requires_grad_(False)
@@ -234,13 +246,15 @@ def train(args: argparse.Namespace) -> None:
     progress = Progress(args.steps, args.minutes, spent)
     curves = Curves(args.run / "dit.csv", resumed=step > 0)
     running: dict[str, float] = {}
+    pairs: list[Pair] = []
     while progress.at(step) < 1:
         for each in optimiser:
             for group in each.param_groups:
                 group["lr"] = learning_rate(progress.at(step), args.lr)
         which = 1 if progress.at(step) > args.large_from and step % 12 == 11 else 0
         height, width, batch = SIZES[which]
-        pairs = pairs_of.draw(rng, batch, height, width)
+        if step % DRAWN_FOR == 0 or not pairs or pairs[0].pixels.shape[-1] != width:
+            pairs = pairs_of.draw(rng, batch, height, width)
         loss, parts = trainer.losses(
             rng,
             pairs,

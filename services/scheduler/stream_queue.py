@@ -215,6 +215,7 @@ class StreamQueue:
             frames=frames,
             context=self.plan.context_of(frames) if self._recaches(stamps[-1].chunk) else 0,
             noise_version=min(chunk.noise_version for chunk in chunks),
+            still=all(self._still(chunk) for chunk in chunks),
             stamps=stamps,
             inputs=tuple(chunk.latents for chunk in chunks),
             deadline_ns=stamps[0].frames[0].deadline_ns if self.live else 0,
@@ -242,8 +243,13 @@ class StreamQueue:
             None,
             self.plan.context_of(frames) if self._recaches(stamp.chunk) else 0,
             chunk.noise_version,
+            self._still(chunk),
             chunk.timings,
         )
+
+    def _still(self, chunk: MotionEstimated) -> bool:
+        """Whether the noise holds: never without a source, where nothing could move."""
+        return not self.from_text and self.model.noise.still(chunk.motion)
 
     def _may_enter(self) -> bool:
         """Whether the plan lets a block in; before a new beginning, what is under way goes through to its end."""
@@ -301,6 +307,7 @@ class StreamQueue:
             blend_version=fade.version if fade is not None else 0,
             blend=share,
             recache=recache,
+            still=work.still,
         )
         if recache:
             self.recache = False

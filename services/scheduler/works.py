@@ -28,6 +28,7 @@ class Work:
     item: Item | None = None
     context: int = 0  # latent frames of the window that run along (a re-cache)
     noise_version: int = 0
+    still: bool = False  # as in Item
     timings: Timings = ()
     arrived: tuple[Timings, ...] = ()  # as in BatchEntry
 
@@ -58,6 +59,7 @@ class Work:
             item,
             self.context,
             self.noise_version,
+            self.still,
             timings,
             self.arrived if arrived is None else arrived,
         )

@@ -1,4 +1,4 @@
-"""Keyed noise: ε depends on (seed, latent frame, step) and on nothing else.
+"""Keyed noise: ε depends on (seed, latent frame, step) and on nothing else. For a picture that stands still the frame is 0.
 
 So a stream's pixels do not depend on whom it was batched with, on which device it ran, or on a restart. The numbers are
 drawn on the CPU by a counter-based generator whose key holds the triple, and are then copied to the device.
@@ -48,12 +48,7 @@ class KeyedNoise:
         """See :class:`NoiseSource`."""
         return torch.stack(
             [
-                torch.stack(
-                    [
-                        epsilon(item.seed, item.first_latent + i, item.step + step_offset, shape)
-                        for i in range(item.frames)
-                    ]
-                )
+                torch.stack([epsilon(item.seed, frame, item.step + step_offset, shape) for frame in item.noise_frames])
                 for item in items
             ]
         )

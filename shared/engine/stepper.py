@@ -130,6 +130,7 @@ class Stepper:
             session.prompt,
             blend_version=version,
             blend=share,
+            still=self.spec.noise.still(estimate.motion),
         )
         return item, latents.float()
 

@@ -58,7 +58,7 @@ def test_the_dit_by_torchs_counter() -> None:
 def test_the_tiny_autoencoder_by_torchs_counter(name: str) -> None:
     spec = spec_of(name).with_vae("taehv")
     with torch.device("meta"):
-        vae = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels)
+        vae = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels, spec.vae_shortcut)
         video, latents = torch.empty(1, 4, 3, 64, 96), torch.empty(1, 1, spec.latent_channels, 8, 12)
     memories = vae.new_memory(), vae.new_memory()
     for memory in memories:

@@ -127,6 +127,9 @@ def test_what_a_block_is_bound_to_never_changes():
     assert (last.noise_scale, last.timesteps, last.seed, last.prompt_version) == (0.75, (650, 500), 9, 4)
     assert (first.timestep, first.next_timestep, last.timestep, last.next_timestep) == (650, 500, 500, None)
     assert plan.prompt_versions == frozenset()
+    still = finish(plan, plan.enter(1, 0.75, (650, 500), seed=9, prompt_version=4, still=True))
+    assert [item.still for item in still] == [True, True]
+    assert not last.still
 
 
 # --- K up and down ---------------------------------------------------------------------------------------------------

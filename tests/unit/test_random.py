@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,14 @@ def test_a_batch_draws_each_frame_by_its_own_key() -> None:
     assert drawn.shape == (2, 2, *SHAPE)
     for row in drawn:
         assert torch.equal(row, torch.stack([epsilon(11, 0, 1, SHAPE), epsilon(11, 1, 1, SHAPE)]))
+
+
+def test_where_nothing_moves_every_frame_has_the_noise_of_the_first() -> None:
+    moving, still = replace(item("a", 0), first_latent=40), replace(item("a", 0), first_latent=40, still=True)
+    drawn = KeyedNoise().draw([moving, still], 0, SHAPE)
+    assert torch.equal(drawn[0], torch.stack([epsilon(11, 40, 0, SHAPE), epsilon(11, 41, 0, SHAPE)]))
+    assert torch.equal(drawn[1], torch.stack([epsilon(11, 0, 0, SHAPE)] * 2))
+    assert not torch.equal(KeyedNoise().draw([still], 1, SHAPE), KeyedNoise().draw([still], 0, SHAPE)), "by step"
 
 
 def test_negative_counts_are_refused() -> None:

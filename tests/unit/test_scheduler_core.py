@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -122,6 +122,18 @@ def test_a_streams_first_block_runs_its_steps_alone_then_steps_of_several_blocks
     for step in range(2):
         blocks = [block for _, block, at in done if at == step]
         assert blocks == sorted(blocks), "within a slot, blocks ascend"
+
+
+@pytest.mark.parametrize("from_text", [False, True])
+def test_the_noise_holds_while_nothing_moves_but_not_for_what_has_no_source(from_text: bool) -> None:
+    bench = Bench()
+    queue = bench.stream("a", steps=2, live=False)
+    queue.model = replace(MODEL, noise=replace(MODEL.noise, still_below=0.3))
+    queue.from_text = from_text
+    for number, motion in enumerate((0.0, 0.29, 0.3, 0.1)):
+        bench.offer(chunk("a", number, live=False).model_copy(update={"motion": motion}))
+    still = {entry.item.block: entry.item.still for batch in bench.run() for entry in batch.entries}
+    assert still == {block: not from_text and block != 2 for block in range(4)}
 
 
 def test_no_more_than_s_plus_one_batches_are_in_flight() -> None:

@@ -102,10 +102,11 @@ def test_it_can_be_trained_on_whole_clips() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.parametrize("shortcut", [False, True])
 @torch.inference_mode()
-def test_serving_computes_what_the_module_does() -> None:
+def test_serving_computes_what_the_module_does(shortcut: bool) -> None:
     torch.set_num_threads(1)
-    spec = replace(NANO, vae_widths=(24, 12, 8, 4), vae_encoder_width=6)
+    spec = replace(NANO, vae_widths=(24, 12, 8, 4), vae_encoder_width=6, vae_shortcut=shortcut)
     weights = random_vae_weights(spec, 3)
     module, serving = load_tiny_vae(spec, weights), load_vae(spec, weights)
     assert isinstance(serving, ServingTinyVae)

@@ -103,7 +103,8 @@ def tiny_vae_on_meta(spec: ModelSpec, weights: Weights) -> TinyVae:
     widths = [entry.shape[0] if entry else width for entry, width in zip(first, spec.vae_widths, strict=True)]
     entry = weights.entries.get("encoder.0.weight")
     with torch.device("meta"):
-        return TinyVae(widths, entry.shape[0] if entry else spec.vae_encoder_width, spec.latent_channels)
+        width = entry.shape[0] if entry else spec.vae_encoder_width
+        return TinyVae(widths, width, spec.latent_channels, spec.vae_shortcut)
 
 
 def check_vae(spec: ModelSpec, source: Source) -> list[str]:
@@ -167,10 +168,8 @@ def random_dit_weights(spec: ModelSpec, blocks: range, seed: int = 0) -> dict[st
 def random_vae_weights(spec: ModelSpec, seed: int = 0) -> dict[str, Tensor]:
     """Weights of the tiny autoencoder for tests and benchmarks."""
     with torch.device("meta"):
-        shapes = {
-            name: tuple(t.shape)
-            for name, t in TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels).state_dict().items()
-        }
+        vae = TinyVae(spec.vae_widths, spec.vae_encoder_width, spec.latent_channels, spec.vae_shortcut)
+        shapes = {name: tuple(t.shape) for name, t in vae.state_dict().items()}
     return {name: _random_tensor(name, shape, seed) for name, shape in shapes.items()}
 
 

@@ -8,6 +8,9 @@ frames make 1 + n latents: a stream's first chunk has 5 frames and makes 2 laten
 The decoder's first 3 frames are the copies of that first picture and are dropped.
 
 Parameter names are those of the published TAEHV weights (``encoder.4.conv.0.weight`` …).
+
+A shortcut may lead past the decoder: one convolution at the latents' size makes all pixels of a cell, and the decoder adds
+what is not linear. No published model has one; the embedded one does (docs/adr/0012).
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ FRAMES = 4
 """Pixel frames per latent frame."""
 LEAD = FRAMES - 1
 """Copies of the first picture put in front when encoding; frames dropped in front when decoding."""
+CELL = 8
+"""Pixels per side of a latent cell."""
 
 
 @dataclass(slots=True)
@@ -119,15 +124,29 @@ class SoftClamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
+def cells_to_frames(cells: Tensor) -> Tensor:
+    """[N, 4·8·8·3, h, w], ordered (frame, row, column, colour) → [4N, 3, 8h, 8w]."""
+    n, _, h, w = cells.shape
+    parts = cells.permute(0, 2, 3, 1).reshape(n, h, w, FRAMES, CELL, CELL, 3)
+    return parts.permute(0, 3, 6, 1, 4, 2, 5).reshape(n * FRAMES, 3, h * CELL, w * CELL)
+
+
 def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=bias)
 
 
 class TinyVae(nn.Module):
-    """Encoder and decoder. ``widths`` are the decoder's four widths, ``encoder_width`` the encoder's one."""
+    """Encoder and decoder. ``widths`` are the decoder's four widths, ``encoder_width`` the encoder's one.
+
+    ``shortcut``: whether a linear map of 3×3 cells goes past the decoder.
+    """
 
     def __init__(
-        self, widths: Sequence[int] = (256, 128, 64, 64), encoder_width: int = 64, latent_channels: int = 16
+        self,
+        widths: Sequence[int] = (256, 128, 64, 64),
+        encoder_width: int = 64,
+        latent_channels: int = 16,
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         w = encoder_width
@@ -144,6 +163,7 @@ class TinyVae(nn.Module):
             decoder += [nn.Upsample(scale_factor=2), TGrow(wide, time_stride), _conv(wide, narrow, bias=False)]
         decoder += [nn.ReLU(inplace=True), _conv(widths[3], 3)]
         self.decoder = nn.Sequential(*decoder)
+        self.shortcut = _conv(latent_channels, FRAMES * CELL * CELL * 3) if shortcut else None
 
     def new_memory(self) -> VaeMemory:
         """One direction's memory of one stream, empty."""
@@ -174,6 +194,9 @@ class TinyVae(nn.Module):
         """:meth:`decode_clip` before the clamp, for losses that need a gradient outside [0, 1]."""
         memory = VaeMemory() if memory is None else memory
         video = self._run(self.decoder, latents, memory)
+        if self.shortcut is not None:
+            straight = cells_to_frames(self.shortcut(latents.flatten(0, 1)))
+            video = video + straight.unflatten(0, (len(latents), -1))
         if memory.started:
             return video
         memory.started = True

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from shared.engine.model.tiny_vae import FRAMES, LEAD, MemBlock, TGrow, TinyVae, TPool, VaeMemory
+from shared.engine.model.tiny_vae import FRAMES, LEAD, MemBlock, TGrow, TinyVae, TPool, VaeMemory, cells_to_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class ServingTinyVae:
             self._decoder = [[_block(decoder[i + k], k > 0) for k in range(3)] for i in (3, 9, 15)]
             self._grows = [_growing(decoder[i], decoder[i + 1]) for i in (7, 13, 19)]
             self._end = _cellwise(decoder[22])
+            self._shortcut = None if vae.shortcut is None else _conv(vae.shortcut.to(self.decoder_dtype))
         self.latent_channels = vae.latent_channels
 
     def _leave_out_dead_channels(self) -> None:
@@ -143,6 +144,10 @@ class ServingTinyVae:
     def decode(self, memory: VaeMemory, latents: Tensor) -> Tensor:
         """latents [m, C, h, w] → frames [n, 3, 8h, 8w] in [0, 1]: first 2 → 5, then 1 → 4."""
         kept = _recall(memory, 9)
+        straight: Tensor | None = None
+        if self._shortcut is not None:
+            cells = latents.to(self.decoder_dtype).contiguous(memory_format=torch.channels_last)
+            straight = cells_to_frames(self._shortcut(cells))
         x = (torch.tanh(latents / 3) * 3).to(self.decoder_dtype).contiguous(memory_format=torch.channels_last)
         x = self._begin(x).relu_()
         for level, blocks in enumerate(self._decoder):
@@ -159,7 +164,10 @@ class ServingTinyVae:
             frame, grow = divmod(index, len(self._grows[2]))
             cells = self._grows[2][grow](x[frame : frame + 1]).relu_()
             frames.append(_enlarge(self._end(cells)))
-        return torch.cat(frames).clamp_(0, 1)
+        made = torch.cat(frames)
+        if straight is not None:
+            made += straight[skipped:]
+        return made.clamp_(0, 1)
 
     def encode_clip(self, video: Tensor) -> Tensor:
         """Whole clips from their start: [B, T, 3, H, W] → [B, n, C, H/8, W/8]."""

@@ -76,6 +76,8 @@ def _tiny_encode(spec: ModelSpec, latent_cells: int) -> float:
 def _tiny_decode(spec: ModelSpec, latent_cells: int) -> float:
     widths, cells, frames = spec.vae_widths, latent_cells, 1
     total = _conv(cells, 9, spec.latent_channels, widths[0])
+    if spec.vae_shortcut:
+        total += _conv(cells, 9, spec.latent_channels, 3 * VAE_STRIDE**2 * FRAMES_PER_LATENT)
     for wide, narrow, stride in zip(widths[:3], widths[1:4], (1, 2, 2), strict=True):
         total += 3 * _mem_block(cells * frames, wide)
         cells *= 4

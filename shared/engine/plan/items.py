@@ -73,6 +73,8 @@ class Item:
     ``blend`` is the share (0…1) that the prompt ``blend_version`` has in the cross-attention keys and values; the rest is
     ``prompt_version``'s. ``context`` counts the latent frames just before the block that run along with it (a re-cache):
     its slot is emptied by its operations, and stage 0 puts the inputs that the slot saw last before the block's own.
+
+    ``still``: nothing moves, so the noise does not either; each frame has the ε of latent frame 0.
     """
 
     stream: str
@@ -91,6 +93,7 @@ class Item:
     blend_version: int = 0
     blend: float = 0.0
     context: int = 0
+    still: bool = False
 
     @property
     def steps(self) -> int:
@@ -116,6 +119,12 @@ class Item:
     def forward_frames(self) -> int:
         """Latent frames of the forward: the block's own and those that run along."""
         return self.context + self.frames
+
+    @property
+    def noise_frames(self) -> tuple[int, ...]:
+        """The latent frame whose ε each of the block's frames gets."""
+        first = self.first_latent
+        return (0,) * self.frames if self.still else tuple(range(first, first + self.frames))
 
     @property
     def prompts(self) -> tuple[int, ...]:

@@ -56,7 +56,8 @@ class NoiseSpec:
     Both forms smooth: s = ``smoothing``·target + (1 − ``smoothing``)·s_prev. Pixel form: target = ``s0`` − ``gain``·d̂,
     d̂ = clamp(d / ``pixel_full``, 0, 1). Latent form: target = ``s_max`` − (``s_max`` − ``s_min``)·d̂, where d̂ comes from
     the last ``latent_window`` latent differences over ``latent_full``.
-    The first timestep is int(1000·s) − ``first_step_margin``.
+    The first timestep is int(1000·s) − ``first_step_margin``. Below ``still_below`` of d̂ the noise stands still as well:
+    every frame has that of latent frame 0 (0: never).
     """
 
     s0: float = 0.8
@@ -68,6 +69,11 @@ class NoiseSpec:
     latent_window: int = 4
     latent_full: float = 0.2
     first_step_margin: int = 100
+    still_below: float = 0.0
+
+    def still(self, motion: float) -> bool:
+        """Whether a chunk of this d̂ keeps the noise of the chunks before it."""
+        return motion < self.still_below
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,8 @@ class ModelSpec:
 
     The autoencoder (``vae``, a :class:`VaeKind`; change it by :meth:`with_vae`): the decoder's input is z·``latent_scale`` +
     ``latent_shift``; the encoder's latents are normalised by the same two if ``encoder_normalised``, and become
-    z·``encoder_scale`` + ``encoder_shift`` if those are given. Empty tuples: no change.
+    z·``encoder_scale`` + ``encoder_shift`` if those are given. Empty tuples: no change. ``vae_shortcut``: the tiny decoder has
+    a linear part beside it.
     """
 
     name: str
@@ -107,6 +114,7 @@ class ModelSpec:
     vae: str = "taehv"
     vae_widths: tuple[int, ...] = (256, 128, 64, 64)
     vae_encoder_width: int = 64
+    vae_shortcut: bool = False
     encoder_normalised: bool = False
     latent_scale: tuple[float, ...] = ()
     latent_shift: tuple[float, ...] = ()
@@ -275,10 +283,11 @@ _TINY = ModelSpec(
     latent_channels=48,
     prediction=Prediction.X0,
     steps=(400, 150, 100, 50),
-    noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4),
+    noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4, still_below=0.5),
     vae="taehv",
     vae_widths=(96, 48, 16, 16),
     vae_encoder_width=48,
+    vae_shortcut=True,
     text="rheo-tiny",
     default_width=320,
     default_height=192,
@@ -308,6 +317,7 @@ PRESETS: dict[str, ModelSpec] = {
             noise=NoiseSpec(),
             vae_widths=(16, 8, 8, 8),
             vae_encoder_width=8,
+            vae_shortcut=False,
             default_width=96,
             default_height=64,
         ),

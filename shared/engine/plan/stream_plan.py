@@ -207,12 +207,13 @@ class StreamPlan:
         blend_version: int = 0,
         blend: float = 0.0,
         recache: bool = False,
+        still: bool = False,
     ) -> Item:
         """A block of ``frames`` latent frames is scheduled for step 0; everything that alters its result is bound here.
 
-        K is ``len(timesteps)``. ``blend`` is the share of prompt ``blend_version``. ``recache`` takes the window along, if
-        anything is cached. Raises IllegalPlanMoveError when :meth:`can_enter` is False, ValueError for values that
-        no stage could run.
+        K is ``len(timesteps)``; ``blend`` is the share of ``blend_version``; ``recache`` takes the window along, if anything
+        is cached; ``still`` holds the noise. Raises IllegalPlanMoveError when :meth:`can_enter` is False, ValueError for
+        values that no stage could run.
         """
         if not self.can_enter(len(timesteps)):
             raise self._illegal("enter", f"block {self._next_block}")
@@ -247,6 +248,7 @@ class StreamPlan:
             blend_version=blend_version,
             blend=blend,
             context=context,
+            still=still,
         )
         self._blocks[number] = _Block(item, script)
         self._next_block += 1

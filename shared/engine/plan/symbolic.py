@@ -36,7 +36,7 @@ def mix(*parts: object) -> Digest:
 
 def noised_input(item: Item, source: Digest) -> Digest:
     """Step 0's input: ε keyed by (seed, latent frame, step), mixed with the source latents by s."""
-    return mix("input", item.seed, item.first_latent, item.frames, 0, item.noise_scale, source)
+    return mix("input", item.seed, item.noise_frames, 0, item.noise_scale, source)
 
 
 def cached_key(layer: int, activations: Digest, timestep: int, frame: int) -> Digest:
