@@ -1,20 +1,25 @@
 """A long stream under ablations: what sinks, refreshes and the noise controller do for the last minute.
 
 The clip runs to and fro without a cut: standing still, as it is, and four times as fast. The three are streams of one
-engine. Every frame is compared with the true filter's; a minute's figure is the PSNR of its mean squared error.
+engine. The frames of the first, the last and every fifth minute are compared with the true filter's; the others are made,
+but not decoded. A minute's figure is the PSNR of its mean squared error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.clips import FIRST, MOTIONS, motion_of, places
 from bench.rig import Rig, decibels
+from shared.engine.model.autoencoder import Autoencoder
 from shared.engine.plan.spec import FRAMES_PER_LATENT, ModelSpec
+from shared.engine.stepper import Stepper
 from training.filters import stylise
 
 
@@ -35,6 +40,10 @@ ABLATIONS: dict[str, Callable[[ModelSpec], ModelSpec]] = {
 """Adaptive sinks, RoPE refresh with the keys turned along and the noise controller on are what is shipped."""
 
 
+EVERY = 5
+"""Minutes from one that is measured to the next."""
+
+
 @dataclass(frozen=True)
 class LongRun:
     """One ablation under one motion: dB of the first, the worst and the last minute."""
@@ -46,25 +55,50 @@ class LongRun:
     last_db: float
 
 
+class PartlyShown:
+    """An autoencoder that decodes only while ``showing``; otherwise its pictures are black."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self._whole, self.showing = autoencoder, True
+        self.encoder_state, self.decoder_state = autoencoder.encoder_state, autoencoder.decoder_state
+        self.encode = autoencoder.encode
+
+    def decode(self, state: Any, latents: Tensor) -> Tensor:
+        """latents [m, C, h, w] → uint8 [n, H, W, 3]."""
+        if self.showing:
+            return self._whole.decode(state, latents)
+        frames, height, width = FRAMES_PER_LATENT * len(latents), 8 * latents.shape[2], 8 * latents.shape[3]
+        return torch.zeros(frames, height, width, 3, dtype=torch.uint8)
+
+
 def squared_error(made: Tensor, source: Tensor, style: str) -> float:
     """Mean squared error to the true filter of the source; both uint8 [n, H, W, 3]."""
     truth = stylise(style, source.permute(0, 3, 1, 2).float() / 255).permute(0, 2, 3, 1)
     return float((made.float() / 255 - truth).square().mean())
 
 
+def minutes_of(chunks: int, size: int) -> list[int]:
+    """The minute of every chunk, ``size`` of them in each; a rest of less than half a minute belongs to the one before."""
+    last = max(0, (chunks + size // 2) // size - 1)
+    return [min(chunk // size, last) for chunk in range(chunks)]
+
+
 def run_ablation(
     spec: ModelSpec, folder: Path, clip: Tensor, prompt: str, style: str, minutes: float, fps: int, steps: int
 ) -> dict[str, list[float]]:
-    """dB of every minute (or part of one at the end) by motion."""
+    """dB of every measured minute (or part of one at the end) by motion."""
     rig = Rig(spec, folder, steps, 0)
+    shown = PartlyShown(rig.autoencoder)
+    stepper, embedding = Stepper(spec, [rig.stage], shown), rig.text.encode(prompt)
     height, width = clip.shape[1:3]
-    stepper, embedding = rig.stepper, rig.text.encode(prompt)
     for index, motion in enumerate(MOTIONS):
         stepper.open(motion, width, height, embedding, steps=steps, seed=index)
     chunks = max(2, round(minutes * 60 * fps / FRAMES_PER_LATENT))
-    waiting: dict[str, list[Tensor]] = {motion: [] for motion in MOTIONS}
+    minute_of = minutes_of(chunks, max(1, round(60 * fps / FRAMES_PER_LATENT)))
+    measured = {minute for minute in set(minute_of) if minute % EVERY == 0 or minute == minute_of[-1]}
+    waiting: dict[str, list[tuple[int, Tensor]]] = {motion: [] for motion in MOTIONS}
     before: dict[str, Tensor | None] = dict.fromkeys(MOTIONS)
-    errors: dict[str, list[float]] = {motion: [] for motion in MOTIONS}
+    errors: dict[str, dict[int, list[float]]] = {motion: {} for motion in MOTIONS}
     at = 0
     for number in range(chunks + steps):
         fed: dict[str, Tensor] = {}
@@ -74,23 +108,19 @@ def run_ablation(
             at += count
         moved = {motion: motion_of(before[motion], frames) for motion, frames in fed.items()}
         for motion, frames in fed.items():
-            waiting[motion].append(frames)
+            waiting[motion].append((number, frames))
             before[motion] = frames[-1]
+        # What comes out now went in up to K ticks ago; the decoder remembers one chunk.
+        shown.showing = bool({minute_of[min(max(number - k, 0), chunks - 1)] for k in range(steps + 1)} & measured)
         for motion, made in stepper.tick(fed, moved).items():
             done = 0
             while done < len(made):  # a tick may show the first block and its follower
-                source = waiting[motion].pop(0)
-                errors[motion].append(squared_error(made[done : done + len(source)], source, style))
+                chunk, source = waiting[motion].pop(0)
+                if (minute := minute_of[chunk]) in measured:
+                    error = squared_error(made[done : done + len(source)], source, style)
+                    errors[motion].setdefault(minute, []).append(error)
                 done += len(source)
-    return {motion: _by_minute(row, fps) for motion, row in errors.items()}
-
-
-def _by_minute(errors: Sequence[float], fps: int) -> list[float]:
-    size = max(1, round(60 * fps / FRAMES_PER_LATENT))
-    parts = [errors[i : i + size] for i in range(0, len(errors), size)]
-    if len(parts) > 1 and len(parts[-1]) < size // 2:  # a short rest belongs to the minute before
-        parts[-2] = [*parts[-2], *parts.pop()]
-    return [decibels(sum(part) / len(part)) for part in parts]
+    return {motion: [decibels(sum(part) / len(part)) for part in row.values()] for motion, row in errors.items()}
 
 
 def long_run(

@@ -10,7 +10,7 @@ import torch
 
 from bench.changes import shares_of
 from bench.clips import FAST, MODERATE, STILL, chunks_of, motion_of, places, read_clip, whole, with_motion
-from bench.long_run import ABLATIONS, LongRun, fixed_noise
+from bench.long_run import ABLATIONS, LongRun, fixed_noise, minutes_of
 from bench.quality import PROMPTS, Quality, StyleFigures, parse, to_bytes
 from bench.quality_report import report
 from bench.rig import chunk_of, nearest, squared_errors
@@ -146,3 +146,9 @@ def test_the_report_has_a_row_for_what_was_measured():
     text = report(quality)
     assert "| ink | black ink drawing | 20.0 | 23.0 | 3.0 | 90% | pencil |" in text
     assert "| no sinks | fast | 22.00 | 21.00 | 21.50 | -0.50 |" in text
+
+
+def test_a_short_rest_of_a_long_run_belongs_to_the_minute_before() -> None:
+    assert minutes_of(7, 3) == [0, 0, 0, 1, 1, 1, 1]
+    assert minutes_of(8, 3) == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert minutes_of(1, 3) == [0]
