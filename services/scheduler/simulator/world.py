@@ -12,6 +12,7 @@ from services.scheduler.placement import choose_pipeline
 from services.scheduler.policies import SLACK, Policy
 from services.scheduler.pricing import Demand, Shape
 from services.scheduler.quotas import Tenants
+from services.scheduler.settled import Settled
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from services.scheduler.simulator.fleet_sim import build_fleet
 from services.scheduler.simulator.guards import Guards
@@ -87,7 +88,7 @@ class World:
         self.repriced = set(self.pipelines)  # whose loads in admission's books are others since it was last asked for
         shape = Shape(fleet.stages, 0, fleet.stages - 1, fleet.max_batch)
         for pipeline in self.fleet.pipelines:
-            self.admission.pipeline(pipeline.name, shape, pipeline.core.cost)
+            self.admission.pipeline(pipeline.name, shape, Settled(pipeline.core.cost))
             pipeline.left = self._left
         self.tiers = Tiers(self, shape) if policy is SLACK and scenario.ladder else None
         self._tier_of: dict[str, Demand] = {}  # of sessions that are between two pipelines
