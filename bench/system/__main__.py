@@ -77,8 +77,9 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("--seconds", type=float, default=30.0)
     command.add_argument("--streams", type=int, default=4)
     command = _command(commands, "tenants", "a flooding tenant beside a quiet one", SMALL)
-    command.add_argument("--seconds", type=float, default=30.0)
-    command.add_argument("--requests", type=int, default=100)
+    command.add_argument("--seconds", type=float, default=20.0, help="of each phase")
+    command.add_argument("--rounds", type=int, default=3, help="of a calm phase and one with a flood")
+    command.add_argument("--requests", type=int, default=100, help="in each flood")
     return parser
 
 
@@ -112,7 +113,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             seconds=given.seconds, streams=given.streams, fields={**fields, **PIN, "min_fps": given.fps}, env=OPEN
         ),
         "batching": lambda: batching(seconds=given.seconds, streams=given.streams, fields=fields),
-        "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, fields=fields),
+        "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, rounds=given.rounds, fields=fields),
     }
     return asyncio.run(runs[given.what]())
 
