@@ -83,8 +83,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     command.add_argument("--quiet", type=float, default=60.0, help="seconds of a light load, and of an even one")
     command = _command(commands, "tenants", "a flooding tenant beside a quiet one", SMALL)
-    command.add_argument("--seconds", type=float, default=30.0)
-    command.add_argument("--requests", type=int, default=100)
+    command.add_argument("--seconds", type=float, default=20.0, help="of each phase")
+    command.add_argument("--rounds", type=int, default=3, help="of a calm phase and one with a flood")
+    command.add_argument("--requests", type=int, default=100, help="in each flood")
     return parser
 
 
@@ -119,7 +120,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         ),
         "batching": lambda: batching(seconds=given.seconds, streams=given.streams, fields=fields),
         "straggler": lambda: straggler(runs=given.runs, quiet_s=given.quiet, fields=fields),
-        "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, fields=fields),
+        "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, rounds=given.rounds, fields=fields),
     }
     return asyncio.run(runs[given.what]())
 

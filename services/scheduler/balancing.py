@@ -159,8 +159,8 @@ class Balancer:
     """Decides for one pipeline. A better cut must gain :data:`GAIN`, for :data:`SUSTAIN_S`, and pay for its pause.
 
     Nothing moves while the slowest stage is less than :data:`BUSY` and no stream has given anything up: it would help nobody.
-    The gain must not be one of chance: three quarters of what is asked are left if the times that speak for the move were too long by their standard
-    error, and the others too short.
+    The gain must not be one of chance: three quarters of what is asked are left if the times that speak for the move were too
+    long by their standard error, and the others too short.
 
     Each move within the last minute doubles the gain that the next one must promise (up to :data:`MOST_GAIN`), so cuts do
     not swing to and fro; each failed one doubles the time until the next try.
