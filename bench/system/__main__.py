@@ -16,6 +16,7 @@ from bench.system.driver import machine
 from bench.system.latency import latency
 from bench.system.ratio import ratio
 from bench.system.stall import stall
+from bench.system.straggler import straggler
 from bench.system.tenants import tenants
 
 SMALL = ((160, 96), 8.0, 2, 1000)  # capturing a chunk alone takes 375 ms at 8 fps
@@ -76,9 +77,15 @@ def arguments() -> argparse.ArgumentParser:
     command = _command(commands, "batching", "batches across streams against one per stream", SMALL)
     command.add_argument("--seconds", type=float, default=30.0)
     command.add_argument("--streams", type=int, default=4)
+    command = _command(commands, "straggler", "a worker of two that is held up, and what is not to be moved", USUAL)
+    command.add_argument(
+        "--runs", type=int, default=4, help="systems with a worker that is held up, one after the other"
+    )
+    command.add_argument("--quiet", type=float, default=60.0, help="seconds of a light load, and of an even one")
     command = _command(commands, "tenants", "a flooding tenant beside a quiet one", SMALL)
-    command.add_argument("--seconds", type=float, default=30.0)
-    command.add_argument("--requests", type=int, default=100)
+    command.add_argument("--seconds", type=float, default=20.0, help="of each phase")
+    command.add_argument("--rounds", type=int, default=3, help="of a calm phase and one with a flood")
+    command.add_argument("--requests", type=int, default=100, help="in each flood")
     return parser
 
 
@@ -112,7 +119,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             seconds=given.seconds, streams=given.streams, fields={**fields, **PIN, "min_fps": given.fps}, env=OPEN
         ),
         "batching": lambda: batching(seconds=given.seconds, streams=given.streams, fields=fields),
-        "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, fields=fields),
+        "straggler": lambda: straggler(runs=given.runs, quiet_s=given.quiet, fields=fields),
+        "tenants": lambda: tenants(seconds=given.seconds, requests=given.requests, rounds=given.rounds, fields=fields),
     }
     return asyncio.run(runs[given.what]())
 

@@ -17,6 +17,7 @@ HOLDS_CPR = 0.99
 MOST = 64
 # No rung of the ladder may be taken: capacity as asked for.
 PIN = {"min_steps": 2, "steps": 2, "max_frames_per_block": 1}
+BOUNDS = ("min_steps", "min_fps", "max_frames_per_block")
 # Everybody is let in, whatever is predicted.
 OPEN = {"RHEOCAST_ADMISSION": "false", "RHEOCAST_MAX_STREAMS": str(MOST)}
 
@@ -91,23 +92,25 @@ async def bisect(seconds: float, fields: dict[str, Any], start: int) -> tuple[in
 
 
 async def _next_at_its_tier(driver: Driver, fields: dict[str, Any]) -> tuple[dict[str, Any], Watched | None]:
-    """One stream more: why it is refused, and the stream at the tier that the refusal names."""
-    refused = await driver.begin(**fields)
+    """One stream more, with no bounds of its own: why it is refused, and the stream at the tier that the refusal names."""
+    refused = await driver.begin(**{name: value for name, value in fields.items() if name not in BOUNDS})
     answer = refused.refusal
-    if answer is None or answer.tier is None:
-        return {"reason": answer.reason if answer is not None else "it was let in", "tier": None}, None
+    if answer is None:
+        return {"reason": "it was let in", "tier": None}, refused
+    if answer.tier is None:
+        return {"reason": answer.reason, "tier": None}, None
     tier = answer.tier
     fps = tier.fps or fields["fps"]
     offered = {
         **fields,
         "steps": tier.steps,
-        "min_steps": min(tier.steps, fields.get("min_steps", 1)),
+        "min_steps": tier.steps,
         "fps": fps,
-        "min_fps": min(fps, fields.get("min_fps", fps)),
+        "min_fps": fps,
         "width": tier.width,
         "height": tier.height,
         "frames_per_block": tier.frames_per_block,
-        "max_frames_per_block": max(tier.frames_per_block, fields.get("max_frames_per_block", 1)),
+        "max_frames_per_block": tier.frames_per_block,
     }
     lower = await driver.begin(**offered)
     told = {"reason": answer.reason, "tier": tier.model_dump(), "then_let_in": lower.accepted}

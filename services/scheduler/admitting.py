@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from services.scheduler.admission import Admission, Admitted, Rules, tiers_below
+from services.scheduler.cost_model import CostModel
 from services.scheduler.costs import key_of
 from services.scheduler.fleet import Fleet, Pipeline
 from services.scheduler.host_meter import HostMeter
 from services.scheduler.messenger import RefusedError
 from services.scheduler.placing import check_settings, fitting_pipelines
-from services.scheduler.pricing import Costs, Demand, Shape
+from services.scheduler.pricing import Demand, Shape
 from services.scheduler.quotas import Tenants
 from services.scheduler.records import StreamRecord
 from services.scheduler.settings import Settings
+from services.scheduler.settled import Settled
 from shared.clock import Clock
 from shared.contracts.commands import Mode
 from shared.contracts.tiers import CapacityAsked, CapacityTold, Promise, Tier, TierCapacity
@@ -28,7 +30,7 @@ SHOWN_TIERS = 8
 class Admitting:
     """Keeps the books of the pipelines that the fleet has. ``costs_of`` gives a pipeline's cost model."""
 
-    def __init__(self, settings: Settings, fleet: Fleet, clock: Clock, costs_of: Callable[[str], Costs]) -> None:
+    def __init__(self, settings: Settings, fleet: Fleet, clock: Clock, costs_of: Callable[[str], CostModel]) -> None:
         self._settings = settings
         self._fleet = fleet
         self._clock = clock
@@ -85,7 +87,7 @@ class Admitting:
     def refresh(self, pipelines: Sequence[Pipeline]) -> None:
         """Books follow the fleet: pipelines that are new, or whose workers or costs have changed."""
         for pipeline in pipelines:
-            self.admission.pipeline(pipeline.name, self._shape(pipeline), self.costs_of(pipeline.name))
+            self.admission.pipeline(pipeline.name, self._shape(pipeline), Settled(self.costs_of(pipeline.name)))
 
     def capacity(self, asked: CapacityAsked) -> CapacityTold:
         """How many more streams like this, and of lower tiers, would be let in now."""

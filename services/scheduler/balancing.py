@@ -8,22 +8,50 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass, field, replace
 
 from services.scheduler.placement import Cuts, WorkerCost, best_cuts, moved_blocks, ranges_of, stage_costs
 
 WINDOW_S = 2.0  # long enough for some ten batches of one stream, short enough to see a straggler in time
 MIN_BATCHES = 6
+LONGEST_S = 6.0  # fewer batches in the window than that: the newest so many, if they are not older
+SPELL_S = 0.25
 MAX_BATCHES = 512
-SMOOTH = 0.3  # weight of a new measurement of encode or decode
+MIN_TIMES = 4  # of encode or decode, likewise
+MAX_TIMES = 64
+BUSY = 0.3  # of its time: a slowest stage that is less busy makes nobody late
 GAIN = 0.10  # below that, noise and what is left out of the model decide
-SUSTAIN_S = 1.0  # window + this + the move itself stay within 5 s
+DOUBT = 0.75  # so much of the gain must be left if the times were off by their standard error, against the move
+SUSTAIN_S = 1.75  # window + this + the move itself stay within 5 s
 COOLDOWN_S = 3.0  # the window must fill with the new cuts
 MEMORY_S = 60.0  # moves within this time make further ones dearer
 MOST_GAIN = 0.25  # … but a stage that became twice as slow is always worth a move
 MAX_COOLDOWN_S = 120.0  # after failures, doubling
 HORIZON_S = 30.0  # a move must pay for its pause within this time
+
+
+def lasting(times: Sequence[float]) -> list[float]:
+    """The times, with the longest one as long as the second longest: one long stall is no straggler.
+
+    Their sum sees a worker that is held up in bursts, which a median does not.
+    """
+    ordered = sorted(times)
+    most = ordered[-2] if len(ordered) > 2 else ordered[-1]
+    return [min(each, most) for each in times]
+
+
+def mean_of(at: Sequence[float], times: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
+    """The weighted mean of times and its standard error.
+
+    What is taken within :data:`SPELL_S` counts as one observation: what holds a worker up lasts longer than one batch.
+    """
+    total = sum(weights)
+    mean = sum([each * weight for each, weight in zip(times, weights, strict=True)]) / total
+    spells: dict[int, float] = {}
+    for moment, each, weight in zip(at, times, weights, strict=True):
+        spell = int(moment / SPELL_S)
+        spells[spell] = spells.get(spell, 0.0) + (each - mean) * weight
+    return mean, sum([off * off for off in spells.values()]) ** 0.5 / total
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +65,10 @@ class _Passed:
     finished: float
 
 
+def _times() -> deque[tuple[float, float]]:
+    return deque[tuple[float, float]](maxlen=MAX_TIMES)
+
+
 @dataclass(slots=True)
 class StageMeter:
     """What the stages of one pipeline took lately.
@@ -46,22 +78,21 @@ class StageMeter:
     """
 
     batches: deque[_Passed] = field(default_factory=lambda: deque[_Passed](maxlen=MAX_BATCHES))
-    encode_ms: float = 0.0  # per unit
-    decode_ms: float = 0.0
     since: float = 0.0
     encoded: float = 0.0  # units since the last batch came back, whether they entered a batch or were dropped
+    _roles: dict[str, deque[tuple[float, float]]] = field(
+        default_factory=lambda: {"encode": _times(), "decode": _times()}
+    )
 
     def batch(self, now: float, units: int, stage_ms: Sequence[float], finished: float) -> None:
         """A batch of ``units`` came back; so much was ``finished`` with it, to be decoded."""
         self.batches.append(_Passed(now, max(1, units), tuple(stage_ms), self.encoded, finished))
         self.encoded = 0.0
 
-    def role(self, role: str, ms: float) -> None:
+    def role(self, role: str, ms: float, now: float) -> None:
         """Encode or decode took ``ms`` for one unit; others are ignored."""
-        if role == "encode":
-            self.encode_ms += (SMOOTH if self.encode_ms else 1.0) * (ms - self.encode_ms)
-        elif role == "decode":
-            self.decode_ms += (SMOOTH if self.decode_ms else 1.0) * (ms - self.decode_ms)
+        if role in self._roles:
+            self._roles[role].append((now, ms))
 
     def cleared(self, now: float) -> None:
         """The cuts moved, or the pipeline was rebuilt: what was measured before tells nothing any more."""
@@ -70,22 +101,36 @@ class StageMeter:
 
     def workers(self, cuts: Cuts, layers: int, decode_stage: int, now: float) -> list[WorkerCost] | None:
         """Each worker's costs in busy milliseconds per second, or None while too little has been measured."""
-        while self.batches and now - self.batches[0].at > WINDOW_S:
-            self.batches.popleft()
-        stages = len(cuts) + 1
-        seen = [batch for batch in self.batches if len(batch.stage_ms) == stages]
+        batches, stages = self.batches, len(cuts) + 1
+        while (
+            batches and now - batches[0].at > WINDOW_S and (len(batches) > MIN_BATCHES or _is_old(batches[0].at, now))
+        ):
+            batches.popleft()
+        seen = [batch for batch in batches if len(batch.stage_ms) == stages]
         if len(seen) < MIN_BATCHES:
             return None
-        per_s = 1.0 / max(min(WINDOW_S, now - self.since), 0.1)
+        per_s = 1.0 / max(min(max(WINDOW_S, now - seen[0].at), now - self.since), 0.1)
+        at, units = [batch.at for batch in seen], [float(batch.units) for batch in seen]
+        sure = per_s * sum(units)
+        encode = self._took("encode", now) * sum([batch.encoded for batch in seen])
+        decode = self._took("decode", now) * sum([batch.finished for batch in seen])
         found: list[WorkerCost] = []
         for stage, blocks in enumerate(ranges_of(cuts, layers)):
-            # The median: a stall, or a slow time shorter than half the window, is no straggler.
-            busy = median(batch.stage_ms[stage] / batch.units for batch in seen) * sum(batch.units for batch in seen)
-            fixed = self.encode_ms * sum(batch.encoded for batch in seen) if stage == 0 else 0.0
-            if stage == decode_stage:
-                fixed += self.decode_ms * sum(batch.finished for batch in seen)
-            found.append(WorkerCost(busy * per_s / len(blocks), fixed * per_s))
+            mean, off = mean_of(at, lasting([batch.stage_ms[stage] / batch.units for batch in seen]), units)
+            fixed = (encode if stage == 0 else 0.0) + (decode if stage == decode_stage else 0.0)
+            found.append(WorkerCost(mean * sure / len(blocks), fixed * per_s, off=off * sure / len(blocks)))
         return found
+
+    def _took(self, role: str, now: float) -> float:
+        """Milliseconds for one unit."""
+        times = self._roles[role]
+        while len(times) > MIN_TIMES and now - times[0][0] > WINDOW_S:
+            times.popleft()
+        return sum(lasting([ms for _, ms in times])) / len(times) if times else 0.0
+
+
+def _is_old(at: float, now: float) -> bool:
+    return now - at > LONGEST_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +158,10 @@ class Proposal:
 class Balancer:
     """Decides for one pipeline. A better cut must gain :data:`GAIN`, for :data:`SUSTAIN_S`, and pay for its pause.
 
+    Nothing moves while the slowest stage is less than :data:`BUSY` and no stream has given anything up: it would help nobody.
+    The gain must not be one of chance: three quarters of what is asked are left if the times that speak for the move were too
+    long by their standard error, and the others too short.
+
     Each move within the last minute doubles the gain that the next one must promise (up to :data:`MOST_GAIN`), so cuts do
     not swing to and fro; each failed one doubles the time until the next try.
     """
@@ -123,12 +172,25 @@ class Balancer:
     _failures: int = 0
 
     def observe(
-        self, now: float, workers: Sequence[WorkerCost] | None, cuts: Cuts, layers: int, block_pause_s: float
+        self,
+        now: float,
+        workers: Sequence[WorkerCost] | None,
+        cuts: Cuts,
+        layers: int,
+        block_pause_s: float,
+        degraded: bool = False,
     ) -> Proposal | None:
-        """A proposal, once it has been better for long enough. ``block_pause_s``: what moving one block stands still for."""
-        proposal = (
-            self._better(now, workers, cuts, layers, block_pause_s) if workers and now >= self._not_before else None
-        )
+        """A proposal, once it has been better for long enough. ``block_pause_s``: what moving one block stands still for.
+
+        ``degraded``: a stream there has less than it asks for, so however little is done, more was wanted.
+        """
+        proposal = None
+        if (
+            workers
+            and now >= self._not_before
+            and (degraded or max(stage_costs(cuts, workers, layers)) >= BUSY * 1000.0)
+        ):
+            proposal = self._better(now, workers, cuts, layers, block_pause_s)
         if proposal is None:
             self._better_since = None
             return None
@@ -142,11 +204,21 @@ class Balancer:
         best = best_cuts(workers, layers, current=cuts)
         if best == cuts:
             return None
-        before, after = max(stage_costs(cuts, workers, layers)), max(stage_costs(best, workers, layers))
+        costs = stage_costs(cuts, workers, layers)
+        before, after = max(costs), max(stage_costs(best, workers, layers))
         proposal = Proposal(best, before, after, len(moved_blocks(cuts, best, layers)))
         lately = sum(now - at < MEMORY_S for at in self._moves)
+        asked = min(GAIN * 2**lately, MOST_GAIN)
         pays = (before - after) / 1000.0 * HORIZON_S >= proposal.blocks * block_pause_s
-        return proposal if proposal.gain >= min(GAIN * 2**lately, MOST_GAIN) and pays else None
+        if proposal.gain < asked or not pays:
+            return None
+        slowest = costs.index(before)
+        doubted = [
+            replace(worker, per_block=worker.per_block + (-worker.off if stage == slowest else worker.off))
+            for stage, worker in enumerate(workers)
+        ]
+        left = 1.0 - max(stage_costs(best, doubted, layers)) / max(stage_costs(cuts, doubted, layers))
+        return proposal if left >= DOUBT * asked else None
 
     def moved(self, now: float) -> None:
         """The cuts were moved."""

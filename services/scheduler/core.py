@@ -136,7 +136,7 @@ class PipelineCore:
         for told in chunk.timings:
             if told.hop == "encode":
                 units = chunk.latent_frames * queue.tokens
-                self.cost.observe("encode", units, told.compute_ms)
+                self._learn("encode", units, told.compute_ms, 1, chunk.latent_frames > 1)
         if offer in (Offer.OVERTAKEN, Offer.FULL):
             self._drop(decisions, (chunk.stamp,), offer.value, (chunk.timings,))
             decisions.released.append(chunk.latents)
@@ -181,8 +181,9 @@ class PipelineCore:
             behind = sum([self.forecast.stage0_ms(other.units, len(other.works)) for other in self.in_flight.values()])
             self._stage0_free_ns = now_ns + int(behind * NS_PER_MS)
         items = len(flight.works)
+        begins = any(work.item is not None and work.item.begins for work in flight.works)
         for key, ms in zip(self._stage_keys, done.stage_ms, strict=False):
-            self.cost.observe(key, flight.units * items, ms, items)
+            self._learn(key, flight.units * items, ms, items, begins)
         outputs = {
             (result.stream, result.block, result.step): result.output
             for result in done.results
@@ -254,6 +255,11 @@ class PipelineCore:
         return decisions
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _learn(self, key: str, units: int, ms: float, items: int, begins: bool) -> None:
+        """A measurement. Where a stream ``begins``, memory is touched first: that is believed while nothing else is known."""
+        if not begins or not self.cost.known(key):
+            self.cost.observe(key, units, ms, items)
 
     def _begin_ns(self, now_ns: int) -> int:
         """When stage 0 can begin with what is sent now."""

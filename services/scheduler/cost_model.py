@@ -8,7 +8,8 @@ weighed. All of it is multiplied by the curve's *speed*, which follows the devic
 * a measurement waits in a window of the newest five before it enters its cell. One stall is one of five and moves no
   median; four of five off by a fifth in one direction are a change of the device: the speed takes the jump at once, and
   with it every shape, those not seen since included;
-* smaller drifts move the speed by at most half a percent a measurement.
+* smaller drifts move the speed by at most half a percent a measurement. Promises use the median of the newest speeds
+  (``settled.py``).
 
 The window of keys that an item attends to is full but for a stream's first chunks, which cost less than predicted.
 """
@@ -25,12 +26,14 @@ from statistics import median
 from typing import Any
 
 from services.scheduler.cost_line import Line, Point, fit
+from services.scheduler.running_median import RunningMedian
 
 MIN_OBSERVATIONS = 3  # of a key before it predicts, of a shape before it has its own level: no single stall makes it
 WINDOW = 5
 AGREE = 4  # of the window: a change; two stalls in a row are none
 JUMP = math.log(1.2)
 DRIFT, MAX_DRIFT = 0.05, 0.1
+SETTLING = 16  # measurements whose median speed promises are made by
 LEVELS = 9  # measurements that a cell's level is the middle of
 MAX_CELLS = 64
 MATERIAL = 0.01  # a change of a prediction below 1 % is not worth planning anew for
@@ -92,6 +95,7 @@ class Curve:
         self._line: Line | None = None
         self._window: deque[tuple[Point, float, float]] = deque()
         self._errors: deque[float] = deque(maxlen=ERRORS)
+        self._speeds = RunningMedian(SETTLING)
         self._bases: dict[Point, float] = {}
 
     @property
@@ -140,6 +144,7 @@ class Curve:
                 self._tell()
         else:
             self.scale(math.exp(shift))
+        self._speeds.add(self._speed)
         cell = self._cells.get(shape)
         if cell is None or len(cell.times) < MIN_OBSERVATIONS:  # a new shape: its line is all there is to compare with
             self._window.pop() if self._window else None
@@ -152,7 +157,7 @@ class Curve:
         """Measurements (items, units, ms) that are medians already, of this device as it is now: a calibration."""
         points = [(items, units, max(ms, MIN_MS)) for items, units, ms in points if units > 0 and ms > 0]
         if self.known and points:
-            self.scale(math.exp(median(math.log(ms / self.predict(items, units)) for items, units, ms in points)))
+            self.rescale(math.exp(median(math.log(ms / self.predict(items, units)) for items, units, ms in points)))
         for items, units, ms in points:
             cell = self._cell((items, units))
             cell.fill(ms / self._speed, MIN_OBSERVATIONS)
@@ -165,6 +170,15 @@ class Curve:
         self._speed *= factor
         self._window = deque((shape, ms, 0.0) for shape, ms, _ in self._window)
         self._tell()
+
+    def rescale(self, factor: float) -> None:
+        """The same, known for certain: it has settled at once."""
+        self.scale(factor)
+        self._speeds.clear()
+
+    def settled(self) -> float:
+        """The median speed of the newest measurements over the present one."""
+        return self._speeds.value(self._told_speed) / self._told_speed
 
     def error(self) -> float:
         """The relative error of nine predictions in ten is at most this."""
@@ -252,6 +266,11 @@ class CostModel:
         curve = self._curves.get(key)
         return curve.predict(items, units) if curve is not None and curve.count >= MIN_OBSERVATIONS else 0.0
 
+    def settled(self, key: str) -> float:
+        """What predictions are multiplied by to have them at the speed of the newest measurements together."""
+        curve = self._curves.get(key)
+        return curve.settled() if curve is not None else 1.0
+
     def known(self, key: str) -> bool:
         """Whether enough has been measured to predict."""
         curve = self._curves.get(key)
@@ -281,7 +300,7 @@ class CostModel:
         if factor <= 0 or not math.isfinite(factor):
             raise ValueError(f"costs cannot be scaled by {factor}: a positive number is needed")
         if (curve := self._curves.get(key)) is not None:
-            curve.scale(factor)
+            curve.rescale(factor)
             self._changed(key)
 
     def snapshot(self) -> dict[str, Any]:

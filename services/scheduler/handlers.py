@@ -248,6 +248,7 @@ class Handlers:
         member = self._fleet.members.get(instance)
         if member is not None and member.beat.service == "motion":
             return  # it resumes from its mirror in the session store
+        self._desk.moves.lost(instance, how)
         for record in list(self._desk.records.values()):
             if (work := self._desk.recovering.lost(record, instance, how)) is not None:
                 self._spawn(work)

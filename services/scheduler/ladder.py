@@ -164,6 +164,11 @@ class Ladder:
         state = self._streams.get(stream)
         return None if state is None else state.tier
 
+    @property
+    def degraded(self) -> bool:
+        """Whether a stream has given something up."""
+        return any(state.taken for state in self._streams.values())
+
     def __len__(self) -> int:
         return len(self._streams)
 

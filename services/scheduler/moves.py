@@ -54,6 +54,12 @@ class Moves:
         if future is not None and not future.done():
             future.set_result(message)
 
+    def lost(self, instance: str, how: str) -> None:
+        """What a worker was to give or to take of a stream it cannot any more: nobody waits for it longer."""
+        for (answer, asked, _, _), future in self._waiting.items():
+            if asked == instance and answer in (StateExported, StateImported) and not future.done():
+                future.set_exception(RefusedError(f"{instance} {how}"))
+
     @overload
     async def ask(self, request: ExportState, timeout_s: float) -> StateExported: ...
     @overload

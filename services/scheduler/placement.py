@@ -26,11 +26,13 @@ class WorkerCost:
 
     ``per_block`` is what one DiT block of weight 1 costs on it; ``fixed`` is what it does beside its blocks (encode,
     decode), wherever the cuts are. ``most_blocks`` is what fits into its memory (0: unknown, any number).
+    ``off`` is the standard error of ``per_block``.
     """
 
     per_block: float
     fixed: float = 0.0
     most_blocks: int = 0
+    off: float = 0.0
 
 
 def check_cuts(cuts: Sequence[int], layers: int, stages: int) -> Cuts:

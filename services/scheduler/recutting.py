@@ -85,13 +85,13 @@ class Recutter:
         units = chunk.latent_frames * queue.model.tokens(queue.width, queue.height)
         watched = self.of(core.pipeline)
         watched.meter.encoded += units
-        watched.meter.role("encode", sum(took) / units)
+        watched.meter.role("encode", sum(took) / units, self._clock.monotonic())
 
     def on_beat(self, beat: Beat) -> None:
         """What decode takes: nothing else that comes here tells."""
         for cost in beat.measured if beat.pipeline else ():
             if cost.role == "decode" and cost.units > 0:
-                self.of(beat.pipeline).meter.role("decode", cost.ms / cost.units)
+                self.of(beat.pipeline).meter.role("decode", cost.ms / cost.units, self._clock.monotonic())
 
     @asynccontextmanager
     async def opening(self, pipeline: str) -> AsyncIterator[None]:
@@ -133,7 +133,8 @@ class Recutter:
                 continue
             cuts = cuts_of(pipeline.blocks)
             costs = watched.meter.workers(cuts, layers, pipeline.decode_stage, now)
-            proposal = watched.balancer.observe(now, costs, cuts, layers, watched.block_pause_s)
+            degraded = self._desk.tiering.degraded(pipeline.name)
+            proposal = watched.balancer.observe(now, costs, cuts, layers, watched.block_pause_s, degraded)
             if proposal is not None:
                 wanted = ranges_of(proposal.cuts, layers)
                 watched.task = asyncio.create_task(self._automatic(core, pipeline, watched, wanted, proposal.reason))

@@ -139,6 +139,11 @@ class Tiering:
         tier = ladder.ask(record.stream, wanted)
         return tier.steps, tier.frames_per_block
 
+    def degraded(self, pipeline: str) -> bool:
+        """Whether a stream on it runs with less than it asks for."""
+        ladder = self.ladders.get(pipeline)
+        return ladder is not None and ladder.degraded
+
     def resized(self, record: StreamRecord, model: ModelSpec) -> None:
         """The stream has the size of its record now: what it wishes for and is promised is that."""
         wish, ladder = record.wish, self.ladders.get(record.pipeline)

@@ -312,7 +312,8 @@ class Handlers:
                 for stamp in message.stamps:
                     self._outbox.put(lambda stamp=stamp: self._reports.dropped_by(outcome, stamp, message.timings))
                 return
-            self.measured.add("decode", 1, units_of(message.latents.shape), outcome.compute_ms)
+            if message.block:  # a stream's first touches its memory first: it says nothing of those that follow
+                self.measured.add("decode", 1, units_of(message.latents.shape), outcome.compute_ms)
             self._outbox.put(lambda: self._publish_frames(message, placed, outcome, took))
 
         deadline = message.stamps[0].frames[0].deadline_ns if message.stamps[0].live else 0

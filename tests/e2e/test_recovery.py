@@ -1,4 +1,7 @@
-"""A worker that stands still or dies: live streams lose a moment, never their place, and every frame has one verdict."""
+"""A worker that has too much to do, stands still or dies: live streams lose some quality or a moment, never their place.
+
+Every frame has one verdict.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from shared.contracts import subjects
 from shared.contracts.commands import PatternSource
 from shared.contracts.events import EventKind, StreamEvent
+from shared.contracts.tiers import CapacityAsked, CapacityTold
 from tests.support.lab import Lab, Running, reconciles
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -45,7 +50,7 @@ async def more(running: Running, frames: int) -> None:
     raise AssertionError(f"{shown()} frames were shown, not {wanted}: {running.events}")
 
 
-async def told(running: Running, kind: EventKind) -> StreamEvent:
+async def told_of(running: Running, kind: EventKind) -> StreamEvent:
     for _ in range(600):
         for event in running.events:
             if event.event is kind:
@@ -58,6 +63,36 @@ def worker_pid(lab: Lab) -> int:
     pid = lab.system.supervisor.children["worker-0"].pid
     assert pid is not None
     return pid
+
+
+async def test_too_much_to_do_takes_steps_from_a_stream_and_its_viewer_is_told(lab: Lab) -> None:
+    size = {"width": 320, "height": 192}
+    asked = CapacityAsked(**size, fps=16, steps=4, deadline_ms=5000)
+    told: CapacityTold = await lab.system.bus.request(subjects.CAPACITY, asked, 10.0)
+    # With four steps half as much again as this machine can do.
+    fps = min(240.0, round(16 * 1.5 / told.tiers[0].load, 1))
+    live = await lab.begin(PatternSource(), mode="live", fps=fps, min_fps=fps, steps=1, deadline_ms=5000, **size)
+    assert live.accepted, live.last.reason
+    await more(live, 8)
+    wished = await lab.update(live, steps=4)
+    assert wished.event is EventKind.APPLIED, "a wish is not refused: the ladder makes room"
+    changed = await told_of(live, EventKind.TIER_CHANGED)
+    assert "too much to do" in changed.reason
+    assert changed.tier is not None
+    assert changed.tier.steps < 4
+    assert (changed.tier.width, changed.tier.height, changed.tier.fps) == (320, 192, fps)
+    assert changed.chunk >= wished.chunk, "while its first chunk with four steps waits, it is bound anew"
+    blocks = {
+        item["chunks"][0]: item["steps"]
+        for batch in lab.batches()
+        for item in batch["items"]
+        if item["stream"] == live.stream and item["step"] == 0
+    }
+    assert blocks[changed.chunk] == changed.tier.steps, "it is in force from the chunk that was told"
+    await more(live, 8)
+    event = await lab.stop(live, drain=False)
+    assert event.event is EventKind.STOPPED, event.reason
+    assert reconciles(event), event
 
 
 async def test_a_worker_stopped_for_a_second_is_no_fault(lab: Lab) -> None:
@@ -81,7 +116,7 @@ async def test_a_worker_stopped_for_longer_is_fenced_and_comes_back_empty(lab: L
     lossless = await lab.begin(PatternSource(), mode="lossless", fps=8)
     pid = worker_pid(lab)
     os.kill(pid, signal.SIGSTOP)
-    recovering = await told(running, EventKind.RECOVERING)
+    recovering = await told_of(running, EventKind.RECOVERING)
     assert "worker-0" in recovering.reason
     failed = await lab.end(lossless)
     assert failed.event is EventKind.FAILED, "what a lossless stream had there, nobody has any more"
@@ -91,7 +126,7 @@ async def test_a_worker_stopped_for_longer_is_fenced_and_comes_back_empty(lab: L
     assert refused.retry_after_s > 0
     await asyncio.sleep(1.5)
     os.kill(pid, signal.SIGCONT)
-    resumed = await told(running, EventKind.RESUMED)
+    resumed = await told_of(running, EventKind.RESUMED)
     assert resumed.epoch > recovering.epoch or resumed.epoch == 0
     assert worker_pid(lab) == pid, "it came back by itself, as the same process"
     await more(running, 16)
@@ -118,7 +153,7 @@ async def test_a_worker_that_was_killed_costs_a_live_stream_one_gap(lab: Lab) ->
     running = await begin(lab)
     pid = worker_pid(lab)
     os.kill(pid, signal.SIGKILL)
-    await told(running, EventKind.RESUMED)
+    await told_of(running, EventKind.RESUMED)
     assert worker_pid(lab) != pid
     await more(running, 16)
     os.kill(worker_pid(lab), signal.SIGKILL)

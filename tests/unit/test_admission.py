@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from services.scheduler.admission import Admission, Admitted, Refused, Rules
+from services.scheduler.cost_model import CostModel
 from services.scheduler.pricing import Book, Host
 from services.scheduler.quotas import TenantLimits, Tenants
+from services.scheduler.settled import Settled
 from shared.contracts.tiers import Refusal
 from tests.support.costs import KnownCosts, demand, shape
 
@@ -272,3 +274,44 @@ def test_one_that_is_alone_gets_a_larger_picture_only_with_all_it_asks_for() -> 
     refused = adm.resized("a", huge, 0.0)
     assert isinstance(refused, Refused), "a start is let in with less; a change would take what it has"
     assert "2048×2048" in refused.reason or "ms old" in refused.reason
+
+
+def test_many_starts_at_once_slow_forwards_down_for_a_moment_and_no_promise_turns() -> None:
+    """As a fill of a real system looks: five forwards in a row twice as slow, near its end."""
+    model = CostModel()
+    for _ in range(60):
+        for items in (1, 2, 4):
+            model.observe("stage.0", 60 * items, 5.0 + 12.0 * items, items)
+        model.observe("encode", 60, 4.0)
+        model.observe("decode", 60, 10.0)
+    adm = Admission(Rules(max_streams=64))
+    adm.pipeline("p0", shape(), Settled(model))
+    asked = demand(deadline_ms=1500.0)
+    calm = adm.capacity("a", asked, ["p0"], 0.0)
+    assert calm > 8
+    for count in range(calm):
+        slow = 2.0 if count == calm - 2 else 1.0
+        for items in (1, 2, 1, 2, 1):
+            model.observe("stage.0", 60 * items, slow * (5.0 + 12.0 * items), items)
+        if slow > 1.0:  # this moment, as the batches are planned, there is room for nobody
+            assert model.predict("stage.0", 60) > 1.7 * 17.0
+        adm.refresh()
+        assert isinstance(adm.admit(f"s{count}", "a", asked, ["p0"], 0.0), Admitted), f"{count} of {calm}"
+    assert adm.capacity("a", asked, ["p0"], 0.0) <= 1, "nor is more given away"
+
+
+def test_a_device_that_stays_slower_promises_less_within_fourteen_measurements() -> None:
+    model = CostModel()
+    for _ in range(60):
+        model.observe("stage.0", 60, 20.0)
+        model.observe("encode", 60, 4.0)
+        model.observe("decode", 60, 10.0)
+    adm = Admission(Rules(max_streams=64))
+    adm.pipeline("p0", shape(), Settled(model))
+    asked = demand(deadline_ms=1000.0)
+    before = adm.capacity("a", asked, ["p0"], 0.0)
+    for _ in range(14):
+        model.observe("stage.0", 60, 40.0)
+    assert adm.capacity("a", asked, ["p0"], 0.0) <= 0.6 * before
+    model.scale("stage.0", 0.5)  # half the blocks have moved away: known for certain
+    assert adm.capacity("a", asked, ["p0"], 0.0) >= 0.9 * before

@@ -9,6 +9,7 @@ from bench.system.arrivals import summary
 from bench.system.driver import Decoded, Watched, machine
 from bench.system.latency import breakdown, percentile
 from bench.system.stall import back_s
+from bench.system.tenants import latencies
 from shared.contracts.commands import PatternSource, StreamSpec
 from shared.contracts.events import ChunkClosed, EventKind, LedgerTotals, StreamEvent, StreamStats
 
@@ -71,6 +72,15 @@ def test_a_stream_is_back_with_the_first_chunk_in_time_after_the_stall() -> None
     stream.closed = [closed(900, 40, 350.0), closed(2100, 40, 1200.0), closed(2300, 44, 700.0), closed(2500, 48, 380.0)]
     assert back_s(stream, 2000 * MS) == 0.5
     assert back_s(stream, 2600 * MS) is None
+
+
+def test_a_phase_has_the_chunks_of_its_time_alone() -> None:
+    stream = watched()
+    stream.closed = [closed(900, 40, 999.0), closed(1100, 44, 410.0), closed(1900, 48, 420.0), closed(2000, 52, 999.0)]
+    stream.decoded = [Decoded(n, 0, 0, 0, at * MS, ()) for n, at in enumerate((999, 1000, 1500, 2000))]
+    told = latencies(stream, 1000 * MS, 2000 * MS)
+    assert (told["shown_p50_ms"], told["shown_p95_ms"]) == (410.0, 420.0)
+    assert (told["chunks"], told["ready_p95_ms"]) == (2, 1500.0)
 
 
 def test_each_measure_is_one_command() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.fleet import Fleet, Pipeline
+from services.scheduler.messenger import RefusedError
 from services.scheduler.migrating import shares
+from services.scheduler.moves import Moves
 from services.scheduler.placement import ranges_of
+from shared.bus.memory import MemoryBroker, MemoryBus
+from shared.clock import SystemClock
 from shared.contracts.beats import Beat
+from shared.contracts.moving import BlockRange, CutOver, ExportState
 
 LAYERS = 10
 
@@ -81,3 +89,23 @@ def test_a_pipeline_is_usable_while_its_blocks_follow_one_another_and_nobody_dra
     assert fleet.pipelines(usable=False)[0].draining
     fleet.beat(beat(1, 7, 9, generation=3, incarnation="c"), 0.4)
     assert len(fleet.pipelines()) == 1, "a worker that was started anew is a new one"
+
+
+async def test_nobody_waits_for_a_state_that_a_lost_worker_was_to_give() -> None:
+    moves = Moves(MemoryBus(MemoryBroker()), SystemClock())
+    state = ExportState(instance="w0", stream="s", epoch=1, move="a")
+    other = state.model_copy(update={"instance": "w1"})
+    cut = CutOver(
+        instance="w0", pipeline="p0", move="b", term=1, generation=2, blocks=BlockRange(first=0, last=1), stage=0, stages=1
+    )  # fmt: skip
+    asked = [asyncio.create_task(moves.ask(each, 30.0)) for each in (state, other)]
+    asked.append(asyncio.create_task(moves.ask(cut, 30.0)))
+    await asyncio.sleep(0.01)
+    moves.lost("w0", "was restarted")
+    with pytest.raises(RefusedError, match="w0 was restarted"):
+        await asyncio.wait_for(asked[0], 5.0)
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in asked[1:]), "a cut is asked of whoever is there now"
+    for task in asked[1:]:
+        task.cancel()
+    await asyncio.gather(*asked[1:], return_exceptions=True)

@@ -370,3 +370,26 @@ def test_results_of_a_stream_that_has_left_are_given_back() -> None:
     assert bench.core.remove("a") == [REF], "a chunk that waited"
     bench.finish()
     assert bench.said[-1].released == [REF], "the next step's input"
+
+
+def test_the_slow_beginnings_of_many_streams_teach_nothing_about_those_that_run() -> None:
+    bench = Bench(step_ms=40.0)
+    tokens = MODEL.tokens(96, 64)
+    bench.stream("old")
+    for number in range(12):
+        bench.offer(chunk("old", number, captured_ms=bench.now // MS))
+        bench.run()
+    cost = bench.core.cost
+    knew = cost.predict("stage.0", tokens), cost.predict("stage.0", 4 * tokens, 4), cost.error("stage.0")
+    assert knew[0] == pytest.approx(40.0)
+    bench.step_ms = 400.0
+    for name in "abcdefgh":
+        bench.stream(name)
+        bench.offer(chunk(name, 0, captured_ms=bench.now // MS))
+        bench.run()
+    assert sum(entry.item.begins for batch in bench.ran for entry in batch.entries) == 2 * 9
+    assert (cost.predict("stage.0", tokens), cost.predict("stage.0", 4 * tokens, 4), cost.error("stage.0")) == knew
+    for number in range(1, 6):
+        bench.offer(chunk("a", number, captured_ms=bench.now // MS))
+        bench.run()
+    assert cost.predict("stage.0", tokens) == pytest.approx(400.0, rel=0.1), "blocks that follow are believed at once"

@@ -89,6 +89,33 @@ def test_a_lost_worker_costs_its_streams_one_gap_each() -> None:
     assert lost["frames"]["dropped"]
 
 
+@pytest.mark.parametrize("seed", [8, 1])
+def test_a_tenant_that_floods_changes_nothing_for_another(seed: int) -> None:
+    shipped_one = load_scenario("tenant_flood").model_copy(update={"seconds": 24.0, "seed": seed})
+    assert sum(flood.requests for flood in shipped_one.floods) == 100
+    flooded = simulate("flooded", shipped_one, POLICIES["slack"])
+    without = simulate("calm", shipped_one.model_copy(update={"floods": ()}), POLICIES["slack"])
+    calm, flood, before = flooded["tenants"]["calm"], flooded["tenants"]["flood"], without["tenants"]["calm"]
+    assert flood["sessions"]["admitted"] >= 1, "it gets what its quota allows"
+    assert flood["sessions"]["refused"]["quota"] >= 90
+    assert without["tenants"].keys() == {"calm"}
+    assert calm["sessions"] == before["sessions"], "the same requests, and the same answers"
+    assert calm["sessions"]["admitted"] == calm["sessions"]["asked"] >= 20
+    assert calm["latency_ms"]["p95"] == pytest.approx(before["latency_ms"]["p95"], rel=0.1)
+    assert calm["cpr"] == pytest.approx(before["cpr"], abs=0.005)
+    assert min(calm["cpr"], flood["cpr"]) >= 0.99
+    assert flooded["frames"]["reconciles"]
+
+
+def test_without_a_quota_a_flood_gets_what_is_free_and_then_what_is_fair() -> None:
+    plain = load_scenario("tenant_flood").model_dump(mode="json")
+    told = simulate("no quota", parse_scenario({**plain, "seconds": 24.0, "tenants": {}}), POLICIES["slack"])["tenants"]
+    assert told["flood"]["sessions"]["refused"].keys() == {"capacity"}
+    assert told["calm"]["sessions"]["refused"].keys() <= {"capacity"}
+    assert told["calm"]["sessions"]["admitted"] > told["flood"]["sessions"]["admitted"] > 8
+    assert min(told["calm"]["cpr"], told["flood"]["cpr"]) >= 0.99, "nobody who was let in suffers"
+
+
 @pytest.mark.parametrize("policy", ["slack", "fifo"])
 @pytest.mark.parametrize("scenario", ["steady_095", "overload_2x", "burst_3x", "worker_loss"])
 def test_every_frame_has_one_verdict_whatever_happens(scenario: str, policy: str) -> None:
@@ -223,6 +250,12 @@ def test_the_trace_is_the_scenarios_alone() -> None:
     more = [arrival for arrival in arrivals(burst, 10.0) if arrival.burst]
     assert len(more) == 20
     assert all(arrival.at_s + arrival.life_s == pytest.approx(20.0) for arrival in more)
+    flood = load_scenario("tenant_flood")
+    both = arrivals(flood, 10.0)
+    assert sum(arrival.tenant == "flood" for arrival in both) == 100
+    assert [arrival for arrival in both if arrival.tenant == "calm"] == arrivals(
+        flood.model_copy(update={"floods": ()}), 10.0
+    )
 
 
 def test_measures() -> None:
@@ -242,7 +275,16 @@ def test_measures() -> None:
 
 def test_the_shipped_scenarios_are_valid_and_have_titles() -> None:
     names = shipped()
-    assert {"steady_095", "overload_2x", "rush_2x", "burst_3x", "straggler", "worker_loss", "fleet_10k"} <= names.keys()
+    assert {
+        "steady_095",
+        "overload_2x",
+        "rush_2x",
+        "burst_3x",
+        "straggler",
+        "worker_loss",
+        "fleet_10k",
+        "tenant_flood",
+    } <= names.keys()
     assert all(names.values())
     big = load_scenario("fleet_10k")
     assert big.fleet.pipelines * big.fleet.stages == 1000
@@ -260,6 +302,8 @@ def test_the_shipped_scenarios_are_valid_and_have_titles() -> None:
         ({"streams": {"load": 1, "fps": 0}}, "streams.fps"),
         ({"streams": {"load": 1, "poisson": True}}, "lifetime_s"),
         ({"faults": [{"kind": "loss", "at_s": 1, "pipeline": 9}]}, "pipeline 9"),
+        ({"floods": [{"tenant": "", "at_s": 1}]}, "floods.0.tenant"),
+        ({"tenants": {"flood": {"max_share": 2}}}, "tenants.flood.max_share"),
         ({"faults": [{"kind": "boredom", "at_s": 1}]}, "faults.0.kind"),
     ],
 )

@@ -75,5 +75,5 @@ def build_fleet(scenario: Scenario, policy: Policy, clock: VirtualClock) -> SimF
 def apart(scenario: Scenario) -> bool:
     """Whether what happens on one pipeline never touches another: nothing fails, moves or makes room for others."""
     streams = scenario.streams
-    stays = not (streams.poisson or streams.lifetime_s or scenario.bursts)
+    stays = not (streams.poisson or streams.lifetime_s or scenario.bursts or scenario.floods)
     return scenario.fleet.pipelines > MANY and scenario.fleet.stages == 1 and stays and not scenario.faults

@@ -172,7 +172,8 @@ class Guards:
             if name in self._moving or name in self.down:
                 continue
             workers = self._meters[name].workers(pipeline.cuts, layers, pipeline.core.stages - 1, now_s)
-            proposal = balancer.observe(now_s, workers, pipeline.cuts, layers, pause_s)
+            degraded = self._world.tiers is not None and self._world.tiers.degraded(pipeline)
+            proposal = balancer.observe(now_s, workers, pipeline.cuts, layers, pause_s, degraded)
             if proposal is not None:
                 self._moving[name] = proposal
                 pipeline.held = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 HISTOGRAM_MS = 60_000
 
@@ -22,6 +23,16 @@ class Histogram:
         self.counts[bucket] = self.counts.get(bucket, 0) + weight
         self.total += weight
 
+    @classmethod
+    def merged(cls, parts: Iterable[Histogram]) -> Histogram:
+        """All of them in one."""
+        whole = cls()
+        for part in parts:
+            for bucket, count in part.counts.items():
+                whole.counts[bucket] = whole.counts.get(bucket, 0) + count
+            whole.total += part.total
+        return whole
+
     def percentile(self, share: float) -> float:
         """Milliseconds that ``share`` of the durations do not exceed; 0 when there are none."""
         wanted, passed = share * self.total, 0
@@ -30,6 +41,14 @@ class Histogram:
             if passed >= wanted:
                 return float(bucket)
         return 0.0
+
+
+@dataclass(slots=True)
+class Shown:
+    """What one tenant's viewers saw."""
+
+    latency: Histogram = field(default_factory=Histogram)  # frames: shown − captured
+    first_frame: Histogram = field(default_factory=Histogram)  # sessions: first frame shown − first frame captured
 
 
 class Timeline:

@@ -237,8 +237,9 @@ class SimPipeline:
         if self.encode_ms and self.decode_ms:
             self.core.cost.observe("decode", self.tokens, self.decode_ms)
             if self.meter is not None:
-                self.meter.role("encode", self.encode_ms)
-                self.meter.role("decode", self.decode_ms)
+                now_s = self.clock.now / NS_PER_S
+                self.meter.role("encode", self.encode_ms, now_s)
+                self.meter.role("decode", self.decode_ms, now_s)
 
     def fault(self, reason: str) -> None:
         """The pipeline is rebuilt: a new generation, every slot empty."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from services.scheduler.policies import Policy
 from services.scheduler.simulator.measures import share_below
 from services.scheduler.simulator.scenario import Scenario
-from services.scheduler.simulator.world import World
+from services.scheduler.simulator.sessions import Session
+from services.scheduler.simulator.world import Starts, World
 
 
 def report(name: str, scenario: Scenario, policy: Policy, world: World, cpu_s: float) -> dict[str, Any]:
@@ -19,7 +22,6 @@ def report(name: str, scenario: Scenario, policy: Policy, world: World, cpu_s: f
     ledger, counts = world.ledger, world.counts
     due = sum(session.due for session in world.sessions)
     plays = [session.play() for session in world.sessions if session.due]
-    played, stalled = sum(span for span, _ in plays), sum(stood for _, stood in plays)
     each = [1.0 - stood / span for span, stood in plays if span]
     never = sum(session.first_shown_ns < 0 for session in world.sessions if session.due)
     dropped = sum(ledger.dropped.values())
@@ -34,13 +36,14 @@ def report(name: str, scenario: Scenario, policy: Policy, world: World, cpu_s: f
         "seconds": scenario.seconds,
         "workers": len(world.fleet.workers),
         "fits": round(world.fleet.streams, 2),
-        "sessions": {"asked": counts.asked, "admitted": counts.admitted, "refused": counts.refused},
-        "cpr": round(1.0 - stalled / played, 5) if played else 1.0,
+        "sessions": _starts(counts.starts.values()),
+        "cpr": _cpr(world.sessions),
         "cpr_worst_1pct": round(share_below(each, 0.01), 5) if each else 1.0,
         "sessions_never_shown": never,
         "first_frame_ms": _percentiles(ledger.first_frame, (0.5, 0.95, 0.99)),
         "latency_ms": _percentiles(ledger.latency, (0.5, 0.95, 0.99)),
         "on_time": round(ledger.on_time / due, 5) if due else 1.0,
+        "tenants": {tenant: _tenant(world, tenant) for tenant in sorted(counts.starts)},
         "frames": {
             "in": ledger.frames_in,
             "on_time": ledger.on_time,
@@ -79,6 +82,12 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"workers busy {result['utilisation'].get('mean', 0):.0%}, the busiest {result['utilisation'].get('busiest', 0):.0%}; "
         f"{result['items_per_batch']:g} items a batch; {result['tier_changes']} tier changes",
     ]
+    for tenant, told in result["tenants"].items() if len(result["tenants"]) > 1 else ():
+        starts, late = told["sessions"], told["latency_ms"]
+        found.append(
+            f"tenant {tenant}: {starts['asked']} asked, {starts['admitted']} admitted; continuous play {told['cpr']:.4f}, "
+            f"latency p50 {late['p50']:g} ms, p95 {late['p95']:g} ms, p99 {late['p99']:g} ms"
+        )
     for move in result["rebalanced"]:
         found.append(f"re-balanced {move['pipeline']} at {move['at_s']:g} s: cuts {move['cuts']}")
     for at, seconds in result["recovered_s"].items():
@@ -92,6 +101,31 @@ def lines(result: dict[str, Any]) -> list[str]:
         )
     found.append(f"{result['events']} events in {result['cpu_s']:.1f} s of CPU")
     return found
+
+
+def _starts(starts: Iterable[Starts]) -> dict[str, Any]:
+    every, refused = list(starts), Counter[str]()
+    for each in every:
+        refused.update(each.refused)
+    asked, admitted = sum(each.asked for each in every), sum(each.admitted for each in every)
+    return {"asked": asked, "admitted": admitted, "refused": dict(refused)}
+
+
+def _cpr(sessions: Iterable[Session]) -> float:
+    plays = [session.play() for session in sessions if session.due]
+    played, stalled = sum(span for span, _ in plays), sum(stood for _, stood in plays)
+    return round(1.0 - stalled / played, 5) if played else 1.0
+
+
+def _tenant(world: World, tenant: str) -> dict[str, Any]:
+    """What one tenant's requests and viewers met."""
+    shown = world.ledger.of(tenant)
+    return {
+        "sessions": _starts([world.counts.starts[tenant]]),
+        "cpr": _cpr(session for session in world.sessions if session.tenant == tenant),
+        "first_frame_ms": _percentiles(shown.first_frame, (0.5, 0.95, 0.99)),
+        "latency_ms": _percentiles(shown.latency, (0.5, 0.95, 0.99)),
+    }
 
 
 def _percentiles(histogram: Any, shares: tuple[float, ...]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.scheduler.admission import Rules
+from services.scheduler.quotas import TenantLimits
 from shared.engine.plan.devices import DeviceError, device_profile
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import SpecError
@@ -47,9 +48,10 @@ class StreamsPart(_Part):
 
     ``lifetime_s`` is the mean of an exponential (0: all of the run). ``poisson``: they come at random and are gone when
     their life is over; else whoever leaves is replaced at once, so that the load stays. All but Poisson's first ones come
-    within ``ramp_s``.
+    within ``ramp_s``. All are of one ``tenant``.
     """
 
+    tenant: str = Field(default="default", min_length=1)
     fps: float = Field(default=10.0, gt=0, le=240)
     steps: int = Field(default=2, ge=1, le=4)
     deadline_ms: int = Field(default=800, ge=50, le=60_000)
@@ -86,6 +88,15 @@ class Burst(_Part):
     at_s: float = Field(ge=0)
     seconds: float = Field(gt=0)
     factor: float = Field(gt=1, le=20)
+
+
+class Flood(_Part):
+    """From ``at_s`` on ``tenant`` asks for ``requests`` sessions, all within ``seconds``; those let in stay for good."""
+
+    tenant: str = Field(min_length=1)
+    at_s: float = Field(ge=0)
+    requests: int = Field(default=100, ge=1, le=100_000)
+    seconds: float = Field(default=2.0, gt=0)
 
 
 class FaultKind(StrEnum):
@@ -126,6 +137,8 @@ class Scenario(_Part):
     admission: AdmissionPart = Field(default_factory=AdmissionPart)
     ladder: bool = True  # streams give up quality under load
     bursts: tuple[Burst, ...] = ()
+    floods: tuple[Flood, ...] = ()
+    tenants: dict[str, TenantLimits] = Field(default_factory=dict)  # whoever is not named may have whatever there is
     faults: tuple[Fault, ...] = ()
 
     @model_validator(mode="after")

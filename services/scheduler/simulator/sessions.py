@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from services.scheduler.simulator.clock import NS_PER_S, VirtualClock
-from services.scheduler.simulator.measures import Histogram, Timeline
+from services.scheduler.simulator.measures import Histogram, Shown, Timeline
 from shared.contracts.events import ChunkStamp, FrameStamp
 from shared.contracts.unchecked import unchecked
 from shared.playout import PlayoutDelay
@@ -46,16 +46,29 @@ def _stamp(
 
 
 class Ledger:
-    """Totals over all sessions, in frames."""
+    """Totals over all sessions, in frames; what was shown by tenant."""
 
-    __slots__ = ("dropped", "first_frame", "frames_in", "late", "latency", "on_time", "timeline")
+    __slots__ = ("dropped", "frames_in", "late", "on_time", "shown", "timeline")
 
     def __init__(self, seconds: float) -> None:
         self.frames_in = self.on_time = self.late = 0
         self.dropped: dict[str, int] = {}
-        self.latency = Histogram()  # frames: shown − captured
-        self.first_frame = Histogram()  # sessions: first frame shown − first frame captured
+        self.shown: dict[str, Shown] = {}
         self.timeline = Timeline(seconds)
+
+    def of(self, tenant: str) -> Shown:
+        """Where this tenant's sessions enter what they show."""
+        return self.shown.setdefault(tenant, Shown())
+
+    @property
+    def latency(self) -> Histogram:
+        """Of all tenants' frames."""
+        return Histogram.merged(shown.latency for shown in self.shown.values())
+
+    @property
+    def first_frame(self) -> Histogram:
+        """Of all tenants' sessions."""
+        return Histogram.merged(shown.first_frame for shown in self.shown.values())
 
     def drop(self, key: str, frames: int) -> None:
         """Frames dropped, by "service:reason"."""
@@ -71,6 +84,7 @@ class Session:
         "_index",
         "_last_shown_ns",
         "_ledger",
+        "_mine",
         "_shown",
         "_source_ns",
         "bad",
@@ -118,7 +132,7 @@ class Session:
         self.bad: list[float] = []  # chunks that were not shown in time; n − ½: frames lost before chunk n
         self.first_capture_ns = self.first_shown_ns = self._last_shown_ns = -1
         self.stalled_ns = 0
-        self.clock, self._ledger = clock, ledger
+        self.clock, self._ledger, self._mine = clock, ledger, ledger.of(tenant)
         self._source_ns = self._frame_ns = round(NS_PER_S / fps)
         self._carry_ns = 0
         self._index = 0
@@ -232,11 +246,11 @@ class Session:
         ledger = self._ledger
         ledger.late += late
         ledger.on_time += on_time
-        ledger.latency.add(shown - first, size)
+        self._mine.latency.add(shown - first, size)
         ledger.timeline.add(first + self.deadline_ns, size, on_time, now - first)
         if self.first_shown_ns < 0:
             self.first_shown_ns = shown
-            ledger.first_frame.add(shown - self.first_capture_ns)
+            self._mine.first_frame.add(shown - self.first_capture_ns)
         else:
             self._stand(shown)
         self._last_shown_ns = last = max(now, frames[-1].captured_ns + delay)

@@ -54,6 +54,10 @@ class Tiers:
         self._seen.pop(session.name, None)
         return tier
 
+    def degraded(self, pipeline: SimPipeline) -> bool:
+        """Whether a session on it runs with less than it asks for."""
+        return self._ladders[pipeline.name].degraded
+
     def _ask(self, pipeline: SimPipeline) -> None:
         now_s = pipeline.clock.now / NS_PER_S
         ladder = self._ladders[pipeline.name]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from services.scheduler.simulator.scenario import Burst, Scenario
+from services.scheduler.simulator.scenario import Burst, Flood, Scenario
 
 ALWAYS_S = 1e9
 REPLACED_S = 1.0  # until another session takes the place of one that left: its last chunks are shown by then
@@ -13,11 +13,12 @@ REPLACED_S = 1.0  # until another session takes the place of one that left: its 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A session is asked for at ``at_s`` and stays for ``life_s``. ``burst``: it belongs to one."""
+    """A session is asked for at ``at_s`` by ``tenant`` and stays for ``life_s``. ``burst``: it belongs to one."""
 
     at_s: float
     life_s: float
     burst: bool = False
+    tenant: str = "default"
 
 
 def arrivals(scenario: Scenario, wanted: float) -> list[Arrival]:
@@ -42,6 +43,10 @@ def arrivals(scenario: Scenario, wanted: float) -> list[Arrival]:
                 at += life + REPLACED_S
     for burst in scenario.bursts:
         found.extend(_burst(rng, burst, wanted))
+    if streams.tenant != Arrival.tenant:
+        found = [replace(arrival, tenant=streams.tenant) for arrival in found]
+    for flood in scenario.floods:  # last: the others are the same with and without it
+        found.extend(_flood(rng, flood))
     return sorted(found, key=lambda arrival: arrival.at_s)
 
 
@@ -50,3 +55,10 @@ def _burst(rng: random.Random, burst: Burst, wanted: float) -> list[Arrival]:
     more = round(wanted * (burst.factor - 1))
     starts = [burst.at_s + rng.uniform(0, burst.seconds / 5) for _ in range(more)]
     return [Arrival(at, burst.at_s + burst.seconds - at, burst=True) for at in starts]
+
+
+def _flood(rng: random.Random, flood: Flood) -> list[Arrival]:
+    return [
+        Arrival(flood.at_s + rng.uniform(0, flood.seconds), ALWAYS_S, tenant=flood.tenant)
+        for _ in range(flood.requests)
+    ]

@@ -11,6 +11,8 @@ from services.scheduler.admission import Admission, Admitted, Rules
 from services.scheduler.placement import choose_pipeline
 from services.scheduler.policies import SLACK, Policy
 from services.scheduler.pricing import Demand, Shape
+from services.scheduler.quotas import Tenants
+from services.scheduler.settled import Settled
 from services.scheduler.simulator.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from services.scheduler.simulator.fleet_sim import build_fleet
 from services.scheduler.simulator.guards import Guards
@@ -28,12 +30,23 @@ TICK_NS = 250 * NS_PER_MS
 
 
 @dataclass(slots=True)
-class Counts:
-    """What happened to sessions and pipelines."""
+class Starts:
+    """What became of requests for sessions; refusals by reason."""
 
     asked: int = 0
     admitted: int = 0
     refused: dict[str, int] = field(default_factory=dict[str, int])
+
+    def refuse(self, why: str) -> None:
+        """One was refused."""
+        self.refused[why] = self.refused.get(why, 0) + 1
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to sessions, by tenant, and to pipelines."""
+
+    starts: dict[str, Starts] = field(default_factory=dict[str, Starts])
     tier_changes: int = 0
     moved: int = 0
     recut: list[tuple[float, str, tuple[int, ...]]] = field(default_factory=list[tuple[float, str, tuple[int, ...]]])
@@ -53,6 +66,7 @@ class World:
         self._clocks: dict[int, tuple[VirtualClock, list[SimPipeline]]] = {}  # each with whose it is
         for pipeline in self.fleet.pipelines:
             self._clocks.setdefault(id(pipeline.clock), (pipeline.clock, []))[1].append(pipeline)
+        self._asked = 0
         self.sessions: list[Session] = []
         self.homeless: list[Session] = []
         self.over = False
@@ -67,12 +81,14 @@ class World:
         rules = scenario.admission
         # Only the scheduler itself has admission, the ladder and re-balancing: the others take whoever comes.
         self.governed = policy is SLACK and rules.enabled
-        self.admission = Admission(Rules(target=rules.target, max_streams=rules.max_streams))
+        self.admission = Admission(
+            Rules(target=rules.target, max_streams=rules.max_streams), Tenants(special=dict(scenario.tenants))
+        )
         self._by_load: list[tuple[float, str]] = []
         self.repriced = set(self.pipelines)  # whose loads in admission's books are others since it was last asked for
         shape = Shape(fleet.stages, 0, fleet.stages - 1, fleet.max_batch)
         for pipeline in self.fleet.pipelines:
-            self.admission.pipeline(pipeline.name, shape, pipeline.core.cost)
+            self.admission.pipeline(pipeline.name, shape, Settled(pipeline.core.cost))
             pipeline.left = self._left
         self.tiers = Tiers(self, shape) if policy is SLACK and scenario.ladder else None
         self._tier_of: dict[str, Demand] = {}  # of sessions that are between two pipelines
@@ -131,35 +147,36 @@ class World:
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     def _arrive(self, arrival: Arrival) -> None:
-        counts, streams = self.counts, self.scenario.streams
-        name = f"s{counts.asked}"
-        counts.asked += 1
+        streams, tenant = self.scenario.streams, arrival.tenant
+        name = f"s{self._asked}"
+        self._asked += 1
+        starts = self.counts.starts.setdefault(tenant, Starts())
+        starts.asked += 1
         now_s = self.clock.now / NS_PER_S
         if self.governed:
             candidates = self._least_loaded()
             self.sync(candidates)
-            decided = self.admission.admit(name, "default", self.demand, candidates, now_s)
+            decided = self.admission.admit(name, tenant, self.demand, candidates, now_s)
             if not isinstance(decided, Admitted):
-                why = decided.refusal.value or "other"
-                counts.refused[why] = counts.refused.get(why, 0) + 1
+                starts.refuse(decided.refusal.value or "other")
                 return
             target = decided.pipeline
             self.repriced.add(target)
         else:
             chosen = choose_pipeline({name: self.streams_on[name] for name in self._open_pipelines()})
             if chosen is None:
-                counts.refused["no_pipeline"] = counts.refused.get("no_pipeline", 0) + 1
+                starts.refuse("no_pipeline")
                 return
             target = chosen
             self.sync((target,))
-        counts.admitted += 1
+        starts.admitted += 1
         pipeline = self.pipelines[target]
         end_s = min(arrival.at_s + arrival.life_s, self.scenario.seconds)
         chunk_s = CHUNK_FRAMES / streams.fps
         credits = max(2, math.ceil(streams.deadline_ms / 1000.0 / chunk_s) + 1)
         session = Session(
             name, pipeline.clock, self.ledger, streams.fps, streams.deadline_ms * NS_PER_MS, credits,
-            int(end_s * NS_PER_S),
+            int(end_s * NS_PER_S), tenant,
         )  # fmt: skip
         self.sessions.append(session)
         self.seat(session, pipeline)

@@ -127,6 +127,11 @@ class Item:
         return (0,) * self.frames if self.still else tuple(range(first, first + self.frames))
 
     @property
+    def begins(self) -> bool:
+        """Whether it is of a stream's first block: into an empty slot, by itself."""
+        return not self.context and any(op.kind is SlotOpKind.RESET for op in self.ops)
+
+    @property
     def prompts(self) -> tuple[int, ...]:
         """The prompt versions that the forward reads."""
         return (self.prompt_version, self.blend_version) if self.blend else (self.prompt_version,)
