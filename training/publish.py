@@ -7,7 +7,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from shared.engine.plan.spec import ModelSpec, spec_of
 from training.runs import write_text, write_weights
@@ -28,21 +30,35 @@ def tiny_spec(run: Path) -> ModelSpec:
     )
 
 
-def publish(run: Path, folder: Path) -> None:
-    """Writes every file atomically; the spec comes last."""
+def publish(run: Path, folder: Path, mean_with: Path | None = None) -> None:
+    """Writes every file atomically; the spec comes last.
+
+    ``mean_with``: a model folder whose DiT this one went on from: the mean of the two is published, which errs less.
+    Raises ValueError where the two have other tensors.
+    """
     for name in ("vae", "text", "dit"):
         weights = load_file(run / f"{name}.safetensors")
+        if name == "dit" and mean_with is not None:
+            weights = mean_of(weights, load_file(mean_with / "dit.safetensors"))
         write_weights(folder / f"{name}.safetensors", {k: v.half() for k, v in weights.items()})
     spec = tiny_spec(run)
     write_text(folder / "spec.json", json.dumps(spec.to_dict(), indent=1) + "\n")
+
+
+def mean_of(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of two sets of weights, float32. Raises ValueError for other names or shapes."""
+    if {name: t.shape for name, t in one.items()} != {name: t.shape for name, t in other.items()}:
+        raise ValueError("two models with other tensors have no mean")
+    return {name: torch.lerp(tensor.float(), other[name].float(), 0.5) for name, tensor in one.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
     parser.add_argument("--folder", type=Path, default=Path("shared/models/rheo-tiny"))
+    parser.add_argument("--mean-with", type=Path, default=None, help="a model folder whose DiT the run's went on from")
     args = parser.parse_args()
-    publish(args.run, args.folder)
+    publish(args.run, args.folder, args.mean_with)
 
 
 if __name__ == "__main__":

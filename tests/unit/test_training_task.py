@@ -22,6 +22,7 @@ from training.linear_decoder import frames_to_cells, start_decoder
 from training.linear_encoder import LinearCode, fit, markov_clips, measure
 from training.muon import orthogonalise
 from training.procedural import make_clip
+from training.publish import mean_of
 from training.runs import Progress, learning_rate
 from training.streaming_task import FIRST, draw_task, frame_positions, look_back, sigmas
 from training.train_text import style_codes
@@ -181,3 +182,10 @@ def test_a_dit_begins_with_another_ones_skill_on_a_new_code():
     assert (made - expected).square().mean() < 1e-3 * expected.square().mean()
     with pytest.raises(ValueError, match="another dim"):
         begin_with(Dit(replace(spec, dim=128)), new, folder, video)
+
+
+def test_the_mean_of_two_models_needs_the_same_tensors():
+    one, other = {"a": torch.tensor([1.0, 3.0])}, {"a": torch.tensor([3.0, 3.0], dtype=torch.float16)}
+    assert mean_of(one, other)["a"].tolist() == [2.0, 3.0]
+    with pytest.raises(ValueError, match="no mean"):
+        mean_of(one, {"a": torch.zeros(3)})
