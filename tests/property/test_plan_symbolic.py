@@ -49,6 +49,7 @@ class Bound:
     prompt: object
     source: str
     recache: bool
+    still: bool
 
 
 Cache = list[list[tuple[int, int, str]]]  # per layer: (position, latent frame, key) of every frame ever written
@@ -93,7 +94,8 @@ class Alone:
                 start = self.ring - 1
             self.starts[block.number] = start
             position = elapsed if self.rerotate else start
-            x = mix("input", block.seed, block.first_latent, block.frames, 0, block.noise, block.source)
+            noise_frame = 0 if block.still else block.first_latent
+            x = mix("input", block.seed, noise_frame, block.frames, 0, block.noise, block.source)
             if index > 0:
                 del self.caches[len(block.timesteps) :]
                 del self.inputs[len(block.timesteps) :]
@@ -107,7 +109,7 @@ class Alone:
                 x = self.forward(0 if index == 0 else step, block, position, timestep, x, context)
                 if step + 1 < len(block.timesteps):
                     following = block.timesteps[step + 1]
-                    x = mix("renoise", x, block.seed, block.first_latent, step + 1, following)
+                    x = mix("renoise", x, block.seed, noise_frame, step + 1, following)
             self.pixels[block.number] = x
             start += block.frames
             elapsed += block.frames
@@ -217,7 +219,7 @@ class PlanMachine(RuleBasedStateMachine):
         noise = max(chunk[2] for chunk in chunks)
         source = "+".join(chunk[0] for chunk in chunks)
         timesteps = step_timesteps(int(1000 * noise) - 100, STEPS[: live.steps])
-        frames = shape[0]
+        frames, still = shape[0], int(chunks[0][0].rsplit("-")[-1]) % 3 == 1
         item = live.plan.enter(
             frames,
             noise,
@@ -227,11 +229,13 @@ class PlanMachine(RuleBasedStateMachine):
             blend_version=live.fading,
             blend=live.blend,
             recache=live.recache,
+            still=still,
         )
         assert item.context == shape[1]
         prompt = prompt_of(item)
         assert item.prompts == ((live.prompt, live.fading) if live.blend else (live.prompt,))
-        bound = Bound(item.block, item.first_latent, frames, noise, timesteps, live.seed, prompt, source, live.recache)
+        asked = (frames, noise, timesteps, live.seed, prompt, source, live.recache, still)
+        bound = Bound(item.block, item.first_latent, *asked)
         live.recache = False
         live.lives[-1].append(bound)
         live.starts[item.block] = item.start_frame

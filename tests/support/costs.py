@@ -25,6 +25,9 @@ class KnownCosts:
         ms = self.stage_fixed + self.stage_per_token * units if stage else self.codec_per_token * units
         return ms * self.slower.get(key, 1.0)
 
+    def settled(self, key: str) -> float:
+        return 1.0
+
     def known(self, key: str) -> bool:
         return not self.unknown
 

@@ -35,8 +35,8 @@ def mix(*parts: object) -> Digest:
 
 
 def noised_input(item: Item, source: Digest) -> Digest:
-    """Step 0's input: ε keyed by (seed, latent frame, step), mixed with the source latents by s."""
-    return mix("input", item.seed, item.noise_frames, 0, item.noise_scale, source)
+    """Step 0's input: ε keyed by (seed, latent frame, step; 0 while all stands still), mixed with the source latents by s."""
+    return mix("input", item.seed, item.noise_frames[0], item.frames, 0, item.noise_scale, source)
 
 
 def cached_key(layer: int, activations: Digest, timestep: int, frame: int) -> Digest:
@@ -71,7 +71,7 @@ def prompt_of(item: Item) -> object:
 
 def renoised(item: Item, clean: Digest) -> Digest:
     """The next step's input: x0 and fresh ε, keyed by the next step."""
-    return mix("renoise", clean, item.seed, item.first_latent, item.step + 1, item.next_timestep)
+    return mix("renoise", clean, item.seed, item.noise_frames[0], item.step + 1, item.next_timestep)
 
 
 # --- slots -----------------------------------------------------------------------------------------------------------
