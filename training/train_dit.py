@@ -181,7 +181,7 @@ class Trainer:
 def pixels_of_latents(code: LinearCode, scale: Tensor) -> Tensor:
     """[4, 192, C]: what an error of one in a scaled latent does to a cell's pixels, frame by frame.
 
-    The linear way back of each cell by itself, so scaled that an error of one in every latent has a square of one.
+    The linear way back of each cell by itself, so scaled that independent errors of one in every latent have a square of one.
     """
     back = torch.linalg.pinv(code.matrix.double()).float() * scale
     return (back / back.square().sum().sqrt()).unflatten(0, (4, -1))

@@ -276,16 +276,21 @@ def test_one_that_is_alone_gets_a_larger_picture_only_with_all_it_asks_for() -> 
     assert "2048×2048" in refused.reason or "ms old" in refused.reason
 
 
-def test_many_starts_at_once_slow_forwards_down_for_a_moment_and_no_promise_turns() -> None:
-    """As a fill of a real system looks: five forwards in a row twice as slow, near its end."""
-    model = CostModel()
+def measured(stage_ms: dict[int, float]) -> tuple[CostModel, Admission]:
+    """A cost model that has seen forwards of so many items take so long, and a pipeline whose promises are made by it."""
+    model, adm = CostModel(), Admission(Rules(max_streams=64))
     for _ in range(60):
-        for items in (1, 2, 4):
-            model.observe("stage.0", 60 * items, 5.0 + 12.0 * items, items)
+        for items, ms in stage_ms.items():
+            model.observe("stage.0", 60 * items, ms, items)
         model.observe("encode", 60, 4.0)
         model.observe("decode", 60, 10.0)
-    adm = Admission(Rules(max_streams=64))
     adm.pipeline("p0", shape(), Settled(model))
+    return model, adm
+
+
+def test_many_starts_at_once_slow_forwards_down_for_a_moment_and_no_promise_turns() -> None:
+    """As a fill of a real system looks: five forwards in a row twice as slow, near its end."""
+    model, adm = measured({items: 5.0 + 12.0 * items for items in (1, 2, 4)})
     asked = demand(deadline_ms=1500.0)
     calm = adm.capacity("a", asked, ["p0"], 0.0)
     assert calm > 8
@@ -301,13 +306,7 @@ def test_many_starts_at_once_slow_forwards_down_for_a_moment_and_no_promise_turn
 
 
 def test_a_device_that_stays_slower_promises_less_within_fourteen_measurements() -> None:
-    model = CostModel()
-    for _ in range(60):
-        model.observe("stage.0", 60, 20.0)
-        model.observe("encode", 60, 4.0)
-        model.observe("decode", 60, 10.0)
-    adm = Admission(Rules(max_streams=64))
-    adm.pipeline("p0", shape(), Settled(model))
+    model, adm = measured({1: 20.0})
     asked = demand(deadline_ms=1000.0)
     before = adm.capacity("a", asked, ["p0"], 0.0)
     for _ in range(14):

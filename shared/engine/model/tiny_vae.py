@@ -10,7 +10,7 @@ The decoder's first 3 frames are the copies of that first picture and are droppe
 Parameter names are those of the published TAEHV weights (``encoder.4.conv.0.weight`` …).
 
 A shortcut may lead past the decoder: one convolution at the latents' size makes all pixels of a cell, and the decoder adds
-what is not linear. No published model has one; the embedded one does (docs/adr/0012).
+what is not linear. No published model has one; the embedded one does (docs/adr/0025).
 """
 
 from __future__ import annotations
