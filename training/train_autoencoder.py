@@ -7,7 +7,7 @@ meanwhile: the encoder is fixed after the first minute (:mod:`training.linear_en
 
 The decoder gets its latents with noise, as much as the DiT's estimates may have. Its linear part is fitted at once
 (:mod:`training.linear_decoder`) and stays; what is trained adds to it. ``--begin-with FOLDER`` takes a model's encoder and
-goes on from its decoder.
+goes on from its decoder. ``--estimates FOLDER`` lets it learn from the DiT's own estimates as well (:mod:`training.estimates`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from shared.engine.model.tiny_vae import MemBlock, TGrow, TinyVae
 from shared.engine.plan.spec import ModelSpec
+from training.estimates_pool import Estimates
 from training.filters import FILTERS, NO_STYLE, stylise
 from training.linear_decoder import start_decoder
 from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, markov_clips, measure
@@ -48,6 +49,8 @@ SHAPES = ((4, 9, 96, 96), (2, 17, 96, 96), (3, 9, 96, 128))
 LATENT_GAIN = 5.0
 """Root mean square of the latents that the DiT sees, where the noise has 1. More of the picture survives the same noise."""
 NOISE_SHARE, STYLED_SHARE = 0.2, 0.45
+ESTIMATED_SHARE = 0.5
+"""Of the batches, once there are estimates."""
 STYLES = tuple(name for name in FILTERS if name != NO_STYLE)
 
 
@@ -125,6 +128,14 @@ def evaluate(vae: TinyVae, clips: Tensor, scale: Tensor) -> dict[str, float]:
     return result
 
 
+@torch.no_grad()
+def restyled(vae: TinyVae, latents: Tensor, pixels: Tensor) -> dict[str, float]:
+    """Decibels of estimates to what they were to be."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return {"restyled_db": psnr(vae.decode_clip(latents), pixels)}
+
+
+@torch.no_grad()
 def noisy(z: Tensor, scale: Tensor) -> Tensor:
     """Latents [B, n, C, h, w], most clips' with as much noise as an estimate may have."""
     level = torch.rand(len(z), 1, 1, 1, 1) * 0.6 * (torch.rand(len(z), 1, 1, 1, 1) < 0.6)
@@ -156,14 +167,15 @@ def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Pat
     return code
 
 
-def take_over(vae: TinyVae, folder: Path, run: Path) -> None:
-    """A model's encoder and decoder, and its latents' statistics for the run folder. Its shortcut, if any, is fitted again."""
+def take_over(vae: TinyVae, folder: Path, run: Path) -> bool:
+    """A model's encoder and decoder, and its latents' statistics for the run folder. Whether its shortcut came along."""
     spec = ModelSpec.from_json(folder / "spec.json")
     there = {name: value.float() for name, value in load_file(folder / "vae.safetensors").items()}
     vae.load_state_dict(there, strict=False)
     statistics = {"mean": list(spec.latent_shift), "scale": list(spec.latent_scale)}
     write_text(run / "latents.json", json.dumps(statistics))
     write_weights(run / "vae.safetensors", vae.state_dict())
+    return "shortcut.weight" in there
 
 
 def optimisers(vae: TinyVae, lr: float) -> list[torch.optim.Optimizer]:
@@ -189,16 +201,16 @@ def train(args: argparse.Namespace) -> None:
     pool = ClipPool(path, rng)
     vae = TinyVae(WIDTHS, CHANNELS, CHANNELS, shortcut=True)
     initialise(vae)
-    if args.begin_with and not state:
-        take_over(vae, args.begin_with, args.run)
+    goes_on = bool(args.begin_with and not state) and take_over(vae, args.begin_with, args.run)
     if state:
         vae.load_state_dict(state["vae"])
         code = measure(vae)
     else:
         code = fit_encoder(vae, pool, rng, args.run)
     scale = torch.tensor(json.loads((args.run / "latents.json").read_text())["scale"]).view(-1, 1, 1)
-    if not state:
+    if not state and not goes_on:
         begin_decoder(vae, code, pool, rng, scale)
+    estimates = Estimates(args.estimates, rng) if args.estimates else None
     vae = channels_last(vae)
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
@@ -216,8 +228,11 @@ def train(args: argparse.Namespace) -> None:
         for each in optimiser:
             for group in each.param_groups:
                 group["lr"] = learning_rate(progress.at(step), args.lr)
-        video = mixed_batch(pool, rng, SHAPES[step % len(SHAPES)])
-        with torch.no_grad():
+        shape = SHAPES[step % len(SHAPES)]
+        if estimates is not None and rng.random() < ESTIMATED_SHARE:
+            z, video = estimates.draw(*shape)
+        else:
+            video = mixed_batch(pool, rng, shape)
             z = noisy(code.encode(video), scale)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             made = vae.decode_unclamped(z)
@@ -237,6 +252,7 @@ def train(args: argparse.Namespace) -> None:
             curves.add(
                 {"step": step, "seconds": progress.spent_s, "loss": running, "grad": norm.item()}
                 | evaluate(vae, held_out, scale)
+                | (restyled(vae, *estimates.held_out()) if estimates is not None else {})
             )
             write_weights(args.run / "vae.safetensors", vae.state_dict())
             vae.decoder.load_state_dict(raw)
@@ -253,6 +269,9 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, default=Path("/tmp/rheo-pool"))
     parser.add_argument("--run", type=Path, default=Path("/tmp/rheo-run"))
     parser.add_argument("--begin-with", type=Path, default=None, help="a model folder whose autoencoder to go on from")
+    parser.add_argument(
+        "--estimates", type=Path, default=None, help="a folder of the DiT's estimates to learn from, too"
+    )
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
     parser.add_argument("--lr", type=float, default=1e-3)

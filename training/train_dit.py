@@ -104,13 +104,7 @@ class Trainer:
         tasks = [draw_task(rng, self.spec, fewest=2 if with_later else 1) for _ in pairs]
         text, target = self._prompts(rng, pairs, target)
         positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
-        first = self._first_block(source, tasks, text, positions)
-        s = torch.tensor([t.noise_scale for t in tasks])
-        noisy = enter(source, s, torch.randn_like(source))
-        noisy[:, :FIRST] = first
-        times = torch.tensor(
-            [[t.first[-1]] * FIRST + [t.later[0]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32
-        )
+        noisy, times = self._entry(source, tasks, text, positions)
         x0 = self.estimate(noisy, times, text, positions, True)
         entry = self._error(x0, target)
         total = entry
@@ -125,6 +119,27 @@ class Trainer:
             total = total + later
             parts["later"] = later.item()
         return total, parts
+
+    @torch.no_grad()
+    def served(self, rng: np.random.Generator, pairs: list[Pair]) -> Tensor:
+        """Estimates [B, 8, C, h, w] as a stream's user gets them, after one step or two, with no prompt under way."""
+        source, steps = torch.stack([p.source for p in pairs]), int(rng.integers(1, 3))
+        tasks = [draw_task(rng, self.spec, fewest=2) for _ in pairs]
+        own = torch.stack([self.prompts[p.style][rng.integers(len(self.prompts[p.style]))] for p in pairs])
+        text = Prompts(own, own, torch.zeros(len(pairs)))
+        positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
+        noisy, times = self._entry(source, tasks, text, positions)
+        x0 = self.estimate(noisy, times, text, positions, True)
+        return self._later_step(x0, tasks, text, positions) if steps > 1 else x0
+
+    def _entry(self, source: Tensor, tasks: list[Draw], text: Prompts, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """What step 0 gets, and its timesteps: a clip whose first block is at the last of its steps already."""
+        first = self._first_block(source, tasks, text, positions)
+        s = torch.tensor([t.noise_scale for t in tasks])
+        noisy = enter(source, s, torch.randn_like(source))
+        noisy[:, :FIRST] = first
+        times = [[t.first[-1]] * FIRST + [t.later[0]] * (FRAMES - FIRST) for t in tasks]
+        return noisy, torch.tensor(times, dtype=torch.float32)
 
     def _prompts(self, rng: np.random.Generator, pairs: list[Pair], target: Tensor) -> tuple[Prompts, Tensor]:
         """A prompt for each clip. Of two styles of one clip the first may fade into the second, and so does its target."""

@@ -34,7 +34,8 @@ class Offer(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    sdp: str = Field(min_length=1, max_length=MAX_SDP_CHARS)
+    # What is no SDP at all is refused before a stream is started for it.
+    sdp: str = Field(min_length=1, max_length=MAX_SDP_CHARS, pattern=r"^v=0\b")
     type: Literal["offer"] = "offer"
     initialParameters: Parameters | None = None
 

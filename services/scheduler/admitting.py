@@ -36,6 +36,7 @@ class Admitting:
         self._clock = clock
         self.costs_of = costs_of
         self.meter = HostMeter()
+        self._steady = True
         rules = Rules(
             settings.target_load, settings.max_streams, settings.unmeasured_streams, priced=settings.admission
         )
@@ -75,9 +76,13 @@ class Admitting:
         """A stream is gone."""
         self.admission.leave(stream, self._now())
 
-    def follow(self) -> None:
-        """Books follow the fleet; those of pipelines that are gone are closed when the last stream has left."""
+    def follow(self, steady: bool) -> None:
+        """Books follow the fleet; those of pipelines that are gone are closed when the last stream has left.
+
+        ``steady``: every stream has what it was promised.
+        """
         there = self._fleet.pipelines()
+        self._steady = steady
         self.refresh(there)
         names = {each.name for each in there}
         for name, book in list(self.admission.books.items()):
@@ -85,7 +90,15 @@ class Admitting:
                 del self.admission.books[name], self.admission.loads[name]
 
     def refresh(self, pipelines: Sequence[Pipeline]) -> None:
-        """Books follow the fleet: pipelines that are new, or whose workers or costs have changed."""
+        """Books follow the fleet: pipelines that are new, or whose workers or costs have changed.
+
+        Prices of this very moment are corrected: what costs have moved since the last time is no news of CPU seconds.
+        """
+        self._write(pipelines)
+        self.meter.correct(self.admission.forwards(), self._steady)
+        self._write(pipelines)
+
+    def _write(self, pipelines: Sequence[Pipeline]) -> None:
         for pipeline in pipelines:
             self.admission.pipeline(pipeline.name, self._shape(pipeline), Settled(self.costs_of(pipeline.name)))
 

@@ -9,7 +9,10 @@ weighed. All of it is multiplied by the curve's *speed*, which follows the devic
   median; four of five off by a fifth in one direction are a change of the device: the speed takes the jump at once, and
   with it every shape, those not seen since included;
 * smaller drifts move the speed by at most half a percent a measurement. Promises use the median of the newest speeds
-  (``settled.py``).
+  (``settled.py``);
+* cells follow what they measure, so a change may end up in levels as well as in the speed, and not come back the same way.
+  Each cell keeps the *reference* level that it began with, and at every measurement hands a part of what it leans to one
+  side of it over to the speed. So a shape that nobody runs any more costs what it did, times what the others do.
 
 The window of keys that an item attends to is full but for a stream's first chunks, which cost less than predicted.
 """
@@ -35,6 +38,8 @@ JUMP = math.log(1.2)
 DRIFT, MAX_DRIFT = 0.05, 0.1
 SETTLING = 16  # measurements whose median speed promises are made by
 LEVELS = 9  # measurements that a cell's level is the middle of
+LEVEL = 0.98  # a cell that leans less is let be
+LEAN = 0.03  # of what a cell leans to one side of its reference, handed over to the speed at every measurement
 MAX_CELLS = 64
 MATERIAL = 0.01  # a change of a prediction below 1 % is not worth planning anew for
 ERRORS = 64
@@ -51,6 +56,7 @@ class _Cell:
     times: deque[float] = field(default_factory=lambda: deque[float]())
     ordered: list[float] = field(default_factory=list[float])  # the same, the shortest first
     level: float = 0.0
+    reference: float = 0.0  # the level of its first measurements
 
     def fill(self, ms: float, times: int) -> None:
         """The same time, so many times over."""
@@ -69,6 +75,12 @@ class _Cell:
             return False
         self.level = level
         return True
+
+    def scale(self, factor: float) -> None:
+        """The same times, told at another speed."""
+        self.times = deque(ms * factor for ms in self.times)
+        self.ordered = [ms * factor for ms in self.ordered]
+        self.level *= factor
 
 
 def middle(values: Iterable[float]) -> float:
@@ -161,7 +173,7 @@ class Curve:
         for items, units, ms in points:
             cell = self._cell((items, units))
             cell.fill(ms / self._speed, MIN_OBSERVATIONS)
-            cell.level = _middle(cell.ordered)
+            cell.level = cell.reference = _middle(cell.ordered)
             self.count += MIN_OBSERVATIONS
         self._changed()
 
@@ -199,7 +211,7 @@ class Curve:
             for items, units, level, count in plain["cells"]:
                 cell = curve._cell((int(items), float(units)))
                 cell.fill(float(level), min(int(count), MIN_OBSERVATIONS))
-                cell.level = float(level)
+                cell.level = cell.reference = float(level)
                 curve.count += len(cell.times)
             curve._errors.extend(float(error) for error in plain["errors"])
         except (KeyError, TypeError, ValueError) as error:
@@ -230,6 +242,14 @@ class Curve:
         cell = self._cell(shape)
         if cell.add(ms / self._speed) or len(cell.times) == MIN_OBSERVATIONS:
             self._changed()
+        if len(cell.times) < LEVELS:  # of a few measurements no reference is made
+            cell.reference = cell.level
+        elif not LEVEL <= (ratio := cell.level / cell.reference) <= 1.0 / LEVEL:
+            share = ratio**LEAN
+            cell.scale(1.0 / share)
+            self._bases.pop(shape, None)
+            self._speed *= share
+            self._tell()
 
     def _tell(self) -> None:
         if abs(self._speed - self._told_speed) > MATERIAL * self._told_speed:

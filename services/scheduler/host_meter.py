@@ -7,14 +7,18 @@ rest is ingest, egress and the other services, the servers, and whatever else ru
 
 is followed by a Kalman filter of these three numbers: what is seen with many streams and with few tells them apart, and
 ``fixed`` may change at any time (another program starts) while the others hardly do. Hosts are told apart by their ids.
+
+The CPU seconds of forwards are steady where the times that they take are not: these depend on who else wants a core just then.
+So what the running streams' forwards used, for each unit of *work* (latent tokens through a step, or through the autoencoder),
+is remembered, and prices are corrected until they say the same (:meth:`HostMeter.correct`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from services.scheduler.pricing import Host
+from services.scheduler.pricing import Host, Priced
 from shared.contracts.beats import Beat
 
 WINDOW_S = 2.0  # one observation
@@ -26,6 +30,9 @@ NOISE = 0.05  # cores, of one observation
 MOST_SIGMAS = 3.0  # one that is further off counts as this far: a moment of something else moves little
 CROWDING, CROWDING_WEIGHT = 0.25, 0.1  # until measured, and how much each observation counts
 FULL_ENOUGH = 0.3  # below this share of the cores in use nothing can be said about crowding
+WORK_WEIGHT = 0.2  # of each observation of what a unit of work uses
+MOST_CORRECTED = 2.0  # as a factor, either way
+SAME_RATE = 0.15  # chunks a second may be so far off what was promised for an observation to tell anything of work
 BUSY_ENOUGH = 0.05  # thread seconds a second, below which nothing was measured
 
 
@@ -68,6 +75,9 @@ class _Machine:
     used: float = 0.0  # cores, while forwards were measured
     chunks: float = 0.0  # of pipelines on it, since the last observation
     mpix: float = 0.0
+    seen: tuple[float, float] | None = None  # cores of forwards, chunks a second: the last observation
+    per_work: float = 0.0  # CPU seconds; 0: nobody knows
+    correction: float = 1.0
 
 
 class HostMeter:
@@ -102,14 +112,35 @@ class HostMeter:
 
     def _observe(self, machine: _Machine, used: float, workers: list[_Worker], seconds: float) -> None:
         compute, thread = sum(each.compute for each in workers), sum(each.thread for each in workers)
-        machine.rest.observe(max(0.0, used - compute), machine.chunks / seconds, machine.mpix / seconds, seconds)
+        chunks_per_s = machine.chunks / seconds
+        machine.rest.observe(max(0.0, used - compute), chunks_per_s, machine.mpix / seconds, seconds)
         machine.chunks = machine.mpix = 0.0
+        machine.seen = (compute, chunks_per_s) if compute >= BUSY_ENOUGH else None
         if thread < BUSY_ENOUGH:
             return
         machine.used = used
         if used >= FULL_ENOUGH * machine.cores and compute > 0:
             crowding = max(0.0, thread / compute - 1.0) * machine.cores / used
             machine.crowding += CROWDING_WEIGHT * (min(1.0, crowding) - machine.crowding)
+
+    def correct(self, priced: Mapping[str, Priced], steady: bool) -> None:
+        """Correct prices to what forwards use: ``priced``, by host, is what all promised streams take there.
+
+        Of a host on whose cores anything else is computed nothing must be told. ``steady``: every stream has what it was
+        promised, so what was seen is what was promised.
+        """
+        for name, promised in priced.items():
+            machine = self._machines.get(name)
+            if machine is None or min(promised.cores, promised.work, promised.chunks) <= 0:
+                continue
+            seen, machine.seen = machine.seen, None
+            if seen is not None and steady and abs(seen[1] / promised.chunks - 1.0) <= SAME_RATE:
+                per_work = seen[0] * promised.chunks / seen[1] / promised.work
+                weight = WORK_WEIGHT if machine.per_work else 1.0
+                machine.per_work += weight * (per_work - machine.per_work)
+            if machine.per_work:
+                factor = machine.per_work * promised.work / promised.cores
+                machine.correction = min(MOST_CORRECTED, max(1.0 / MOST_CORRECTED, factor))
 
     def chunk(self, workers: Iterable[str], pixels: int) -> None:
         """A chunk of so many pixels came by on these workers' pipeline."""
@@ -130,4 +161,5 @@ class HostMeter:
     def _host(self, name: str, stages: tuple[int, ...]) -> Host:
         machine = self._machines[name]
         fixed, per_chunk, per_mpix = machine.rest.at
-        return Host(name, machine.cores, stages, machine.used, machine.crowding, fixed, per_chunk, per_mpix)
+        crowding, correction = machine.crowding, machine.correction
+        return Host(name, machine.cores, stages, machine.used, crowding, fixed, per_chunk, per_mpix, correction)

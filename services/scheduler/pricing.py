@@ -5,7 +5,8 @@ here is measured. A load of 1 is all the time there is. Two things can be the na
 
 * a *lane*: a stage's forwards, with the autoencoder's jobs among them. Where the device is the host's cores, small jobs of
   the two have a lane each, and large ones, which take all threads, both. A lane gets slower as the cores fill up;
-* a host's *cores*: CPU seconds of the forwards, and of all that ingest, egress and everything else do there.
+* a host's *cores*: CPU seconds of the forwards, and of all that ingest, egress and everything else do there. Forwards count
+  as if no two items shared one: they begin to share where items wait for each other, which is when the cores are full.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ class Demand:
         return self.chunks_per_s / self.frames_per_block * self.steps
 
     @property
+    def work_per_s(self) -> float:
+        """Latent tokens a second through a step, or through the autoencoder: about what its forwards cost."""
+        return self.chunks_per_s * self.tokens * (self.steps + 1)
+
+    @property
     def pixels_per_s(self) -> float:
         """Millions of pixels a second, for what the host does with them."""
         return self.width * self.height * self.fps * 1e-6 if self.live else 0.0
@@ -76,8 +82,8 @@ class Host:
     """The cores that some of a pipeline's workers share with other processes, as measured. ``cores`` 0: nobody knows.
 
     ``used`` cores were in use when the costs were measured, by whomever. A forward takes ``1 + crowding · used / cores`` times
-    what it would alone, and as many CPU seconds as alone. Besides forwards ``fixed`` cores are in use, ``per_chunk`` and
-    ``per_mpix`` CPU seconds for each chunk, for each million pixels.
+    what it would alone, and as many CPU seconds as alone; alone it takes ``correction`` times what it is priced at. Besides,
+    ``fixed`` cores are in use, and ``per_chunk`` and ``per_mpix`` CPU seconds for each chunk, for each million pixels.
     """
 
     name: str = ""
@@ -88,10 +94,23 @@ class Host:
     fixed: float = 0.0
     per_chunk: float = 0.0
     per_mpix: float = 0.0
+    correction: float = 1.0
 
     def stretch(self, cores: float) -> float:
         """How much longer than alone forwards take when so many ``cores`` are in use."""
         return 1.0 + self.crowding * min(1.0, cores / self.cores) if self.cores > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """What streams take of a host: cores for their forwards, work and chunks a second."""
+
+    cores: float = 0.0
+    work: float = 0.0
+    chunks: float = 0.0
+
+    def __add__(self, other: Priced) -> Priced:
+        return Priced(self.cores + other.cores, self.work + other.work, self.chunks + other.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +239,12 @@ class Book:
         thread_s = [0.0] * shape.stages
         chunks_per_s = mpix_per_s = 0.0
 
-        def work(stage: int, lane: int, key: str, units: int, ms: float, forwards: float) -> None:
+        def work(stage: int, lane: int, key: str, units: int, ms: float, forwards: float, alone_ms: float) -> None:
             # Each of them may be as far off as the error says; what they take together is off by less.
             off = self.costs.error(key) / max(1.0, forwards) ** 0.5 if margin else 0.0
             seconds = ms / 1000.0 * (1.0 + off)
             threads = shape.threads_of(stage, key, units)
-            thread_s[stage] += seconds * threads
+            thread_s[stage] += alone_ms / 1000.0 * (1.0 + off) * threads
             both = threads > 1 or not shape.two_lanes(stage)
             for each in (0, 1) if both else (lane,):
                 lanes[stage][each] += seconds
@@ -242,13 +261,15 @@ class Book:
             chunks = sum([count * demand.chunks_per_s for demand, count in members])
             for stage in range(shape.stages):
                 forwards_ms = items * self._forward_ms(stage, first, batch) / batch
-                work(stage, 0, f"stage.{stage}", units * first.frames_per_block, forwards_ms, items / batch)
-            work(shape.encode_at, 1, "encode", units, chunks * self._encode_ms(first), chunks)
-            work(shape.decode_at, 1, "decode", units, chunks * self._decode_ms(first), chunks)
+                alone_ms = items * self._forward_ms(stage, first, 1)
+                work(stage, 0, f"stage.{stage}", units * first.frames_per_block, forwards_ms, items / batch, alone_ms)
+            encodes_ms, decodes_ms = chunks * self._encode_ms(first), chunks * self._decode_ms(first)
+            work(shape.encode_at, 1, "encode", units, encodes_ms, chunks, encodes_ms)
+            work(shape.decode_at, 1, "decode", units, decodes_ms, chunks, decodes_ms)
             chunks_per_s += chunks
         cores: list[float] = []
         for host in shape.hosts:
-            own = sum(thread_s[stage] for stage in host.stages) / host.stretch(host.used)
+            own = sum(thread_s[stage] for stage in host.stages) / host.stretch(host.used) * host.correction
             rest = host.fixed + host.per_chunk * chunks_per_s + host.per_mpix * mpix_per_s
             cores.append(own + rest + self.neighbours.get(host.name, 0.0))
         slower = [self._slowed(stage, cores) for stage in range(shape.stages)]
@@ -262,11 +283,22 @@ class Book:
         loads = zip(self.shape.hosts, self._loads(self.demands).cores, strict=True)
         return {h.name: load * h.cores - h.fixed - self.neighbours.get(h.name, 0.0) for h, load in loads}
 
+    def forwards(self) -> dict[str, Priced]:
+        """By host, what the forwards of all streams are priced at, before correction."""
+        chunks = sum(count * demand.chunks_per_s for demand, count in self.demands.items())
+        pixels = sum(count * demand.pixels_per_s for demand, count in self.demands.items())
+        work = sum(count * demand.work_per_s for demand, count in self.demands.items())
+        found: dict[str, Priced] = {}
+        for host, load in zip(self.shape.hosts, self._loads(self.demands).cores, strict=True):
+            rest = host.fixed + host.per_chunk * chunks + host.per_mpix * pixels + self.neighbours.get(host.name, 0.0)
+            found[host.name] = Priced((load * host.cores - rest) / host.correction, work, chunks)
+        return found
+
     def _slowed(self, stage: int, cores: list[float]) -> float:
-        """How much slower than measured a stage's worker is when so many cores of each host are in use."""
+        """How much slower than priced a stage's worker is when so many cores of each host are in use."""
         for host, used in zip(self.shape.hosts, cores, strict=True):
             if stage in host.stages and stage < len(self.shape.threads) and self.shape.threads[stage]:
-                return host.stretch(used) / host.stretch(host.used)
+                return host.stretch(used) / host.stretch(host.used) * host.correction
         return 1.0
 
     def _margin(self, key: str) -> float:

@@ -20,7 +20,7 @@ class Settings(ServiceSettings):
     recover_s: float = 30.0  # how long a live stream may wait for a pipeline after its own was lost
     answer_timeout_s: float = 20.0  # how long a service may take to answer an assignment
     max_batch: int = 8  # items in one forward
-    rebalance: bool = False  # move DiT blocks between the workers of a pipeline when the measured times ask for it
+    rebalance: bool = True  # move DiT blocks between the workers of a pipeline when the measured times ask for it
     migrate_timeout_s: float = 15.0  # what a stream has under way must be done by then, or it stays where it is
     max_streams: int = 16  # per pipeline
     admission: bool = True  # False: whoever asks is let in, up to max_streams, to measure what holds

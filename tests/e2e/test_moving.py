@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from bench.system.straggler import held_up
 from services.cli.drain import drain
 from shared.bus.port import Received
 from shared.contracts import subjects
@@ -224,7 +225,7 @@ async def test_a_move_that_fails_leaves_the_stream_where_it_was(pair: Pair) -> N
 
 async def test_a_pipeline_is_cut_anew_while_it_streams(tmp_path: Path) -> None:
     clip = clips.make_clip(tmp_path / "in.mp4", frames=FRAMES, width=96, height=64, seed=3)
-    async with Lab.start(tmp_path, stages=2) as lab:
+    async with Lab.start(tmp_path, stages=2, env={"RHEOCAST_REBALANCE": "false"}) as lab:
         alone = await lab.run(clip, tmp_path / "alone.mp4", **SMALL)
         whole(alone)
         running = await lab.begin(clip, tmp_path / "cut.mp4", **SMALL)
@@ -249,3 +250,23 @@ async def test_a_pipeline_is_cut_anew_while_it_streams(tmp_path: Path) -> None:
         assert again.output is not None
         assert beside.output is not None
         assert difference(frames_of(beside.output), frames_of(again.output)) == 0
+
+
+async def test_a_worker_that_is_held_up_is_relieved_and_nobody_has_to_ask(tmp_path: Path) -> None:
+    async with Lab.start(tmp_path, stages=2) as lab:
+        wanted = {**LIVE, "fps": 16, "steps": 4, "width": 320, "height": 192}
+        running = await lab.begin(PatternSource(), tmp_path / "relieved.mp4", **wanted)
+        await under_way(running, 12)
+        early, before = len(running.of(EventKind.REBALANCED)), (await place(lab, running)).cuts
+        child = lab.system.supervisor.children["worker-1"]
+        assert child.pid is not None
+        async with held_up(child.pid, 0.03, 0.02), asyncio.timeout(60):
+            while len(running.of(EventKind.REBALANCED)) == early:
+                await asyncio.sleep(0.05)
+        assert (await place(lab, running)).cuts > before, "the other worker has more blocks now"
+        assert "the slowest stage was busy" in running.of(EventKind.REBALANCED)[-1].reason
+        shown = running.closed.closed_chunks if running.closed is not None else 0
+        await under_way(running, shown + 4)
+        await lab.stop(running)
+        assert running.last.event is EventKind.STOPPED, running.last.reason
+        assert reconciles(running.last)

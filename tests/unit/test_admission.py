@@ -60,6 +60,10 @@ def test_the_hosts_cores_are_a_limit_beside_the_workers_time() -> None:
     assert loads.lanes[0][0] == pytest.approx(alone)
     assert loads.cores[0] == pytest.approx((alone + 0.1 + 2 * 0.01 + 160 * 96 * 8 / 1e6) / 0.5)
     assert loads.most == loads.cores[0] > alone
+    dearer = shape(max_batch=1, host=replace(busy, correction=1.5))
+    corrected = Book(dearer, costs).loads(demand())
+    assert corrected.lanes[0][0] == pytest.approx(1.5 * alone)
+    assert corrected.cores[0] == pytest.approx(loads.cores[0] + 0.5 * alone / 0.5)
     gpu = replace(shape(max_batch=1, host=busy), threads=(0,))
     assert Book(gpu, costs).loads(demand()).cores[0] == pytest.approx(loads.cores[0] - alone / 0.5), "its own cores"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from services.scheduler.cost_model import CostModel
@@ -127,3 +129,36 @@ def test_costs_are_scaled_when_a_stage_gets_other_blocks() -> None:
     assert model.predict("stage.0", 240) == pytest.approx(20.0, rel=0.02)
     with pytest.raises(ValueError, match="positive"):
         model.scale("stage.0", 0.0)
+
+
+def test_a_shape_that_nobody_runs_any_more_costs_what_it_did() -> None:
+    """Many times a day cores fill up and empty again: forwards alone take three times as long, by and by or at once."""
+    model = CostModel()
+    for _ in range(12):
+        for items, ms in ((1, 11.0), (2, 19.0), (8, 55.0)):
+            model.observe("stage.0", 60 * items, ms, items)
+    rng = random.Random(5)
+    for day in range(8):
+        most = 1.0 + 0.4 * day
+        ways = [most] * 30 if day % 2 else [1.0 + (most - 1.0) * i / 60 for i in range(60)]
+        for factor in [*ways, *[most] * 40, *([1.0] * 60 if day % 3 else [*reversed(ways), *[1.0] * 60])]:
+            model.observe("stage.0", 60, 11.0 * factor * rng.uniform(0.97, 1.03))
+        assert model.predict("stage.0", 60) == pytest.approx(11.0, rel=0.05)
+        assert model.predict("stage.0", 480, 8) == pytest.approx(55.0, rel=0.1)
+        assert model.predict("stage.0", 480, 8) * model.settled("stage.0") == pytest.approx(55.0, rel=0.1)
+
+
+def test_a_shape_that_is_slow_by_itself_makes_the_others_no_slower_for_good() -> None:
+    model = CostModel()
+    for _ in range(12):
+        for items, ms in ((1, 11.0), (3, 28.0), (8, 55.0)):
+            model.observe("stage.0", 60 * items, ms, items)
+    for _ in range(60):  # threes are run where much else goes on
+        model.observe("stage.0", 60, 11.0)
+        model.observe("stage.0", 180, 56.0, 3)
+    assert model.predict("stage.0", 60) == pytest.approx(11.0, rel=0.05)
+    assert model.predict("stage.0", 180, 3) == pytest.approx(56.0, rel=0.05)
+    for _ in range(80):
+        model.observe("stage.0", 60, 11.0)
+    assert model.predict("stage.0", 60) == pytest.approx(11.0, rel=0.05)
+    assert model.predict("stage.0", 480, 8) == pytest.approx(55.0, rel=0.1)

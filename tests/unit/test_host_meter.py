@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.scheduler.host_meter import CROWDING, PRIOR, HostMeter
+from services.scheduler.pricing import Priced
 from services.worker.core import Job, JobQueue, Rank
 from services.worker.hands import Hands
 from services.worker.threads import Threads
@@ -68,6 +69,37 @@ def test_a_moment_of_something_else_moves_little() -> None:
     here.run(2, 10.0, 1.4)
     (after,) = here.meter.hosts(("w0",))
     assert after.fixed - before.fixed < 0.25
+
+
+def test_prices_are_corrected_to_what_forwards_use() -> None:
+    here = Machine(HostMeter())
+
+    def corrected(cores: float, chunks: float, steady: bool = True) -> float:
+        here.meter.correct({"here": Priced(cores, 180 * chunks, chunks), "elsewhere": Priced(1.0, 1.0, 1.0)}, steady)
+        (host,) = here.meter.hosts(("w0",))
+        return host.correction * cores
+
+    here.run(4, 20.0, 0.4, compute=0.9)
+    for _ in range(10):
+        here.run(2, 20.0, 0.4, compute=0.9)
+        assert corrected(0.75, 20.0) == pytest.approx(0.9, rel=0.01)
+    for price in (0.6, 1.2, 0.8):  # forwards take longer or shorter by the clock, with as many CPU seconds
+        assert corrected(price, 20.0) == pytest.approx(0.9, rel=0.01)
+    here.run(2, 20.0, 0.4, compute=0.9)
+    assert corrected(2.0, 40.0) == pytest.approx(1.8, rel=0.01), "many have just been let in, and are not there yet"
+    for _ in range(10):
+        here.run(2, 20.0, 0.4, compute=0.5)
+        assert corrected(0.75, 20.0, steady=False) == pytest.approx(0.9, rel=0.01), "some have less than was promised"
+    here.run(4, 10.0, 0.4, compute=0.45)
+    corrected(0.75, 20.0, steady=False)
+    for _ in range(10):
+        here.run(2, 10.0, 0.4, compute=0.45)
+        assert corrected(0.75, 20.0) == pytest.approx(0.9, rel=0.01), "some are paused"
+    for _ in range(30):
+        here.run(2, 20.0, 0.4, compute=1.2)
+        corrected(0.75, 20.0)
+    assert corrected(0.75, 20.0) == pytest.approx(1.2, rel=0.01), "instructions have become slower"
+    assert corrected(0.1, 20.0) == pytest.approx(0.2), "not more than by half or twice"
 
 
 def test_hosts_are_not_mixed_up_and_who_tells_nothing_has_none() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from services.egress.rtc.live_h264 import LiveH264
 from services.egress.rtc.live_vp8 import LiveVp8
@@ -163,6 +164,12 @@ def test_an_offer_without_parameters_makes_video_from_text() -> None:
     graph = {"nodes": [{"id": "a", "type": "source"}, {"id": "b", "type": "sink"}], "edges": []}
     assert stream_of(offer(graph=graph), Loaded(), SERVED, "acme")[1].source.kind == "push"
     assert stream_of(offer(input_mode="text", graph=graph), Loaded(), SERVED, "acme")[1].source.kind == "none"
+
+
+@pytest.mark.parametrize("sdp", ["", "hello", " v=0", "v=01", "o=- 1 2 IN IP4 0.0.0.0"])
+def test_what_is_no_sdp_starts_no_stream(sdp: str) -> None:
+    with pytest.raises(ValidationError):
+        Offer(sdp=sdp)
 
 
 def test_a_mix_and_a_pause_follow_the_start() -> None:
