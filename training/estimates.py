@@ -22,7 +22,7 @@ from shared.engine.plan.spec import ModelSpec
 from training.linear_encoder import measure
 from training.pairs import PairSource
 from training.prompts import all_styles
-from training.runs import ClipPool, write_text
+from training.runs import ClipPool
 from training.train_dit import SIZES, Trainer, prompt_bank
 
 HEIGHT, WIDTH, BATCH = SIZES[0]
@@ -42,6 +42,7 @@ def make(pool_file: Path, folder: Path, out: Path, clips: int, seed: int) -> Non
     trainer = Trainer(model, vae, prompt_bank(encoder, styles, 150, seed), spec)
     pairs_of = PairSource(measure(vae), ClipPool(pool_file, rng), trainer.mean, trainer.scale, styles)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "styles.npy").unlink(missing_ok=True)
     shape = (spec.latent_channels, HEIGHT // 8, WIDTH // 8)
     latents = np.lib.format.open_memmap(out / "latents.npy", mode="w+", dtype=np.float16, shape=(clips, 8, *shape))
     pixels = np.lib.format.open_memmap(
@@ -56,8 +57,9 @@ def make(pool_file: Path, folder: Path, out: Path, clips: int, seed: int) -> Non
         pixels[begin:end] = (torch.stack([p.pixels for p in pairs]) * 255).round().to(torch.uint8).numpy()
         kinds[begin:end] = [p.style for p in pairs]
         print(f"{end}/{clips} clips", flush=True)
-    np.save(out / "styles.npy", kinds)
-    write_text(out / "model.txt", f"{folder}\n")
+    latents.flush()
+    pixels.flush()
+    np.save(out / "styles.npy", kinds)  # last: who reads a folder without it has one that was not finished
 
 
 def main() -> None:

@@ -10,12 +10,18 @@ from torch import Tensor
 
 
 class Estimates:
-    """A folder of estimates. The last ``held_out`` clips are never drawn."""
+    """A folder of estimates. The last ``held_out`` are never drawn; their clips may be, in other cuts and styles.
+
+    Raises FileNotFoundError for a folder that was not finished, ValueError for one with too few.
+    """
 
     def __init__(self, folder: Path, rng: np.random.Generator, held_out: int = 16) -> None:
+        np.load(folder / "styles.npy")  # written last
         self._latents = np.load(folder / "latents.npy", mmap_mode="r")
         self._pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         self._rng, self._count = rng, len(self._latents) - held_out
+        if self._count < 1:
+            raise ValueError(f"{folder}: {len(self._latents)} estimates, of which {held_out} are held out: make more")
 
     def draw(self, batch: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """``batch`` cuts of 4n − 3 frames: latents [B, n, C, h, w], pixels [B, 4n − 3, 3, H, W]. Sides of whole cells."""

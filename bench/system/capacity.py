@@ -97,7 +97,7 @@ async def _next_at_its_tier(driver: Driver, fields: dict[str, Any]) -> tuple[dic
     refused = await driver.begin(**{name: value for name, value in fields.items() if name not in BOUNDS})
     answer = refused.refusal
     if answer is None:
-        return {"let_in": True}, refused
+        return {"reason": "it was let in", "tier": None}, refused
     if answer.tier is None:
         return {"reason": answer.reason, "tier": None}, None
     tier = answer.tier
@@ -138,12 +138,12 @@ async def promise(seconds: float, fields: dict[str, Any]) -> dict[str, Any]:
         held = {"kept": _kept(streams), "cores_of_others": foreign, **summary(streams)}
         await asyncio.sleep(2.0)
         again = await _fill(driver, MOST, fields)
-        answer, lower, tries = {}, None, 0
-        while "reason" not in answer and tries < MOST:  # one at a time, each when it is known what those before it cost
+        more = again
+        while more:  # one at a time, each when it is known what those before it cost
             await asyncio.sleep(SETTLE_S)
-            answer, lower = await _next_at_its_tier(driver, fields)
-            if answer.get("let_in") and lower is not None:
-                again, lower, tries = [*again, lower], None, tries + 1
+            more = await _fill(driver, 1, fields)
+            again = [*again, *more]
+        answer, lower = await _next_at_its_tier(driver, fields)
         await asyncio.sleep(seconds)
         everyone = [*again, *([lower] if lower is not None else [])]
         await driver.stop(*everyone)

@@ -15,7 +15,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.scheduler.pricing import Book, Costs, Demand, Priced, Shape, lower
+from services.scheduler.pricing import Book, Costs, Demand, Shape, lower
 from services.scheduler.quotas import Tenants
 from shared.contracts.tiers import Refusal
 
@@ -193,17 +193,6 @@ class Admission:
             if isinstance(self._decide(tenant, tier, candidates, now_s), Admitted):
                 return tier
         return None
-
-    def forwards(self) -> dict[str, Priced]:
-        """By host, what all promised streams' forwards take there; not where somebody takes what is left."""
-        books = self.books.values()
-        left_over = {host.name for book in books if any(not d.live for d in book.demands) for host in book.shape.hosts}
-        found: dict[str, Priced] = {}
-        for book in books:
-            for host, priced in book.forwards().items():
-                if host not in left_over:
-                    found[host] = found.get(host, Priced()) + priced
-        return found
 
     def latency_ms(self, pipeline: str, demand: Demand) -> float:
         """Of a stream like this on the pipeline as it is."""

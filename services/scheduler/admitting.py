@@ -36,7 +36,6 @@ class Admitting:
         self._clock = clock
         self.costs_of = costs_of
         self.meter = HostMeter()
-        self._steady = True
         rules = Rules(
             settings.target_load, settings.max_streams, settings.unmeasured_streams, priced=settings.admission
         )
@@ -76,13 +75,9 @@ class Admitting:
         """A stream is gone."""
         self.admission.leave(stream, self._now())
 
-    def follow(self, steady: bool) -> None:
-        """Books follow the fleet; those of pipelines that are gone are closed when the last stream has left.
-
-        ``steady``: every stream has what it was promised.
-        """
+    def follow(self) -> None:
+        """Books follow the fleet; those of pipelines that are gone are closed when the last stream has left."""
         there = self._fleet.pipelines()
-        self._steady = steady
         self.refresh(there)
         names = {each.name for each in there}
         for name, book in list(self.admission.books.items()):
@@ -94,13 +89,11 @@ class Admitting:
 
         Prices of this very moment are corrected: what costs have moved since the last time is no news of CPU seconds.
         """
-        self._write(pipelines)
-        self.meter.correct(self.admission.forwards(), self._steady)
-        self._write(pipelines)
-
-    def _write(self, pipelines: Sequence[Pipeline]) -> None:
         for pipeline in pipelines:
-            self.admission.pipeline(pipeline.name, self._shape(pipeline), Settled(self.costs_of(pipeline.name)))
+            costs = Settled(self.costs_of(pipeline.name))
+            book = self.admission.pipeline(pipeline.name, self._shape(pipeline), costs)
+            if book.shape.hosts and self.meter.correct(pipeline.name, book.forwards()):
+                self.admission.pipeline(pipeline.name, self._shape(pipeline), costs)
 
     def capacity(self, asked: CapacityAsked) -> CapacityTold:
         """How many more streams like this, and of lower tiers, would be let in now."""

@@ -11,8 +11,9 @@ weighed. All of it is multiplied by the curve's *speed*, which follows the devic
 * smaller drifts move the speed by at most half a percent a measurement. Promises use the median of the newest speeds
   (``settled.py``);
 * cells follow what they measure, so a change may end up in levels as well as in the speed, and not come back the same way.
-  Each cell keeps the *reference* level that it began with, and at every measurement hands a part of what it leans to one
-  side of it over to the speed. So a shape that nobody runs any more costs what it did, times what the others do.
+  Each cell keeps the *reference* level of its calibration, or first measurements, and at every measurement hands a part of
+  what it leans to one side of it over to the speed. So a shape that nobody runs any more costs what it did, times what the
+  others do.
 
 The window of keys that an item attends to is full but for a stream's first chunks, which cost less than predicted.
 """
@@ -57,6 +58,7 @@ class _Cell:
     ordered: list[float] = field(default_factory=list[float])  # the same, the shortest first
     level: float = 0.0
     reference: float = 0.0  # the level of its first measurements
+    given: bool = False  # the reference is a calibration's, or remembered: no measurement changes it
 
     def fill(self, ms: float, times: int) -> None:
         """The same time, so many times over."""
@@ -174,6 +176,7 @@ class Curve:
             cell = self._cell((items, units))
             cell.fill(ms / self._speed, MIN_OBSERVATIONS)
             cell.level = cell.reference = _middle(cell.ordered)
+            cell.given = True
             self.count += MIN_OBSERVATIONS
         self._changed()
 
@@ -212,6 +215,7 @@ class Curve:
                 cell = curve._cell((int(items), float(units)))
                 cell.fill(float(level), min(int(count), MIN_OBSERVATIONS))
                 cell.level = cell.reference = float(level)
+                cell.given = True
                 curve.count += len(cell.times)
             curve._errors.extend(float(error) for error in plain["errors"])
         except (KeyError, TypeError, ValueError) as error:
@@ -242,14 +246,20 @@ class Curve:
         cell = self._cell(shape)
         if cell.add(ms / self._speed) or len(cell.times) == MIN_OBSERVATIONS:
             self._changed()
-        if len(cell.times) < LEVELS:  # of a few measurements no reference is made
-            cell.reference = cell.level
+        if len(cell.times) < LEVELS:
+            if not cell.given:  # of a few measurements no reference is made
+                cell.reference = cell.level
         elif not LEVEL <= (ratio := cell.level / cell.reference) <= 1.0 / LEVEL:
             share = ratio**LEAN
             cell.scale(1.0 / share)
-            self._bases.pop(shape, None)
             self._speed *= share
+            self._speeds.scale(share)  # told as if it had been so all the time: this cell costs what it did
+            self._bases.pop(shape, None)
+            before = self._told_speed
             self._tell()
+            if self._told_speed != before:
+                self._bases.clear()
+                self._line = None
 
     def _tell(self) -> None:
         if abs(self._speed - self._told_speed) > MATERIAL * self._told_speed:

@@ -8,9 +8,9 @@ rest is ingest, egress and the other services, the servers, and whatever else ru
 is followed by a Kalman filter of these three numbers: what is seen with many streams and with few tells them apart, and
 ``fixed`` may change at any time (another program starts) while the others hardly do. Hosts are told apart by their ids.
 
-The CPU seconds of forwards are steady where the times that they take are not: these depend on who else wants a core just then.
-So what the running streams' forwards used, for each unit of *work* (latent tokens through a step, or through the autoencoder),
-is remembered, and prices are corrected until they say the same (:meth:`HostMeter.correct`).
+The CPU seconds of forwards are steadier than the times that they take: these depend on who else wants a core just then. So
+what a pipeline's forwards use on a host, for each unit of *work* that it does (latent tokens through a step, or through the
+autoencoder), is remembered, and prices are corrected until they say the same (:meth:`HostMeter.correct`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ NOISE = 0.05  # cores, of one observation
 MOST_SIGMAS = 3.0  # one that is further off counts as this far: a moment of something else moves little
 CROWDING, CROWDING_WEIGHT = 0.25, 0.1  # until measured, and how much each observation counts
 FULL_ENOUGH = 0.3  # below this share of the cores in use nothing can be said about crowding
-WORK_WEIGHT = 0.2  # of each observation of what a unit of work uses
-MOST_CORRECTED = 2.0  # as a factor, either way
-SAME_RATE = 0.15  # chunks a second may be so far off what was promised for an observation to tell anything of work
+WORK_WEIGHT = 0.2  # of each observation of what a unit of work uses, once there are a few
+MOST_CORRECTED = 2.0  # as a factor, either way; one observation counts no further off what is known, either
 BUSY_ENOUGH = 0.05  # thread seconds a second, below which nothing was measured
 
 
@@ -65,6 +64,29 @@ class _Worker:
     heard_s: float
     compute: float = 0.0  # cores, in the last window
     thread: float = 0.0
+    closed: bool = False  # whether there was one
+
+
+@dataclass(slots=True)
+class _Use:
+    """What one pipeline's forwards use of a host. ``blocks``: what its workers there held when this was learnt."""
+
+    blocks: tuple[tuple[str, str, int, int], ...] = ()
+    work: float = 0.0  # units, since the last observation
+    per_work: float = 0.0  # CPU seconds
+    observations: int = 0
+    correction: float = 1.0
+
+    def observe(self, cores: float, seconds: float) -> None:
+        """So much was used for the work since the last time."""
+        work, self.work = self.work, 0.0
+        if work <= 0 or cores < BUSY_ENOUGH:
+            return
+        seen = cores * seconds / work
+        if self.observations > 1 / WORK_WEIGHT:
+            seen = min(MOST_CORRECTED * self.per_work, max(self.per_work / MOST_CORRECTED, seen))
+        self.observations += 1
+        self.per_work += max(WORK_WEIGHT, 1.0 / self.observations) * (seen - self.per_work)
 
 
 @dataclass(slots=True)
@@ -75,9 +97,7 @@ class _Machine:
     used: float = 0.0  # cores, while forwards were measured
     chunks: float = 0.0  # of pipelines on it, since the last observation
     mpix: float = 0.0
-    seen: tuple[float, float] | None = None  # cores of forwards, chunks a second: the last observation
-    per_work: float = 0.0  # CPU seconds; 0: nobody knows
-    correction: float = 1.0
+    uses: dict[str, _Use] = field(default_factory=lambda: dict[str, _Use]())  # by pipeline
 
 
 class HostMeter:
@@ -104,6 +124,7 @@ class HostMeter:
         before, known.beat, known.since_s = known.beat, beat, now_s
         known.compute = max(0.0, beat.compute_s - before.compute_s) / seconds
         known.thread = max(0.0, beat.thread_s - before.thread_s) / seconds
+        known.closed = True
         here = {name: each for name, each in self._workers.items() if each.beat.host == beat.host}
         here = {name: each for name, each in here.items() if now_s - each.heard_s < GONE_S}
         if beat.instance == min(here):  # one of a host's workers tells for all
@@ -112,10 +133,13 @@ class HostMeter:
 
     def _observe(self, machine: _Machine, used: float, workers: list[_Worker], seconds: float) -> None:
         compute, thread = sum(each.compute for each in workers), sum(each.thread for each in workers)
-        chunks_per_s = machine.chunks / seconds
-        machine.rest.observe(max(0.0, used - compute), chunks_per_s, machine.mpix / seconds, seconds)
+        machine.rest.observe(max(0.0, used - compute), machine.chunks / seconds, machine.mpix / seconds, seconds)
         machine.chunks = machine.mpix = 0.0
-        machine.seen = (compute, chunks_per_s) if compute >= BUSY_ENOUGH else None
+        for pipeline in {each.beat.pipeline for each in workers}:
+            mine = [each for each in workers if each.beat.pipeline == pipeline]
+            self._use(machine, pipeline, mine).observe(
+                sum(each.compute for each in mine) if all(each.closed for each in mine) else 0.0, seconds
+            )
         if thread < BUSY_ENOUGH:
             return
         machine.used = used
@@ -123,24 +147,36 @@ class HostMeter:
             crowding = max(0.0, thread / compute - 1.0) * machine.cores / used
             machine.crowding += CROWDING_WEIGHT * (min(1.0, crowding) - machine.crowding)
 
-    def correct(self, priced: Mapping[str, Priced], steady: bool) -> None:
-        """Correct prices to what forwards use: ``priced``, by host, is what all promised streams take there.
+    def _use(self, machine: _Machine, pipeline: str, workers: list[_Worker]) -> _Use:
+        """Begun anew when a worker came or went, or DiT blocks changed hands."""
+        beats = sorted((each.beat for each in workers), key=lambda beat: beat.instance)
+        blocks = tuple((beat.instance, beat.incarnation, beat.first_block, beat.last_block) for beat in beats)
+        use = machine.uses.get(pipeline)
+        if use is None or use.blocks != blocks:
+            use = machine.uses[pipeline] = _Use(blocks)
+        return use
 
-        Of a host on whose cores anything else is computed nothing must be told. ``steady``: every stream has what it was
-        promised, so what was seen is what was promised.
+    def work(self, pipeline: str, units: float) -> None:
+        """A pipeline has put so many latent tokens through a step, or through the autoencoder."""
+        for machine in self._machines.values():
+            if (use := machine.uses.get(pipeline)) is not None:
+                use.work += units
+
+    def correct(self, pipeline: str, priced: Mapping[str, Priced]) -> bool:
+        """Correct prices to what forwards use: ``priced``, by host, is what a pipeline's streams take there in a second.
+
+        Whether anything is another now. Where nothing is measured prices stay as they are: on a GPU's host, on a new one.
         """
+        changed = False
         for name, promised in priced.items():
             machine = self._machines.get(name)
-            if machine is None or min(promised.cores, promised.work, promised.chunks) <= 0:
+            use = machine.uses.get(pipeline) if machine is not None else None
+            if use is None or min(promised.cores, promised.work, use.per_work) <= 0:
                 continue
-            seen, machine.seen = machine.seen, None
-            if seen is not None and steady and abs(seen[1] / promised.chunks - 1.0) <= SAME_RATE:
-                per_work = seen[0] * promised.chunks / seen[1] / promised.work
-                weight = WORK_WEIGHT if machine.per_work else 1.0
-                machine.per_work += weight * (per_work - machine.per_work)
-            if machine.per_work:
-                factor = machine.per_work * promised.work / promised.cores
-                machine.correction = min(MOST_CORRECTED, max(1.0 / MOST_CORRECTED, factor))
+            factor = use.per_work * promised.work / promised.cores
+            before, use.correction = use.correction, min(MOST_CORRECTED, max(1.0 / MOST_CORRECTED, factor))
+            changed = changed or before != use.correction
+        return changed
 
     def chunk(self, workers: Iterable[str], pixels: int) -> None:
         """A chunk of so many pixels came by on these workers' pipeline."""
@@ -152,14 +188,17 @@ class HostMeter:
     def hosts(self, workers: Iterable[str]) -> tuple[Host, ...]:
         """The hosts of a pipeline's workers, given by stage."""
         stages: dict[str, list[int]] = {}
+        pipeline = ""
         for stage, worker in enumerate(workers):
             known = self._workers.get(worker)
             if known is not None and known.beat.host in self._machines:
                 stages.setdefault(known.beat.host, []).append(stage)
-        return tuple(self._host(name, tuple(mine)) for name, mine in sorted(stages.items()))
+                pipeline = known.beat.pipeline
+        return tuple(self._host(name, pipeline, tuple(mine)) for name, mine in sorted(stages.items()))
 
-    def _host(self, name: str, stages: tuple[int, ...]) -> Host:
+    def _host(self, name: str, pipeline: str, stages: tuple[int, ...]) -> Host:
         machine = self._machines[name]
         fixed, per_chunk, per_mpix = machine.rest.at
-        crowding, correction = machine.crowding, machine.correction
+        use = machine.uses.get(pipeline)
+        crowding, correction = machine.crowding, use.correction if use is not None else 1.0
         return Host(name, machine.cores, stages, machine.used, crowding, fixed, per_chunk, per_mpix, correction)

@@ -82,8 +82,8 @@ class Host:
     """The cores that some of a pipeline's workers share with other processes, as measured. ``cores`` 0: nobody knows.
 
     ``used`` cores were in use when the costs were measured, by whomever. A forward takes ``1 + crowding · used / cores`` times
-    what it would alone, and as many CPU seconds as alone; alone it takes ``correction`` times what it is priced at. Besides,
-    ``fixed`` cores are in use, and ``per_chunk`` and ``per_mpix`` CPU seconds for each chunk, for each million pixels.
+    what it would alone, and ``correction`` times as many CPU seconds as it is priced at. Besides, ``fixed`` cores are in use,
+    and ``per_chunk`` and ``per_mpix`` CPU seconds for each chunk, for each million pixels.
     """
 
     name: str = ""
@@ -103,14 +103,10 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """What streams take of a host: cores for their forwards, work and chunks a second."""
+    """What a pipeline's streams take of a host in a second: CPU seconds of forwards, for so much work of the pipeline's."""
 
     cores: float = 0.0
     work: float = 0.0
-    chunks: float = 0.0
-
-    def __add__(self, other: Priced) -> Priced:
-        return Priced(self.cores + other.cores, self.work + other.work, self.chunks + other.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,21 +280,21 @@ class Book:
         return {h.name: load * h.cores - h.fixed - self.neighbours.get(h.name, 0.0) for h, load in loads}
 
     def forwards(self) -> dict[str, Priced]:
-        """By host, what the forwards of all streams are priced at, before correction."""
+        """By host, what the forwards of all live streams are priced at, before correction."""
         chunks = sum(count * demand.chunks_per_s for demand, count in self.demands.items())
         pixels = sum(count * demand.pixels_per_s for demand, count in self.demands.items())
         work = sum(count * demand.work_per_s for demand, count in self.demands.items())
         found: dict[str, Priced] = {}
         for host, load in zip(self.shape.hosts, self._loads(self.demands).cores, strict=True):
             rest = host.fixed + host.per_chunk * chunks + host.per_mpix * pixels + self.neighbours.get(host.name, 0.0)
-            found[host.name] = Priced((load * host.cores - rest) / host.correction, work, chunks)
+            found[host.name] = Priced((load * host.cores - rest) / host.correction, work)
         return found
 
     def _slowed(self, stage: int, cores: list[float]) -> float:
-        """How much slower than priced a stage's worker is when so many cores of each host are in use."""
+        """How much slower than measured a stage's worker is when so many cores of each host are in use."""
         for host, used in zip(self.shape.hosts, cores, strict=True):
             if stage in host.stages and stage < len(self.shape.threads) and self.shape.threads[stage]:
-                return host.stretch(used) / host.stretch(host.used) * host.correction
+                return host.stretch(used) / host.stretch(host.used)
         return 1.0
 
     def _margin(self, key: str) -> float:

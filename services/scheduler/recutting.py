@@ -75,6 +75,7 @@ class Recutter:
         finished = sum(flight.units * work.frames / work.forward_frames for work in last)
         watched = self.of(core.pipeline)
         watched.meter.batch(self._clock.monotonic(), units, done.stage_ms, finished)
+        self._desk.admitting.meter.work(core.pipeline, units)
 
     def on_encoded(self, core: PipelineCore, chunk: MotionEstimated) -> None:
         """A chunk was encoded, whatever becomes of it: the first of a stream has more latent frames than those after."""
@@ -85,6 +86,7 @@ class Recutter:
         units = chunk.latent_frames * queue.model.tokens(queue.width, queue.height)
         watched = self.of(core.pipeline)
         watched.meter.encoded += units
+        self._desk.admitting.meter.work(core.pipeline, units)
         watched.meter.role("encode", sum(took) / units, self._clock.monotonic())
 
     def on_beat(self, beat: Beat) -> None:

@@ -21,6 +21,11 @@ class RunningMedian:
         if len(self._values) > self._most:
             del self._ordered[bisect_left(self._ordered, self._values.popleft())]
 
+    def scale(self, factor: float) -> None:
+        """All values become ``factor`` (above 0) times as large."""
+        self._values = deque(value * factor for value in self._values)
+        self._ordered = [value * factor for value in self._ordered]
+
     def clear(self) -> None:
         """Forget all."""
         self._values.clear()

@@ -225,7 +225,7 @@ class Tiering:
         if now - self._asked_s < EVERY_S:
             return
         self._asked_s = now
-        self._admitting.follow(not any(ladder.degraded for ladder in self.ladders.values()))
+        self._admitting.follow()
         self._follow()
         for pipeline, ladder in self.ladders.items():
             self._price(pipeline, ladder)

@@ -67,6 +67,7 @@ async def traced(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trac
     port = free_port()
     with otlp_receiver() as (endpoint, receiver):
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "RHEOCAST_JAEGER_URL": "http://jaeger.test:16686"}
+        env["RHEOCAST_REBALANCE"] = "false"  # the way of a chunk is the same all the time
         folder = tmp_path_factory.mktemp("trace")
         async with (
             Lab.start(folder, stages=2, env=env, gateway_port=port) as lab,

@@ -8,7 +8,7 @@ import pytest
 
 from services.scheduler.admission import Admission, Admitted, Refused, Rules
 from services.scheduler.cost_model import CostModel
-from services.scheduler.pricing import Book, Host
+from services.scheduler.pricing import Book, Host, Priced
 from services.scheduler.quotas import TenantLimits, Tenants
 from services.scheduler.settled import Settled
 from shared.contracts.tiers import Refusal
@@ -52,6 +52,26 @@ def test_a_batch_that_would_miss_a_deadline_is_not_counted_on() -> None:
     assert book._batch(tight.bucket, 8, [tight]) == 2  # 18 ms; four would take 30
 
 
+def test_what_forwards_are_priced_at_depends_on_no_correction_and_no_neighbour() -> None:
+    costs, busy = KnownCosts(stage_fixed=4.0), Host("h", cores=2.0, fixed=0.1, per_chunk=0.01, per_mpix=1.0)
+    book = Book(shape(host=busy), costs)
+    assert book.forwards()["h"] == Priced(), "nobody is here"
+    book.add(demand(), 3)
+    book.add(replace(demand(), live=False))
+    plain = book.forwards()["h"]
+    alone = (
+        3
+        * Book(shape(max_batch=1, host=replace(busy, fixed=0, per_chunk=0, per_mpix=0)), costs).loads(demand()).cores[0]
+        * 2
+    )
+    assert plain.cores == pytest.approx(alone), "as if no two items shared a forward"
+    assert plain.work == 3 * demand().tokens * demand().chunks_per_s * (demand().steps + 1), (
+        "who takes what is left has none"
+    )
+    book.shape, book.neighbours = shape(host=replace(busy, correction=1.7)), {"h": 0.4}
+    assert book.forwards()["h"].cores == pytest.approx(plain.cores)
+
+
 def test_the_hosts_cores_are_a_limit_beside_the_workers_time() -> None:
     costs = KnownCosts(stage_fixed=0.0)
     alone = Book(shape(max_batch=1), costs).load(demand())
@@ -60,10 +80,11 @@ def test_the_hosts_cores_are_a_limit_beside_the_workers_time() -> None:
     assert loads.lanes[0][0] == pytest.approx(alone)
     assert loads.cores[0] == pytest.approx((alone + 0.1 + 2 * 0.01 + 160 * 96 * 8 / 1e6) / 0.5)
     assert loads.most == loads.cores[0] > alone
-    dearer = shape(max_batch=1, host=replace(busy, correction=1.5))
-    corrected = Book(dearer, costs).loads(demand())
-    assert corrected.lanes[0][0] == pytest.approx(1.5 * alone)
-    assert corrected.cores[0] == pytest.approx(loads.cores[0] + 0.5 * alone / 0.5)
+    corrected = Book(shape(max_batch=1, host=replace(busy, correction=1.5)), costs).loads(demand())
+    assert corrected.lanes[0][0] == loads.lanes[0][0], "how long a forward takes is measured"
+    assert corrected.cores[0] == pytest.approx(loads.cores[0] + 0.5 * alone / 0.5), (
+        "what it uses of the cores is corrected"
+    )
     gpu = replace(shape(max_batch=1, host=busy), threads=(0,))
     assert Book(gpu, costs).loads(demand()).cores[0] == pytest.approx(loads.cores[0] - alone / 0.5), "its own cores"
 

@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
                     cell[:, 0], cell[:, 1], cell[:, 2] = clip, last, y * columns + x
     np.save(tmp_path / "latents.npy", kept)
     np.save(tmp_path / "pixels.npy", pixels)
+    np.save(tmp_path / "styles.npy", np.zeros(clips, np.int64))
     return tmp_path
 
 
@@ -52,6 +53,14 @@ def test_a_cut_s_pixels_are_what_its_latents_tell_of(folder: Path) -> None:
     assert seen == {0.0, 1.0, 2.0, 3.0}, "the last two are never drawn"
     latents, pixels = estimates.held_out()
     assert (latents.shape[0], pixels.shape[0], float(latents[0, 0, 0, 0, 0])) == (2, 2, 4.0)
+
+
+def test_what_was_not_finished_or_is_too_little_is_told(folder: Path) -> None:
+    with pytest.raises(ValueError, match="make more"):
+        Estimates(folder, np.random.default_rng(1), held_out=6)
+    (folder / "styles.npy").unlink()
+    with pytest.raises(FileNotFoundError):
+        Estimates(folder, np.random.default_rng(1), held_out=2)
 
 
 def test_estimates_are_made_as_they_are_served(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bench.clips import with_motion
 from bench.quality import PROMPTS
 from bench.rig import Rig, decibels, squared_errors
 from shared.engine.plan.registry import EMBEDDED_MODEL, model_folder
-from shared.engine.plan.spec import ModelSpec
+from shared.engine.plan.spec import ModelSpec, spec_of
 from training.filters import NO_STYLE, stylise
 from training.procedural import make_clip
 from training.prompts import all_styles
@@ -123,3 +124,10 @@ def test_a_new_prompt_shows_within_two_chunks_without_a_broken_frame_and_a_blend
     assert at_once.broken == 0
     assert blended.largest_jump < 0.75 * at_once.largest_jump
     assert blended.shares[-1] > 0.5
+
+
+def test_what_is_published_is_what_is_trained() -> None:
+    """The preset that training starts from, with the run's own statistics of latents and nothing else changed."""
+    published, preset = ModelSpec.from_json(FOLDER / "spec.json"), spec_of("rheo-tiny")
+    names = ("latent_scale", "latent_shift", "vae_widths", "vae_encoder_width", "latent_channels", "encoder_normalised")
+    assert replace(published, **{name: getattr(preset, name) for name in names}) == preset

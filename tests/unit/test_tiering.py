@@ -53,7 +53,7 @@ class Bench:
             }
             fleet.beat(Beat.model_validate({**beat, "pipeline": name, "stage": 0, "stages": 1}), 0.0)
         self.admitting = Admitting(settings, fleet, self.clock, lambda name: self.cores[name].cost)
-        self.admitting.follow(steady=True)
+        self.admitting.follow()
         self.records: dict[str, StreamRecord] = {}
         messenger = Messenger(settings, self.bus, self.clock)
         self.tiering = Tiering(self.store, messenger, self.clock, self.admitting, self.records, self.cores)

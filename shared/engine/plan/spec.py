@@ -283,7 +283,7 @@ _TINY = ModelSpec(
     latent_channels=48,
     prediction=Prediction.X0,
     steps=(400, 150, 100, 50),
-    noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4, still_below=0.5),
+    noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4, latent_full=0.4, still_below=0.5),
     vae="taehv",
     vae_widths=(96, 48, 16, 16),
     vae_encoder_width=48,
