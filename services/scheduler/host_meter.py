@@ -72,14 +72,14 @@ class _Use:
     """What one pipeline's forwards use of a host. ``blocks``: what its workers there held when this was learnt."""
 
     blocks: tuple[tuple[str, str, int, int], ...] = ()
-    work: float = 0.0  # units, since the last observation
+    done: float = 0.0  # units of the pipeline's, as of the last observation
     per_work: float = 0.0  # CPU seconds
     observations: int = 0
     correction: float = 1.0
 
-    def observe(self, cores: float, seconds: float) -> None:
+    def observe(self, cores: float, seconds: float, done: float) -> None:
         """So much was used for the work since the last time."""
-        work, self.work = self.work, 0.0
+        work, self.done = done - self.done, done
         if work <= 0 or cores < BUSY_ENOUGH:
             return
         seen = cores * seconds / work
@@ -106,6 +106,7 @@ class HostMeter:
     def __init__(self) -> None:
         self._machines: dict[str, _Machine] = {}
         self._workers: dict[str, _Worker] = {}
+        self._done: dict[str, float] = {}  # by pipeline: units of work
 
     def beat(self, beat: Beat, now_s: float) -> None:
         """A heartbeat; only workers' that tell of cores count."""
@@ -138,7 +139,9 @@ class HostMeter:
         for pipeline in {each.beat.pipeline for each in workers}:
             mine = [each for each in workers if each.beat.pipeline == pipeline]
             self._use(machine, pipeline, mine).observe(
-                sum(each.compute for each in mine) if all(each.closed for each in mine) else 0.0, seconds
+                sum(each.compute for each in mine) if all(each.closed for each in mine) else 0.0,
+                seconds,
+                self._done.get(pipeline, 0.0),
             )
         if thread < BUSY_ENOUGH:
             return
@@ -153,14 +156,12 @@ class HostMeter:
         blocks = tuple((beat.instance, beat.incarnation, beat.first_block, beat.last_block) for beat in beats)
         use = machine.uses.get(pipeline)
         if use is None or use.blocks != blocks:
-            use = machine.uses[pipeline] = _Use(blocks)
+            use = machine.uses[pipeline] = _Use(blocks, self._done.get(pipeline, 0.0))
         return use
 
     def work(self, pipeline: str, units: float) -> None:
         """A pipeline has put so many latent tokens through a step, or through the autoencoder."""
-        for machine in self._machines.values():
-            if (use := machine.uses.get(pipeline)) is not None:
-                use.work += units
+        self._done[pipeline] = self._done.get(pipeline, 0.0) + units
 
     def correct(self, pipeline: str, priced: Mapping[str, Priced]) -> bool:
         """Correct prices to what forwards use: ``priced``, by host, is what a pipeline's streams take there in a second.
