@@ -12,6 +12,7 @@ matters more is sent louder. The latents' scale in the spec follows that rule.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import cast
 
@@ -142,13 +143,16 @@ def _sparse_identity(width: int) -> Tensor:
 
 @torch.no_grad()
 def measure(vae: TinyVae) -> LinearCode:
-    """The linear map of a fitted encoder, read off by feeding it one unit block after the other."""
-    size = FRAMES * 3 * CELL * CELL
-    grey = torch.full((1, FRAMES, 3, CELL, CELL), 0.5)
-    units = torch.eye(size).reshape(size, FRAMES, 3, CELL, CELL) * 0.25
-    middle = vae.encode_clip(grey).flatten()
-    matrix = (torch.cat([vae.encode_clip(grey + part).flatten(1) for part in units.split(96)]) - middle) / 0.25
-    return LinearCode(matrix.T.contiguous(), middle - matrix.T.sum(1) * 0.5)
+    """The linear map of a fitted encoder, read off by feeding it one unit block after the other.
+
+    In double precision: the offsets that keep signals above zero are large, and a difference of two outputs loses digits.
+    """
+    exact, size = deepcopy(vae).double(), FRAMES * 3 * CELL * CELL
+    grey = torch.full((1, FRAMES, 3, CELL, CELL), 0.5, dtype=torch.float64)
+    units = torch.eye(size, dtype=torch.float64).reshape(size, FRAMES, 3, CELL, CELL) * 0.25
+    middle = exact.encode_clip(grey).flatten()
+    matrix = (torch.cat([exact.encode_clip(grey + part).flatten(1) for part in units.split(96)]) - middle) / 0.25
+    return LinearCode(matrix.T.float().contiguous(), (middle - matrix.sum(0) * 0.5).float())
 
 
 def amplitudes(vae: TinyVae, code: LinearCode, video: Tensor, gain: float) -> tuple[list[float], list[float]]:

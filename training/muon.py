@@ -11,14 +11,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from training.fast_dit import compute_dtype
+
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 ITERATIONS = 5
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Nearly the closest matrix with all singular values 1, by a quintic Newton–Schulz iteration in bfloat16."""
+    """Nearly the closest matrix with all singular values 1, by a quintic Newton–Schulz iteration."""
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
+    x = matrix.to(compute_dtype())
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

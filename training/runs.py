@@ -37,7 +37,7 @@ class ClipPool:
             part = part[::-1] if self.rng.random() < 0.3 else part
             if self.rng.random() < 0.15:  # a still picture is a clip too
                 part = np.repeat(part[:1], frames, 0)
-            parts.append(torch.from_numpy(np.ascontiguousarray(part)))
+            parts.append(torch.from_numpy(np.array(part)))
         return torch.stack(parts).float().div_(255)
 
     def validation(self, frames: int) -> Tensor:

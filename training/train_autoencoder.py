@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from shared.engine.model.tiny_vae import MemBlock, TGrow, TinyVae
 from shared.engine.plan.spec import ModelSpec
 from training.estimates_pool import Estimates
+from training.fast_dit import autocast
 from training.filters import FILTERS, NO_STYLE, stylise
 from training.linear_decoder import start_decoder
 from training.linear_encoder import SPREAD, LinearCode, amplitudes, fit, markov_clips, measure
@@ -123,7 +124,7 @@ def evaluate(vae: TinyVae, clips: Tensor, scale: Tensor) -> dict[str, float]:
     for name, video, noise in (("plain_db", clips, 0.0), ("noisy_db", clips, 0.5), ("styled_db", styled, 0.0)):
         z = vae.encode_clip(video)
         z = z + noise * scale * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             result[name] = psnr(vae.decode_clip(z), video)
     return result
 
@@ -131,7 +132,7 @@ def evaluate(vae: TinyVae, clips: Tensor, scale: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def restyled(vae: TinyVae, latents: Tensor, pixels: Tensor) -> dict[str, float]:
     """Decibels of estimates to what they were to be."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast():
         return {"restyled_db": psnr(vae.decode_clip(latents), pixels)}
 
 
@@ -195,7 +196,7 @@ def train(args: argparse.Namespace) -> None:
     if not path.exists():
         path = build_pool(args.pool, 480, 29, 192, 320, 1, args.threads)
     checkpoint = args.run / "autoencoder.pt"
-    state = torch.load(checkpoint, weights_only=False) if checkpoint.exists() else None
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
     step, spent = (state["step"], state["spent"]) if state else (0, 0.0)
     rng = np.random.default_rng([args.seed, step])
     pool = ClipPool(path, rng)
@@ -234,7 +235,7 @@ def train(args: argparse.Namespace) -> None:
         else:
             video = mixed_batch(pool, rng, shape)
             z = noisy(code.encode(video), scale)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             made = vae.decode_unclamped(z)
         loss = picture_loss(made.float(), video)
         for each in optimiser:

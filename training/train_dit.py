@@ -6,12 +6,15 @@ from its last checkpoint when it was stopped.
 
 Two tasks per batch. Step 0: the noisy *source* latents → the styled latents. A later step: the model's own estimate,
 re-noised to that step's level → the styled latents; the source is out of sight there. The loss is on x0: in latents, and
-now and then on decoded pixels against the true filter.
+now and then on decoded pixels against the true filter. Errors count by style (:mod:`training.style_weights`).
+
+On two cores ``--processes 2`` is fastest (:mod:`training.side_by_side`).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,22 +28,29 @@ from shared.engine.model.dit import Dit
 from shared.engine.model.text import TinyTextEncoder
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.plan.spec import ModelSpec
-from training.fast_dit import block_forward, compiled_block, predict, score_bias
+from training.fast_dit import autocast, block_forward, compiled_block, predict, score_bias
 from training.linear_encoder import LinearCode, measure
+from training.linear_paths import start_paths
+from training.muon import Muon
 from training.pairs import Pair, PairSource
 from training.prompts import all_styles, sample_prompt
 from training.publish import publish, tiny_spec
 from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, save_checkpoint, write_weights
+from training.shelf import Shelf
+from training.side_by_side import Fellows, side_by_side
 from training.streaming_task import FIRST, Draw, draw_task, enter, frame_positions, look_back, sigmas
+from training.style_weights import StyleWeights
 from training.train_autoencoder import channels_last, picture_loss
 from training.train_text import nearest_code, style_codes
 from training.warm_start import NormalCode, begin_with
 
 FRAMES = 8
 STEADINESS = 0.5
-DRAWN_FOR = 2  # steps, as drawing and filtering a batch takes a third of one
+USES, PLACES = 4, (150, 12)  # how often a couple of pairs is used, and how many wait to be used again, by size
 BLENDS = 0.3  # of the pairs of one clip
-SIZES = ((96, 160, 6), (192, 320, 2))  # height, width, batch
+PATH_CLIPS = 240
+PACE_PAST = 0.2  # of the gated paths: what they are off by counts times x_t, which is loud
+SIZES = ((96, 160, 4), (192, 320, 2))  # height, width, batch
 
 
 def initialise(model: Dit) -> None:
@@ -48,7 +58,8 @@ def initialise(model: Dit) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            module.bias.data.zero_()
+            if cast("nn.Parameter | None", module.bias) is not None:
+                module.bias.data.zero_()
     nn.init.xavier_uniform_(model.patch_embedding.weight.flatten(1))
     cast("nn.Parameter", model.patch_embedding.bias).data.zero_()
     for part in (model.text_embedding, model.time_embedding):
@@ -57,6 +68,9 @@ def initialise(model: Dit) -> None:
                 nn.init.normal_(layer.weight, std=0.05)
     nn.init.normal_(cast("nn.Linear", model.time_projection[1]).weight, std=0.02)
     nn.init.zeros_(model.head.head.weight)
+    if model.head.gated_paths:
+        nn.init.zeros_(model.head.gates.weight)
+        nn.init.zeros_(model.head.prompt_gates.weight)
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class Trainer:
         self._compiled, self._compiled_tokens = compiled_block(), SIZES[0][0] * SIZES[0][1] // 256
         self.mean, self.scale = torch.tensor(spec.latent_shift), torch.tensor(spec.latent_scale)
         self._pixels = pixels_of_latents(measure(vae), self.scale)
+        self.weights = StyleWeights(len(prompts))
 
     def estimate(self, noisy: Tensor, times: Tensor, text: Prompts, positions: list[int], masked: bool) -> Tensor:
         """x0 of a clip or of a first block, [B, F, C, h, w]."""
@@ -91,10 +106,10 @@ class Trainer:
             if tokens not in self._biases:
                 self._biases[tokens] = score_bias(look_back(frames, tokens, self.spec.ring, self.spec.sinks))
             bias = self._biases[tokens]
-        predicted = predict(
-            self.model, noisy, times, text.own, positions[:frames], bias, block, (text.other, text.share)
-        )
-        return self.model.clean(noisy, sigmas(times, self.spec), predicted)
+        sigma = sigmas(times, self.spec)
+        other = text.other, text.share
+        predicted = predict(self.model, noisy, times, sigma, text.own, positions[:frames], bias, block, other)
+        return self.model.clean(noisy, sigma, predicted)
 
     def losses(
         self, rng: np.random.Generator, pairs: list[Pair], with_pixels: bool, with_later: bool
@@ -106,27 +121,47 @@ class Trainer:
         positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
         noisy, times = self._entry(source, tasks, text, positions)
         x0 = self.estimate(noisy, times, text, positions, True)
-        entry = self._error(x0, target)
+        errors, squares = self._errors(x0, target)
+        entry = self._weighed(errors, pairs)
         total = entry
-        parts = {"entry": entry.item()}
+        # A blend's error says nothing of its style.
+        pure = [i for i, share in enumerate(text.share.tolist()) if share == 0]
+        self.weights.note([pairs[i].style for i in pure], squares.detach()[pure])
+        parts = {"entry": errors.mean().item(), "weighed": entry.item()}
         if with_pixels:
-            pick = int(rng.choice(np.flatnonzero(text.share.numpy() == 0)))
-            pixel = self._pixel_loss(x0[pick : pick + 1, :4], pairs[pick])
+            pick = int(rng.choice(pure))
+            pixel = self._pixel_loss(x0[pick : pick + 1, :4], pairs[pick]) * self.weights.of([pairs[pick].style])[0]
             total = total + 3.0 * pixel
             parts["pixel"] = pixel.item()
         if with_later:
-            later = self._error(self._later_step(x0.detach(), tasks, text, positions), target)
+            errors, _ = self._errors(self._later_step(x0.detach(), tasks, text, positions), target)
+            later = self._weighed(errors, pairs)
             total = total + later
             parts["later"] = later.item()
         return total, parts
+
+    @torch.no_grad()
+    def start_paths(self, rng: np.random.Generator, draw: Callable[[], list[Pair]], clips: int) -> None:
+        """Opens the gated paths as far as least squares can tell (:mod:`training.linear_paths`)."""
+
+        def forward(pairs: list[Pair]) -> object:
+            source = torch.stack([p.source for p in pairs])
+            tasks = [draw_task(rng, self.spec) for _ in pairs]
+            text, positions = self._plain_prompts(rng, pairs), frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
+            return self.estimate(*self._entry(source, tasks, text, positions), text, positions, True)
+
+        start_paths(self.model, self.prompts, draw, forward, clips)
+
+    def _plain_prompts(self, rng: np.random.Generator, pairs: list[Pair]) -> Prompts:
+        own = torch.stack([self.prompts[p.style][rng.integers(len(self.prompts[p.style]))] for p in pairs])
+        return Prompts(own, own, torch.zeros(len(pairs)))
 
     @torch.no_grad()
     def served(self, rng: np.random.Generator, pairs: list[Pair]) -> Tensor:
         """Estimates [B, 8, C, h, w] as a stream's user gets them, after one step or two, with no prompt under way."""
         source, steps = torch.stack([p.source for p in pairs]), int(rng.integers(1, 3))
         tasks = [draw_task(rng, self.spec, fewest=2) for _ in pairs]
-        own = torch.stack([self.prompts[p.style][rng.integers(len(self.prompts[p.style]))] for p in pairs])
-        text = Prompts(own, own, torch.zeros(len(pairs)))
+        text = self._plain_prompts(rng, pairs)
         positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
         noisy, times = self._entry(source, tasks, text, positions)
         x0 = self.estimate(noisy, times, text, positions, True)
@@ -152,16 +187,22 @@ class Trainer:
                 target[first] = torch.lerp(target[first], target[first + 1], share[first])
         return Prompts(own, other, share), target
 
-    def _error(self, made: Tensor, true: Tensor) -> Tensor:
-        """Mostly what the error in latents does to pixels; of the latents themselves as well, so that detail counts."""
+    def _weighed(self, errors: Tensor, pairs: list[Pair]) -> Tensor:
+        return (errors * self.weights.of([p.style for p in pairs])).mean()
+
+    def _errors(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """Errors [B] and, of each, the squares [B].
+
+        Mostly what the error in latents does to pixels; of the latents themselves as well, so that detail counts.
+        """
         error = made - true
         pixels = torch.einsum("tpc,bfchw->bftphw", self._pixels, error).flatten(1, 2)
         # An error that stays is a tint, one that changes from picture to picture is flicker: that one counts again.
         change = pixels[:, 1:] - pixels[:, :-1]
-        cells = error.shape[0] * error.shape[1] * error.shape[-1] * error.shape[-2]
-        return (
-            0.5 * pixels.square().sum() + 0.5 * STEADINESS * change.square().sum()
-        ) / cells + 0.1 * error.abs().mean()
+        cells = error.shape[1] * error.shape[-1] * error.shape[-2]
+        squares = pixels.square().flatten(1).sum(1) / cells
+        changes = change.square().flatten(1).sum(1) / cells
+        return 0.5 * squares + 0.5 * STEADINESS * changes + 0.1 * error.abs().flatten(1).mean(1), squares
 
     @torch.no_grad()
     def _first_block(self, source: Tensor, tasks: list[Draw], text: Prompts, positions: list[int]) -> Tensor:
@@ -188,7 +229,7 @@ class Trainer:
 
     def _pixel_loss(self, x0: Tensor, pair: Pair) -> Tensor:
         z = x0 * self.scale.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             made = self.vae.decode_unclamped(z)
         return picture_loss(made.float(), pair.pixels[None, : made.shape[1]])
 
@@ -214,19 +255,26 @@ def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, se
     return bank
 
 
+def known_paths(folder: Path) -> bool:
+    """Whether a model folder's DiT has gated paths."""
+    return ModelSpec.from_json(folder / "spec.json").gated_paths > 0
+
+
 def optimisers(model: Dit, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for all else."""
+    """Muon for the blocks' matrices, AdamW for all else; each group's ``pace`` multiplies the learning rate."""
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
-    known = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in known]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),
+    past = [
+        p for n, p in model.named_parameters() if n.startswith(("head.paths.", "head.gates.", "head.prompt_gates."))
     ]
+    known = {id(p) for p in matrices + past}
+    others = [p for p in model.parameters() if id(p) not in known]
+    groups = [{"params": others, "pace": 1.0}, {"params": past, "pace": PACE_PAST}]
+    muon, adam = Muon(matrices, lr, weight_decay=0.01), torch.optim.AdamW(groups, lr, (0.9, 0.98), weight_decay=0.0)
+    return [muon, adam]
 
 
-def train(args: argparse.Namespace) -> None:
-    """The whole run."""
+def train(args: argparse.Namespace, fellows: Fellows) -> None:
+    """The whole run, as one of ``fellows``."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     spec = tiny_spec(args.run)
@@ -244,41 +292,49 @@ def train(args: argparse.Namespace) -> None:
     checkpoint = args.run / "dit.pt"
     step, spent = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
+        state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         for each, saved in zip(optimiser, state["optimiser"], strict=True):
             each.load_state_dict(saved)
         average.weights, average.steps = state["average"], state["step"]
+        trainer.weights.errors = state["errors"]
         step, spent = state["step"], state["spent"]
-        torch.manual_seed(args.seed + step)
-    rng = np.random.default_rng([args.seed, step])
+    rng = np.random.default_rng([args.seed, step, fellows.rank])
     pool = ClipPool(args.pool / "clips.npy", rng)
     code = measure(vae)
     pairs_of = PairSource(code, pool, trainer.mean, trainer.scale, styles)
+    shelves = [
+        Shelf(lambda couples, h=h, w=w: pairs_of.draw(rng, 2 * couples, h, w), places, USES)
+        for (h, w, _), places in zip(SIZES, PLACES, strict=True)
+    ]
     if args.begin_with and not step:
         begin_with(model, NormalCode(code, trainer.mean, trainer.scale), args.begin_with, pool.draw(24, 13, 96, 160))
+        if fellows.first and model.head.gated_paths and not known_paths(args.begin_with):
+            trainer.start_paths(rng, lambda: pairs_of.draw(rng, 6, *SIZES[0][:2]), PATH_CLIPS)
+    fellows.begin_alike(model)
+    if not step:
         average = MovingAverage(model, 0.99)
+    torch.manual_seed(args.seed + step + 1_000_003 * fellows.rank)
     progress = Progress(args.steps, args.minutes, spent)
-    curves = Curves(args.run / "dit.csv", resumed=step > 0)
+    done = progress.at(step)
+    curves = Curves(args.run / "dit.csv", resumed=step > 0) if fellows.first else None
     running: dict[str, float] = {}
-    pairs: list[Pair] = []
-    while progress.at(step) < 1:
+    while done < 1:
         for each in optimiser:
             for group in each.param_groups:
-                group["lr"] = learning_rate(progress.at(step), args.lr)
-        which = 1 if progress.at(step) > args.large_from and step % 12 == 11 else 0
-        height, width, batch = SIZES[which]
-        if step % DRAWN_FOR == 0 or not pairs or pairs[0].pixels.shape[-1] != width:
-            pairs = pairs_of.draw(rng, batch, height, width)
+                group["lr"] = learning_rate(done, args.lr) * group.get("pace", 1.0)
+        which = 1 if done > args.large_from and step % 12 == 11 else 0
         loss, parts = trainer.losses(
             rng,
-            pairs,
-            with_pixels=which == 0 and step % 3 == 0 and progress.at(step) > args.pixels_from,
+            shelves[which].take(rng, SIZES[which][2] // 2),
+            with_pixels=which == 0 and step % 3 == 0 and done > args.pixels_from,
             with_later=step % 3 == 1,
         )
         for each in optimiser:
             each.zero_grad(set_to_none=True)
         loss.backward()
+        done = fellows.agree(model.parameters(), progress.at(step + 1))
+        trainer.weights.errors = fellows.mean(trainer.weights.errors)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for each in optimiser:
             each.step()
@@ -286,16 +342,17 @@ def train(args: argparse.Namespace) -> None:
         step += 1
         for key, value in (parts | {"grad": norm.item()}).items():
             running[key] = running.get(key, value) * 0.95 + 0.05 * value
-        if step % args.report == 0 or progress.at(step) >= 1:
+        if curves is not None and (step % args.report == 0 or done >= 1):
             curves.add(
                 {"step": step, "seconds": progress.spent_s}
-                | {k: running.get(k, 0.0) for k in ("entry", "later", "pixel", "grad")}
+                | {k: running.get(k, 0.0) for k in ("entry", "weighed", "later", "pixel", "grad")}
             )
             write_weights(args.run / "dit.safetensors", average.weights)
             if args.publish:
                 publish(args.run, args.publish)
             saved = {"model": model.state_dict(), "optimiser": [each.state_dict() for each in optimiser]}
-            save_checkpoint(checkpoint, saved | {"average": average.weights, "step": step, "spent": progress.spent_s})
+            saved |= {"average": average.weights, "errors": trainer.weights.errors}
+            save_checkpoint(checkpoint, saved | {"step": step, "spent": progress.spent_s})
 
 
 def main() -> None:
@@ -314,7 +371,9 @@ def main() -> None:
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=3)
-    train(parser.parse_args())
+    parser.add_argument("--processes", type=int, default=1, help="each of this many processes has its own batch")
+    args = parser.parse_args()
+    side_by_side(args.processes, train, args)
 
 
 if __name__ == "__main__":

@@ -76,4 +76,6 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
     state[patch] = kernel.reshape(model.patch_embedding.weight.shape)
     state[head] = torch.einsum("no,pod->pnd", back, rows).flatten(0, 1)
     state["head.head.bias"] = torch.einsum("no,po->pn", back, bias).flatten()
+    own = dict(model.head.named_parameters(prefix="head"))
+    state |= {name: own[name].data for name in own if name not in state}  # paths that the old one has not
     model.load_state_dict(state)

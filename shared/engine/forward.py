@@ -86,8 +86,9 @@ class StepForward:
         if not model.is_last:
             return x
         own = step.frames * rows * columns
-        predicted = model.predict(x[:, -own:], e, rows, columns)
-        return model.clean(step.noisy[:, -step.frames :], step.sigma, predicted)
+        noisy = step.noisy[:, -step.frames :]
+        prompt = self._prompt(len(self.blocks) - 1, step.prompts)
+        return model.clean(noisy, step.sigma, model.predict(x[:, -own:], e, noisy, step.sigma, prompt))
 
     def _prompt(self, block: int, prompts: Tensor | int) -> ContextKv:
         if isinstance(prompts, int):

@@ -90,7 +90,8 @@ def test_the_fast_forward_is_the_models_own():
     )
     times, mask = torch.full((2, 8), 300.0), look_back(8, 6, spec.ring, spec.sinks)
     with torch.no_grad():
-        fast = predict(model, latents, times, text, list(range(8)), score_bias(mask), block_forward)
+        sigma = sigmas(times, spec)
+        fast = predict(model, latents, times, sigma, text, list(range(8)), score_bias(mask), block_forward)
         plain = model(latents, times, text, mask=mask)
     assert (fast - plain).square().mean().sqrt() < 0.03 * plain.square().mean().sqrt()
 
@@ -120,7 +121,7 @@ def test_the_fitted_encoder_is_one_linear_map_and_the_decoder_starts_as_its_inve
     code = fit(vae, whole)
     latents = code.encode(video)
     with torch.no_grad():
-        assert torch.allclose(vae.encode_clip(video), latents, atol=0.02)
+        assert torch.allclose(vae.encode_clip(video), latents, atol=5e-4)
     assert torch.allclose(measure(vae).matrix, code.matrix)
     start_decoder(vae, zip(video.split(2), latents.split(2), strict=True))
     # The best linear map of a cell by itself; its neighbours can only help.

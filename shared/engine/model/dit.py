@@ -27,11 +27,14 @@ from shared.engine.model.attention import (
     full_attention,
 )
 from shared.engine.model.rope import Rope, RopeTable
+from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec, Prediction
 
 _LEAST_ROWS = 8
 
 
+SHUT_BELOW, OPEN_FROM = 0.16, 0.22
+"""σ between which gated paths open. Steps after the first lie below by default (docs/adr/0027), first steps above."""
 DIRECT_FROM = 0.3
 """σ from which a model that predicts x0 gives it whole. Below, x_t is nearly x0: it is kept, and moved by the share σ / 0.3."""
 
@@ -78,17 +81,57 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The last norm and projection, modulated by time."""
+    """The last norm and projection, modulated by time; and, if the spec has them, gated paths past the blocks.
+
+    A path is a 3×3 convolution of x_t itself. The prompt and the last block's token decide, value by value, how much of each
+    path comes in and how much of the projection stays: fine detail of the source need not fit through ``dim`` channels
+    (docs/adr/0028). The prompt is read from what the last block's cross-attention has of it.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.head = nn.Linear(spec.dim, PATCH * PATCH * spec.latent_channels)
+        values = PATCH * PATCH * spec.latent_channels
+        self.head = nn.Linear(spec.dim, values)
         self.modulation = nn.Parameter(torch.randn(1, 2, spec.dim) / spec.dim**0.5)
+        if spec.gated_paths:
+            self.paths = nn.Linear(9 * spec.latent_channels, spec.gated_paths * spec.latent_channels, bias=False)
+            self.gates = nn.Linear(spec.dim, (1 + spec.gated_paths) * values)
+            self.prompt_gates = nn.Linear(spec.dim, (1 + spec.gated_paths) * values, bias=False)
+        self.gated_paths = spec.gated_paths
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """x [B, L, dim], e [B, F or 1, dim] float32 → [B, L, 4·C]."""
+    def forward(self, x: Tensor, e: Tensor, noisy: Tensor, sigma: Tensor, prompt: ContextKv) -> Tensor:
+        """x [B, L, dim], e [B, F or 1, dim] float32, x_t [B, F, C, h, w], σ [B, F or 1, 1, 1, 1] → [B, L, 4·C] float32."""
         shift, scale = _per_token(self.modulation + e[:, :, None], x)
-        return self.head(_modulate(x, shift, scale))
+        x = _modulate(x, shift, scale)
+        made = self.head(x).float()
+        if not self.gated_paths:
+            return made
+        gates = self.gates(x).float() + self.gates_of(prompt[1])[:, None]
+        gates = gates.unflatten(-1, (1 + self.gated_paths, -1))
+        more = made * gates[..., 0, :] + (gates[..., 1:, :] * self.past(noisy)).sum(-2)
+        (share,) = _per_token(openness(sigma).flatten(2)[..., None], made)
+        return torch.addcmul(made, share, more)
+
+    def past(self, noisy: Tensor) -> Tensor:
+        """x_t [B, F, C, h, w] → what every path makes of it [B, L, paths, 4·C] float32, channels last within a patch."""
+        weight = self.paths.weight
+        rows, columns = noisy.shape[-2:]
+        cells = fn.pad(noisy.to(weight.dtype).movedim(2, -1), (0, 0, 1, 1, 1, 1))
+        around = [cells[:, :, y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
+        made = self.paths(torch.cat(around, -1)).float()
+        b, f = made.shape[:2]
+        made = made.reshape(b, f, rows // PATCH, PATCH, columns // PATCH, PATCH, self.gated_paths, -1)
+        return made.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5).flatten(1, 3)
+
+    def gates_of(self, values: Tensor) -> Tensor:
+        """A prompt's values in the last block [B or 1, M, heads, D] → its part of the gates [B or 1, …] float32."""
+        mean = values.flatten(2).mean(1)
+        return self.prompt_gates(fn.pad(mean, (0, 0, 0, max(0, _LEAST_ROWS - len(mean)))))[: len(mean)].float()
+
+
+def openness(sigma: Tensor) -> Tensor:
+    """How far the gated paths are open: wholly where x_t holds the source, not at all where it holds the model's estimate."""
+    return ((sigma - SHUT_BELOW) / (OPEN_FROM - SHUT_BELOW)).clamp(0.0, 1.0)
 
 
 class Dit(nn.Module):
@@ -175,9 +218,12 @@ class Dit(nn.Module):
         context = self.context(text)
         return [block.cross_attn.context_kv(context) for block in self.layers()]
 
-    def predict(self, x: Tensor, e: Tensor, rows: int, columns: int) -> Tensor:
-        """Tokens [B, L, dim] → flow or x0 (see :meth:`clean`) [B, F, C, 2·rows, 2·columns] float32. Last blocks only."""
-        return unpatchify(self.head(x, e).float(), rows, columns)
+    def predict(self, x: Tensor, e: Tensor, noisy: Tensor, sigma: Tensor, prompt: ContextKv) -> Tensor:
+        """Tokens [B, L, dim], x_t [B, F, C, h, w] → flow or x0 (see :meth:`clean`), float32, like x_t. Last blocks only.
+
+        σ [B, F or 1, 1, 1, 1]; ``prompt`` is the last block's of :meth:`context_kv`.
+        """
+        return unpatchify(self.head(x, e, noisy, sigma, prompt), noisy.shape[-2] // PATCH, noisy.shape[-1] // PATCH)
 
     def clean(self, noisy: Tensor, sigma: Tensor | float, predicted: Tensor) -> Tensor:
         """x0 [B, F, C, h, w] from x_t and what the last layer gave for it; σ broadcasts."""
@@ -206,9 +252,15 @@ class Dit(nn.Module):
         e, e6 = self.times(timesteps)
         x = self.patches(latents)
         look = attend if attend is not None else full_attention(mask)
-        for block, kv in zip(self.layers(), self.context_kv(text), strict=True):
+        prompts = self.context_kv(text)
+        for block, kv in zip(self.layers(), prompts, strict=True):
             x = block(x, e6, rope, look, kv)
-        return self.predict(x, e, rows, columns)
+        return self.predict(x, e, latents, self._sigmas(timesteps, x), prompts[-1])
+
+    def _sigmas(self, timesteps: Tensor | Sequence[Sequence[float]], like: Tensor) -> Tensor:
+        rows: list[list[float]] = torch.as_tensor(timesteps).tolist()
+        values = [[sigma_of(t, self.spec.sigma_shift) for t in row] for row in rows]
+        return like.new_tensor(values, dtype=torch.float32)[:, :, None, None, None]
 
 
 def patchify(latents: Tensor) -> Tensor:
