@@ -257,7 +257,7 @@ def test_fp8_halves_the_weights_and_stays_near() -> None:
         assert float((ours - theirs).square().mean().sqrt() / theirs.std()) < 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(CPU, dtype)])
 def test_packed_layers_compute_what_plain_ones_do_and_follow_their_weights(dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -273,6 +273,13 @@ def test_packed_layers_compute_what_plain_ones_do_and_follow_their_weights(dtype
         repack(torch.nn.ModuleList([fast]))
         assert torch.allclose(fast(x), plain(x), **near)
         assert fast.weight is plain.weight
+
+
+def test_a_stage_in_bfloat16_runs_on_any_cpu_packed_or_not() -> None:
+    (stage,) = stages_of(dtype=torch.bfloat16)
+    assert isinstance(stage.layers[0].self_attn.o, PackedLinear) == can_pack(CPU, torch.bfloat16)
+    open_on([stage], "a")
+    assert all(torch.isfinite(made).all() for made in stream_of(stage, 2))
 
 
 def test_a_stage_on_the_cpu_is_packed_under_the_models_own_names() -> None:

@@ -57,9 +57,13 @@ class PackedLinear(nn.Linear):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch has oneDNN's packed product for the device and dtype."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and device.type == "cpu" and dtype in _DTYPES
+    """Whether this torch, and this CPU, have oneDNN's packed product for the device and dtype: bfloat16 needs AVX-512."""
+    operators: Any = torch.ops.mkldnn
+    if device.type != "cpu" or dtype not in _DTYPES:
+        return False
+    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_linear_pointwise"):
+        return False
+    return dtype != torch.bfloat16 or bool(operators._is_mkldnn_bf16_supported())
 
 
 def pack(model: Dit) -> None:
