@@ -255,11 +255,6 @@ def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, se
     return bank
 
 
-def known_paths(folder: Path) -> bool:
-    """Whether a model folder's DiT has gated paths."""
-    return ModelSpec.from_json(folder / "spec.json").gated_paths > 0
-
-
 def optimisers(model: Dit, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for all else; each group's ``pace`` multiplies the learning rate."""
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
@@ -308,8 +303,9 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
         for (h, w, _), places in zip(SIZES, PLACES, strict=True)
     ]
     if args.begin_with and not step:
-        begin_with(model, NormalCode(code, trainer.mean, trainer.scale), args.begin_with, pool.draw(24, 13, 96, 160))
-        if fellows.first and model.head.gated_paths and not known_paths(args.begin_with):
+        clips = pool.draw(24, 13, 96, 160)
+        paths = begin_with(model, NormalCode(code, trainer.mean, trainer.scale), args.begin_with, clips)
+        if fellows.first and model.head.gated_paths and not paths:
             trainer.start_paths(rng, lambda: pairs_of.draw(rng, 6, *SIZES[0][:2]), PATH_CLIPS)
     fellows.begin_alike(model)
     if not step:

@@ -19,6 +19,9 @@ from shared.engine.model.loading import load_tiny_vae
 from shared.engine.plan.spec import PATCH, ModelSpec
 from training.linear_encoder import LinearCode, measure
 
+SAME = 0.01
+"""Two codes are one if the map between them is the identity but for this much (root mean square of its singular values)."""
+
 
 @dataclass(frozen=True)
 class NormalCode:
@@ -49,11 +52,12 @@ def translation(source: Tensor, target: Tensor, ridge: float = 1e-4) -> Tensor:
 
 
 @torch.no_grad()
-def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: float = 0.5) -> None:
+def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: float = 0.5) -> bool:
     """Writes the DiT of ``folder`` into ``model``, which has the same blocks and sees the code ``new``.
 
     ``video`` [B, 4n − 3, 3, H, W] is what the codes are compared on. ``fresh`` scales the random weights through which
-    the model sees what the old code did not. Raises ValueError where the blocks differ.
+    the model sees what the old code did not. Returns whether gated paths came along; they do on the same code only, as gates
+    go channel by channel. Otherwise the model's are shut. Raises ValueError where the blocks differ.
     """
     old_spec, old = code_of(folder)
     weights = load_file(folder / "dit.safetensors")
@@ -76,6 +80,19 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
     state[patch] = kernel.reshape(model.patch_embedding.weight.shape)
     state[head] = torch.einsum("no,pod->pnd", back, rows).flatten(0, 1)
     state["head.head.bias"] = torch.einsum("no,po->pn", back, bias).flatten()
-    own = dict(model.head.named_parameters(prefix="head"))
-    state |= {name: own[name].data for name in own if name not in state}  # paths that the old one has not
+    own = {
+        name: value.data
+        for name, value in model.head.named_parameters(prefix="head")
+        if "paths" in name or "gates" in name
+    }
+    same = there.shape == back.shape and torch.dist(there, torch.eye(len(there))) < SAME * len(there) ** 0.5
+    came_along = (
+        bool(own) and bool(same) and all(name in state and state[name].shape == own[name].shape for name in own)
+    )
+    state = {
+        name: value for name, value in state.items() if came_along or ("paths" not in name and "gates" not in name)
+    }
+    if not came_along:
+        state |= {name: torch.zeros_like(value) if "gates" in name else value for name, value in own.items()}
     model.load_state_dict(state)
+    return came_along

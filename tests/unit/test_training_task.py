@@ -174,13 +174,21 @@ def test_a_dit_begins_with_another_ones_skill_on_a_new_code():
     new = NormalCode(scaled, torch.zeros(spec.latent_channels), torch.ones(spec.latent_channels))
     video = torch.rand(4, 5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     model, before = Dit(spec), load_dit(spec, folder, range(spec.layers), "cpu", torch.float32)
-    begin_with(model, new, folder, video)
+    assert not begin_with(model, new, folder, video), (
+        "gates go channel by channel: on another code there are no such paths"
+    )
     x, text = torch.randn(1, 2, spec.latent_channels, 4, 6), torch.randn(1, spec.text_len, spec.text_dim)
     times = torch.full((1, 2), 400.0)
     with torch.no_grad():
+        whole = before(x, times, text)
+        for gates in (before.head.gates.weight, before.head.gates.bias, before.head.prompt_gates.weight):
+            gates.zero_()
         expected = torch.einsum("oc,bfchw->bfohw", turn, before(x, times, text))
         made = model(torch.einsum("oc,bfchw->bfohw", turn, x), times, text)
     assert (made - expected).square().mean() < 1e-3 * expected.square().mean()
+    assert begin_with(model, old, folder, video), "on the same code paths come along"
+    with torch.no_grad():
+        assert (model(x, times, text) - whole).square().mean() < 1e-3 * whole.square().mean()
     with pytest.raises(ValueError, match="another dim"):
         begin_with(Dit(replace(spec, dim=128)), new, folder, video)
 
