@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from shared.engine.model.dit import Dit, Head, patchify
+from shared.engine.model.dit import Dit, Head, neighbourhoods, patchify
 from shared.engine.plan.spec import PATCH
 from training.pairs import Pair
 from training.streaming_task import FIRST
@@ -23,14 +23,6 @@ from training.streaming_task import FIRST
 Batch = Callable[[], list[Pair]]
 Forward = Callable[[list[Pair]], object]
 """Restyles pairs with step 0 as the last thing the model does; frames before ``FIRST`` may be at another step."""
-
-
-def around(latents: Tensor) -> Tensor:
-    """[B, F, C, h, w] → every cell with its neighbours [B·F·h·w, 9·C], as :class:`Head` orders them."""
-    rows, columns = latents.shape[-2:]
-    cells = nn.functional.pad(latents.movedim(2, -1), (0, 0, 1, 1, 1, 1))
-    parts = [cells[:, :, y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
-    return torch.cat(parts, -1).flatten(0, -2)
 
 
 class StyleMaps:
@@ -42,7 +34,8 @@ class StyleMaps:
 
     def add(self, pair: Pair) -> None:
         """One pair's cells."""
-        near, styled = around(pair.source[None]), pair.target.movedim(1, -1).flatten(0, -2)
+        near = neighbourhoods(pair.source[None]).flatten(0, -2)
+        styled = pair.target.movedim(1, -1).flatten(0, -2)
         self._grams[pair.style] += near.T @ near
         self._moments[pair.style] += near.T @ styled
 

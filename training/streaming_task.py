@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.engine.model.dit import noise_levels
 from shared.engine.plan.noise_controller import first_timestep, step_timesteps
-from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import ModelSpec
 
 FIRST = 2
@@ -65,9 +65,8 @@ def frame_positions(rng: np.random.Generator, frames: int, refresh_at: int) -> l
 
 
 def sigmas(timesteps: Tensor, spec: ModelSpec) -> Tensor:
-    """Nominal timesteps [B, F] → σ [B, F, 1, 1, 1] from the shifted table."""
-    values = [[sigma_of(float(t), spec.sigma_shift) for t in row] for row in timesteps.tolist()]
-    return torch.tensor(values)[:, :, None, None, None]
+    """Nominal timesteps [B, F] → σ [B, F, 1, 1, 1] from the model's table."""
+    return noise_levels(timesteps, spec.sigma_shift)
 
 
 def enter(latents: Tensor, noise_scale: Tensor, noise: Tensor) -> Tensor:

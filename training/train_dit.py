@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.engine.model.dit import Dit
+from shared.engine.model.dit import PAST_THE_BLOCKS, Dit
 from shared.engine.model.text import TinyTextEncoder
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.plan.spec import ModelSpec
@@ -258,9 +258,7 @@ def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, se
 def optimisers(model: Dit, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for all else; each group's ``pace`` multiplies the learning rate."""
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
-    past = [
-        p for n, p in model.named_parameters() if n.startswith(("head.paths.", "head.gates.", "head.prompt_gates."))
-    ]
+    past = [p for n, p in model.named_parameters() if n.startswith(PAST_THE_BLOCKS)]
     known = {id(p) for p in matrices + past}
     others = [p for p in model.parameters() if id(p) not in known]
     groups = [{"params": others, "pace": 1.0}, {"params": past, "pace": PACE_PAST}]

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.engine.model.dit import Dit
+from shared.engine.model.dit import PAST_THE_BLOCKS, Dit
 from shared.engine.model.loading import load_tiny_vae
 from shared.engine.plan.spec import PATCH, ModelSpec
 from training.linear_encoder import LinearCode, measure
 
 SAME = 0.01
-"""Two codes are one if the map between them is the identity but for this much (root mean square of its singular values)."""
+"""Two codes are one if the map between them is the identity but for an error of this length per row (root mean square)."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,11 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
     state[patch] = kernel.reshape(model.patch_embedding.weight.shape)
     state[head] = torch.einsum("no,pod->pnd", back, rows).flatten(0, 1)
     state["head.head.bias"] = torch.einsum("no,po->pn", back, bias).flatten()
-    own = {
-        name: value.data
-        for name, value in model.head.named_parameters(prefix="head")
-        if "paths" in name or "gates" in name
-    }
-    same = there.shape == back.shape and torch.dist(there, torch.eye(len(there))) < SAME * len(there) ** 0.5
-    came_along = (
-        bool(own) and bool(same) and all(name in state and state[name].shape == own[name].shape for name in own)
-    )
-    state = {
-        name: value for name, value in state.items() if came_along or ("paths" not in name and "gates" not in name)
-    }
-    if not came_along:
-        state |= {name: torch.zeros_like(value) if "gates" in name else value for name, value in own.items()}
-    model.load_state_dict(state)
+    same_code = there.shape == back.shape and torch.dist(there, torch.eye(len(there))) < SAME * len(there) ** 0.5
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(PAST_THE_BLOCKS)}
+    theirs = {name: state.pop(name) for name in list(state) if name.startswith(PAST_THE_BLOCKS)}
+    alike = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}
+    came_along = bool(own) and bool(same_code) and alike
+    shut = {name: value if name.startswith("head.paths.") else torch.zeros_like(value) for name, value in own.items()}
+    model.load_state_dict(state | (theirs if came_along else shut))
     return came_along

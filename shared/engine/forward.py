@@ -88,7 +88,8 @@ class StepForward:
         own = step.frames * rows * columns
         noisy = step.noisy[:, -step.frames :]
         prompt = self._prompt(len(self.blocks) - 1, step.prompts)
-        return model.clean(noisy, step.sigma, model.predict(x[:, -own:], e, noisy, step.sigma, prompt))
+        predicted = model.predict(x[:, -own:], e, noisy, step.sigma, prompt, bias)
+        return model.clean(noisy, step.sigma, predicted)
 
     def _prompt(self, block: int, prompts: Tensor | int) -> ContextKv:
         if isinstance(prompts, int):

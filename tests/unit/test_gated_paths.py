@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shared.engine.model.dit import OPEN_FROM, SHUT_BELOW, Dit, openness, unpatchify
+from shared.engine.model.dit import OPEN_FROM, SHUT_BELOW, Dit, neighbourhoods, openness, unpatchify
 from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import Item
+from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import SpecError, spec_of
 from shared.engine.plan.stream_plan import StreamPlan
+from shared.engine.random import KeyedNoise
 from shared.engine.stage import Stage
-from training.linear_paths import GateFit, StyleMaps, around, filters, gates_by_prompt, least_squares, patchify_last
+from training.linear_paths import GateFit, StyleMaps, filters, gates_by_prompt, least_squares, patchify_last
 from training.pairs import Pair
 
 PLAIN = spec_of("nano")
@@ -93,6 +95,25 @@ def test_the_prompt_opens_paths_and_two_prompts_half_and_half_open_them_half() -
     assert not torch.allclose(predict(dit, x), predict(model(), x), atol=0.1)
 
 
+def test_padding_counts_as_often_as_it_stands_for() -> None:
+    """A long prompt's padding is kept once in serving: the gates are those of the whole prompt all the same."""
+    spec = replace(SPEC, text_len=200)
+    weights = random_dit_weights(spec, range(spec.layers), seed=6)
+    text, x = random(7, 200, spec.text_dim) * (torch.arange(200) < 5)[:, None], latents(8, 1, 2)
+    stage, plan = Stage.load(spec, weights), StreamPlan.for_model("a", 0, spec)
+    stage.open("a", 4, 6)
+    stage.set_prompt("a", 1, text)
+    item = plan.enter(2, 0.6, (500,), seed=5, prompt_version=1)
+    served = stage.run([item], x)
+    whole = Dit(spec)
+    whole.load_state_dict(weights)
+    noisy = KeyedNoise().draw([item], 0, (C, 4, 6)) * item.noise_scale + x * (1 - item.noise_scale)
+    with torch.no_grad():
+        predicted = whole(noisy, torch.full((1, 2), 500.0), text[None])
+        expected = whole.clean(noisy, sigma_of(500, spec.sigma_shift), predicted)
+    assert torch.allclose(served, expected, atol=2e-4)
+
+
 def test_gates_and_values_lie_in_the_same_order() -> None:
     dit, x = model(), latents(5, 1, 1)
     gate = unpatchify(torch.arange(4 * C, dtype=torch.float32).expand(1, 6, -1), 2, 3)
@@ -137,7 +158,7 @@ def test_filters_span_what_the_styles_do_to_a_cell() -> None:
     for seed in range(30):
         source = latents(20 + seed, 2)
         for style in (0, 1):
-            target = (around(source[None]) @ truth[style].T).unflatten(0, (2, 4, 6)).movedim(-1, 1)
+            target = (neighbourhoods(source[None]) @ truth[style].T)[0].movedim(-1, 1)
             maps.add(Pair(source, target, style, torch.empty(0)))
     solved = maps.solve(ridge=1e-5)
     assert torch.allclose(solved[:2], truth, atol=0.02)

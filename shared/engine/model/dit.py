@@ -34,7 +34,9 @@ _LEAST_ROWS = 8
 
 
 SHUT_BELOW, OPEN_FROM = 0.16, 0.22
-"""σ between which gated paths open. Steps after the first lie below by default (docs/adr/0027), first steps above."""
+"""σ between which gated paths open. Steps after the first lie below by default, first steps above (docs/adr/0028)."""
+PAST_THE_BLOCKS = ("head.paths.", "head.gates.", "head.prompt_gates.")
+"""What the names of the gated paths' parameters begin with."""
 DIRECT_FROM = 0.3
 """σ from which a model that predicts x0 gives it whole. Below, x_t is nearly x0: it is kept, and moved by the share σ / 0.3."""
 
@@ -99,14 +101,19 @@ class Head(nn.Module):
             self.prompt_gates = nn.Linear(spec.dim, (1 + spec.gated_paths) * values, bias=False)
         self.gated_paths = spec.gated_paths
 
-    def forward(self, x: Tensor, e: Tensor, noisy: Tensor, sigma: Tensor, prompt: ContextKv) -> Tensor:
-        """x [B, L, dim], e [B, F or 1, dim] float32, x_t [B, F, C, h, w], σ [B, F or 1, 1, 1, 1] → [B, L, 4·C] float32."""
+    def forward(
+        self, x: Tensor, e: Tensor, noisy: Tensor, sigma: Tensor, prompt: ContextKv, bias: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, dim], e [B, F or 1, dim] float32, x_t [B, F, C, h, w], σ [B, F or 1, 1, 1, 1] → [B, L, 4·C] float32.
+
+        ``bias``: see :meth:`CrossAttention.forward`.
+        """
         shift, scale = _per_token(self.modulation + e[:, :, None], x)
         x = _modulate(x, shift, scale)
         made = self.head(x).float()
         if not self.gated_paths:
             return made
-        gates = self.gates(x).float() + self.gates_of(prompt[1])[:, None]
+        gates = self.gates(x).float() + self.gates_of(prompt[1], bias)[:, None]
         gates = gates.unflatten(-1, (1 + self.gated_paths, -1))
         more = made * gates[..., 0, :] + (gates[..., 1:, :] * self.past(noisy)).sum(-2)
         (share,) = _per_token(openness(sigma).flatten(2)[..., None], made)
@@ -116,16 +123,16 @@ class Head(nn.Module):
         """x_t [B, F, C, h, w] → what every path makes of it [B, L, paths, 4·C] float32, channels last within a patch."""
         weight = self.paths.weight
         rows, columns = noisy.shape[-2:]
-        cells = fn.pad(noisy.to(weight.dtype).movedim(2, -1), (0, 0, 1, 1, 1, 1))
-        around = [cells[:, :, y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
-        made = self.paths(torch.cat(around, -1)).float()
+        made = self.paths(neighbourhoods(noisy.to(weight.dtype))).float()
         b, f = made.shape[:2]
         made = made.reshape(b, f, rows // PATCH, PATCH, columns // PATCH, PATCH, self.gated_paths, -1)
         return made.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5).flatten(1, 3)
 
-    def gates_of(self, values: Tensor) -> Tensor:
+    def gates_of(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """A prompt's values in the last block [B or 1, M, heads, D] → its part of the gates [B or 1, …] float32."""
-        mean = values.flatten(2).mean(1)
+        rows = values.flatten(2)
+        # A row that stands for many, as padding does, counts as often: the bias is the logarithm of that.
+        mean = rows.mean(1) if bias is None else (rows * bias[:, 0, 0, :, None].softmax(1)).sum(1)
         return self.prompt_gates(fn.pad(mean, (0, 0, 0, max(0, _LEAST_ROWS - len(mean)))))[: len(mean)].float()
 
 
@@ -218,12 +225,15 @@ class Dit(nn.Module):
         context = self.context(text)
         return [block.cross_attn.context_kv(context) for block in self.layers()]
 
-    def predict(self, x: Tensor, e: Tensor, noisy: Tensor, sigma: Tensor, prompt: ContextKv) -> Tensor:
+    def predict(
+        self, x: Tensor, e: Tensor, noisy: Tensor, sigma: Tensor, prompt: ContextKv, bias: Tensor | None = None
+    ) -> Tensor:
         """Tokens [B, L, dim], x_t [B, F, C, h, w] → flow or x0 (see :meth:`clean`), float32, like x_t. Last blocks only.
 
-        σ [B, F or 1, 1, 1, 1]; ``prompt`` is the last block's of :meth:`context_kv`.
+        σ [B, F or 1, 1, 1, 1]; ``prompt`` is the last block's of :meth:`context_kv`, ``bias`` what it had there.
         """
-        return unpatchify(self.head(x, e, noisy, sigma, prompt), noisy.shape[-2] // PATCH, noisy.shape[-1] // PATCH)
+        rows, columns = (side // PATCH for side in noisy.shape[-2:])
+        return unpatchify(self.head(x, e, noisy, sigma, prompt, bias), rows, columns)
 
     def clean(self, noisy: Tensor, sigma: Tensor | float, predicted: Tensor) -> Tensor:
         """x0 [B, F, C, h, w] from x_t and what the last layer gave for it; σ broadcasts."""
@@ -255,12 +265,21 @@ class Dit(nn.Module):
         prompts = self.context_kv(text)
         for block, kv in zip(self.layers(), prompts, strict=True):
             x = block(x, e6, rope, look, kv)
-        return self.predict(x, e, latents, self._sigmas(timesteps, x), prompts[-1])
+        sigma = noise_levels(timesteps, self.spec.sigma_shift).to(x.device)
+        return self.predict(x, e, latents, sigma, prompts[-1])
 
-    def _sigmas(self, timesteps: Tensor | Sequence[Sequence[float]], like: Tensor) -> Tensor:
-        rows: list[list[float]] = torch.as_tensor(timesteps).tolist()
-        values = [[sigma_of(t, self.spec.sigma_shift) for t in row] for row in rows]
-        return like.new_tensor(values, dtype=torch.float32)[:, :, None, None, None]
+
+def noise_levels(timesteps: Tensor | Sequence[Sequence[float]], shift: float) -> Tensor:
+    """Nominal timesteps [B, F] → σ [B, F, 1, 1, 1] float32 from the shifted table, on the host."""
+    rows: list[list[float]] = torch.as_tensor(timesteps).tolist()
+    return torch.tensor([[sigma_of(t, shift) for t in row] for row in rows])[:, :, None, None, None]
+
+
+def neighbourhoods(latents: Tensor) -> Tensor:
+    """[B, F, C, h, w] → every cell with the eight around it, row by row, zeros beyond the border: [B, F, h, w, 9·C]."""
+    rows, columns = latents.shape[-2:]
+    cells = fn.pad(latents.movedim(2, -1), (0, 0, 1, 1, 1, 1))
+    return torch.cat([cells[:, :, y : y + rows, x : x + columns] for y in range(3) for x in range(3)], -1)
 
 
 def patchify(latents: Tensor) -> Tensor:
