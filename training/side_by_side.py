@@ -1,7 +1,7 @@
 """Training in several processes of one machine: each has a batch of its own, and all take the mean gradient's step.
 
-On two CPU cores two processes of one thread each get through half as much again as one process of two threads. A run by
-itself is one of one.
+On two CPU cores two processes of one thread each get through a quarter more clips than one process of two threads (EPYC without
+AVX-512: eight clips in 4.0 s against four in 2.6 s). A run by itself is one of one.
 """
 
 from __future__ import annotations
