@@ -1,4 +1,4 @@
-"""Pairs that are used again: drawing and filtering clips takes a tenth to a third of a training step, noise and prompts nothing.
+"""Pairs that are used again: drawing and filtering clips takes a tenth to a third of a training step, noise and prompts none.
 
 A couple is one clip in two styles, as :class:`training.pairs.PairSource` draws it. Each is taken about ``uses`` times, in
 other company, with other noise, another prompt and another task each time, and makes room for a new one then.
