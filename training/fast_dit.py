@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.engine.model.dit import Block, Dit, _modulate, _per_token
+from shared.engine.model.dit import Block, Dit
+from shared.engine.model.modulation import modulate, per_token
 from shared.engine.model.rope import RopeTable
 
 BlockForward = Callable[..., Tensor]
@@ -40,16 +41,16 @@ def block_forward(
     block: Block, x: Tensor, e6: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor
 ) -> Tensor:
     """``Block.forward`` with dense attention."""
-    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = _per_token(block.modulation + e6, x)
+    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = per_token(block.modulation + e6, x)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dense_attention(q, k, v, bias)
 
-    x = torch.addcmul(x, block.self_attn(_modulate(x, shift, scale), (cos, sin), attend), gate)
+    x = torch.addcmul(x, block.self_attn(modulate(x, shift, scale), (cos, sin), attend), gate)
     cross = block.cross_attn
     q = cross.norm_q(cross.q(block.norm3(x))).unflatten(-1, (cross.heads, -1))
     x = x + cross.o(dense_attention(q, keys, values).flatten(-2))
-    return torch.addcmul(x, block.ffn(_modulate(x, shift_mlp, scale_mlp)), gate_mlp)
+    return torch.addcmul(x, block.ffn(modulate(x, shift_mlp, scale_mlp)), gate_mlp)
 
 
 def compiled_block() -> Any:

@@ -15,7 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from shared.engine.model.dit import Dit, Head, neighbourhoods, patchify
+from shared.engine.model.dit import Dit, patchify
+from shared.engine.model.head import Head, mean_prompt, neighbourhoods
 from shared.engine.plan.spec import PATCH
 from training.pairs import Pair
 from training.streaming_task import FIRST
@@ -84,7 +85,7 @@ class GateFit:
 @torch.no_grad()
 def gates_by_prompt(model: Dit, prompts: Sequence[Tensor], gates: Tensor, ridge: float = 1e-3) -> None:
     """Sets the map from prompts to gates. prompts: per style [n, text_len, text_dim]; gates [styles, (1 + paths)·4·C]."""
-    read = [model.context_kv(bank)[-1][1].flatten(2).mean(1) for bank in prompts]
+    read = [mean_prompt(model.context_kv(bank)[-1][1]) for bank in prompts]
     rows = torch.cat([torch.cat([each, torch.ones_like(each[:, :1])], 1) / len(each) ** 0.5 for each in read])
     wanted = torch.cat([gate.expand(len(each), -1) / len(each) ** 0.5 for each, gate in zip(read, gates, strict=True)])
     rows, wanted = rows.double(), wanted.double()
@@ -134,7 +135,7 @@ class Seen:
         self._made = made.float()
 
     def _note(self, _: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], __: Tensor) -> None:
-        self.gated = torch.cat([self._made[:, :, None], self._head.past(inputs[2])], 2)
+        self.gated = torch.cat([self._made[:, :, None], self._head.past(neighbourhoods(inputs[2]))], 2)
 
     def end(self) -> None:
         """Listens no more."""

@@ -7,6 +7,7 @@ rates carry over. See "Muon: an optimizer for hidden layers" (Jordan et al., 202
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,11 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, scaled to the root mean square of an AdamW step. For weights of ≥ 2 dimensions."""
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.engine.model.dit import PAST_THE_BLOCKS, Dit
+from shared.engine.model.dit import Dit
+from shared.engine.model.head import CELLS, PAST_THE_BLOCKS
 from shared.engine.model.text import TinyTextEncoder
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.plan.spec import ModelSpec
@@ -50,6 +51,9 @@ USES, PLACES = 4, (150, 12)  # how often a couple of pairs is used, and how many
 BLENDS = 0.3  # of the pairs of one clip
 PATH_CLIPS = 240
 PACE_PAST = 0.2  # of the gated paths: what they are off by counts times x_t, which is loud
+LATER_EVERY = 6  # steps: a later step changes little
+LOUDNESS = 10.0  # about the standard deviation of x_t (docs/adr/0027)
+PACE_CELLS = 3.0  # of the MLP over cells where it begins from nothing
 SIZES = ((96, 160, 4), (192, 320, 2))  # height, width, batch
 
 
@@ -71,6 +75,9 @@ def initialise(model: Dit) -> None:
     if model.head.gated_paths:
         nn.init.zeros_(model.head.gates.weight)
         nn.init.zeros_(model.head.prompt_gates.weight)
+    if model.head.cells is not None:
+        nn.init.normal_(model.head.cells.near.weight, std=1 / (LOUDNESS * model.head.cells.near.in_features**0.5))
+        nn.init.zeros_(model.head.cells.out.weight)
 
 
 @dataclass(frozen=True)
@@ -256,13 +263,15 @@ def prompt_bank(encoder: TinyTextEncoder, styles: tuple[str, ...], each: int, se
 
 
 def optimisers(model: Dit, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for all else; each group's ``pace`` multiplies the learning rate."""
+    """Muon for the matrices in the middle, AdamW for all else; each group's ``pace`` multiplies the learning rate."""
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+    cells = [p for n, p in model.named_parameters() if n.startswith(CELLS) and p.ndim == 2]
     past = [p for n, p in model.named_parameters() if n.startswith(PAST_THE_BLOCKS)]
-    known = {id(p) for p in matrices + past}
+    known = {id(p) for p in matrices + cells + past}
     others = [p for p in model.parameters() if id(p) not in known]
     groups = [{"params": others, "pace": 1.0}, {"params": past, "pace": PACE_PAST}]
-    muon, adam = Muon(matrices, lr, weight_decay=0.01), torch.optim.AdamW(groups, lr, (0.9, 0.98), weight_decay=0.0)
+    steep = [{"params": matrices, "pace": 1.0}, {"params": cells, "pace": PACE_CELLS}]
+    muon, adam = Muon(steep, lr, weight_decay=0.01), torch.optim.AdamW(groups, lr, (0.9, 0.98), weight_decay=0.0)
     return [muon, adam]
 
 
@@ -322,7 +331,7 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
             rng,
             shelves[which].take(rng, SIZES[which][2] // 2),
             with_pixels=which == 0 and step % 3 == 0 and done > args.pixels_from,
-            with_later=step % 3 == 1,
+            with_later=step % LATER_EVERY == 1,
         )
         for each in optimiser:
             each.zero_grad(set_to_none=True)
@@ -340,6 +349,7 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
             curves.add(
                 {"step": step, "seconds": progress.spent_s}
                 | {k: running.get(k, 0.0) for k in ("entry", "weighed", "later", "pixel", "grad")}
+                | {name: float(error) for name, error in zip(styles, trainer.weights.errors, strict=True)}
             )
             write_weights(args.run / "dit.safetensors", average.weights)
             if args.publish:

@@ -7,6 +7,7 @@ what the old code could not say passes as it is until training has seen it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.engine.model.dit import PAST_THE_BLOCKS, Dit
+from shared.engine.model.dit import Dit
+from shared.engine.model.head import CELLS, CELLS_OUT, GATES, PAST_THE_BLOCKS
 from shared.engine.model.loading import load_tiny_vae
 from shared.engine.plan.spec import PATCH, ModelSpec
 from training.linear_encoder import LinearCode, measure
@@ -56,8 +58,8 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
     """Writes the DiT of ``folder`` into ``model``, which has the same blocks and sees the code ``new``.
 
     ``video`` [B, 4n − 3, 3, H, W] is what the codes are compared on. ``fresh`` scales the random weights through which
-    the model sees what the old code did not. Returns whether gated paths came along; they do on the same code only, as gates
-    go channel by channel. Otherwise the model's are shut. Raises ValueError where the blocks differ.
+    the model sees what the old code did not. Returns whether gated paths came along; they and the MLP over cells do on the
+    same code only, as gates go channel by channel. Otherwise the model's are shut. Raises ValueError where the blocks differ.
     """
     old_spec, old = code_of(folder)
     weights = load_file(folder / "dit.safetensors")
@@ -80,11 +82,27 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
     state[patch] = kernel.reshape(model.patch_embedding.weight.shape)
     state[head] = torch.einsum("no,pod->pnd", back, rows).flatten(0, 1)
     state["head.head.bias"] = torch.einsum("no,po->pn", back, bias).flatten()
-    same_code = there.shape == back.shape and torch.dist(there, torch.eye(len(there))) < SAME * len(there) ** 0.5
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(PAST_THE_BLOCKS)}
-    theirs = {name: state.pop(name) for name in list(state) if name.startswith(PAST_THE_BLOCKS)}
-    alike = {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}
-    came_along = bool(own) and bool(same_code) and alike
-    shut = {name: value if name.startswith("head.paths.") else torch.zeros_like(value) for name, value in own.items()}
-    model.load_state_dict(state | (theirs if came_along else shut))
+    same_code = there.shape == back.shape and bool(torch.dist(there, torch.eye(len(there))) < SAME * len(there) ** 0.5)
+    own = model.state_dict()
+    _come_along(state, own, (CELLS,), CELLS_OUT, same_code)
+    came_along = _come_along(state, own, PAST_THE_BLOCKS, GATES, same_code)
+    model.load_state_dict(state)
     return came_along
+
+
+def _come_along(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], part: tuple[str, ...], shut: tuple[str, ...], same_code: bool
+) -> bool:
+    """Whether the old model's ``part`` may stay in ``state``. If not, the model's ``own`` replaces it, with ``shut`` at zero.
+
+    ``part`` and ``shut`` are what names begin with.
+    """
+    mine = {name: value for name, value in own.items() if name.startswith(part)}
+    theirs = {name: state[name] for name in list(state) if name.startswith(part)}
+    alike = {name: value.shape for name, value in mine.items()} == {name: value.shape for name, value in theirs.items()}
+    if mine and alike and same_code:
+        return True
+    for name in theirs:
+        del state[name]
+    state |= {name: torch.zeros_like(value) if name.startswith(shut) else value for name, value in mine.items()}
+    return False

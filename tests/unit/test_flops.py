@@ -40,10 +40,10 @@ def counted(work: object) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("paths", [0, 2])
-def test_the_dit_by_torchs_counter(paths: int) -> None:
+@pytest.mark.parametrize(("paths", "cells"), [(0, 0), (2, 0), (2, 48)])
+def test_the_dit_by_torchs_counter(paths: int, cells: int) -> None:
     # Without a cache a frame attends to itself only: a ring of one frame.
-    spec = replace(spec_of("wan2.1-1.3b"), layers=2, ring=1, sinks=0, gated_paths=paths)
+    spec = replace(spec_of("wan2.1-1.3b"), layers=2, ring=1, sinks=0, gated_paths=paths, cell_dim=cells)
     with torch.device("meta"):
         model = Dit(spec)
         rows, columns = spec.latent_size(256, 128)
@@ -51,8 +51,8 @@ def test_the_dit_by_torchs_counter(paths: int) -> None:
         x, text = torch.empty(8, 1, 16, rows, columns), torch.empty(1, spec.text_len, spec.text_dim)
     times = [[300.0]] * 8
     whole = counted(lambda: model(x, times, text))
-    if paths:  # the prompt's part of the gates is made in every forward, for eight rows: far below what is counted
-        whole -= 8 * 2 * spec.dim * (1 + paths) * 4 * spec.latent_channels
+    # The prompt's part of gates and cells is made in every forward, for eight rows: far below what is counted.
+    whole -= 8 * 2 * spec.dim * (bool(paths) * (1 + paths) * 4 * spec.latent_channels + 4 * cells)
     assert whole == pytest.approx(8 * step_flops(spec, 256, 128) + prompt_flops(spec), rel=1e-6)
     assert step_flops(spec, 256, 128, blocks=2) < step_flops(spec, 256, 128)
 

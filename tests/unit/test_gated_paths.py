@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shared.engine.model.dit import OPEN_FROM, SHUT_BELOW, Dit, neighbourhoods, openness, unpatchify
+from shared.engine.model.dit import Dit, unpatchify
+from shared.engine.model.head import OPEN_FROM, SHUT_BELOW, few_rows, mean_prompt, neighbourhoods, openness
 from shared.engine.model.loading import random_dit_weights
 from shared.engine.plan.items import Item
 from shared.engine.plan.sigmas import sigma_of
@@ -57,6 +58,10 @@ def predict(dit: Dit, x: torch.Tensor, timestep: float = 300.0) -> torch.Tensor:
         return dit(x, torch.full((1, x.shape[1]), timestep), text)
 
 
+def gates_of(dit: Dit, values: torch.Tensor) -> torch.Tensor:
+    return few_rows(dit.head.prompt_gates, mean_prompt(values))
+
+
 def test_a_shut_path_changes_nothing_and_an_open_one_adds_x_t_cell_by_cell() -> None:
     x = latents(3, 1, 2)
     shut = predict(model(), x)
@@ -88,10 +93,10 @@ def test_the_prompt_opens_paths_and_two_prompts_half_and_half_open_them_half() -
     with torch.no_grad():
         dit.head.prompt_gates.weight.copy_(random(9, *dit.head.prompt_gates.weight.shape) * 0.1)
         one, other = random(5, 1, 7, SPEC.heads, SPEC.head_dim), random(6, 1, 7, SPEC.heads, SPEC.head_dim)
-        half = dit.head.gates_of(torch.lerp(one, other, 0.5))
-        assert torch.allclose(half, (dit.head.gates_of(one) + dit.head.gates_of(other)) / 2, atol=1e-5)
-        both = dit.head.gates_of(torch.cat([one, other]))
-        assert torch.equal(both[:1], dit.head.gates_of(one)), "an item's gates do not depend on its company"
+        half = gates_of(dit, torch.lerp(one, other, 0.5))
+        assert torch.allclose(half, (gates_of(dit, one) + gates_of(dit, other)) / 2, atol=1e-5)
+        both = gates_of(dit, torch.cat([one, other]))
+        assert torch.equal(both[:1], gates_of(dit, one)), "an item's gates do not depend on its company"
     assert not torch.allclose(predict(dit, x), predict(model(), x), atol=0.1)
 
 
@@ -144,11 +149,12 @@ def test_a_stage_cut_in_two_gives_what_a_whole_one_gives() -> None:
             plan.done(item)
 
 
-def test_a_negative_number_of_paths_is_refused_and_an_old_spec_has_none() -> None:
-    with pytest.raises(SpecError, match="gated_paths -1"):
-        replace(SPEC, gated_paths=-1)
-    old = {name: value for name, value in PLAIN.to_dict().items() if name != "gated_paths"}
-    assert type(PLAIN).from_dict(old).gated_paths == 0
+@pytest.mark.parametrize("name", ["gated_paths", "cell_dim"])
+def test_a_negative_number_is_refused_and_an_old_spec_has_none(name: str) -> None:
+    with pytest.raises(SpecError, match=f"{name} -1"):
+        replace(SPEC, **{name: -1})
+    old = {key: value for key, value in PLAIN.to_dict().items() if key != name}
+    assert getattr(type(PLAIN).from_dict(old), name) == 0
 
 
 def test_filters_span_what_the_styles_do_to_a_cell() -> None:
@@ -183,6 +189,6 @@ def test_gates_are_what_least_squares_says_for_each_style_and_follow_its_prompts
     gates_by_prompt(dit, prompts, gates, ridge=1e-6)
     for style in (0, 1):
         values = dit.context_kv(prompts[style][:1])[-1][1]
-        assert torch.allclose(dit.head.gates_of(values) + dit.head.gates.bias, gates[style][None], atol=0.05)
+        assert torch.allclose(gates_of(dit, values) + dit.head.gates.bias, gates[style][None], atol=0.05)
     with pytest.raises(RuntimeError):
         least_squares(torch.full((2, 2), float("nan")), torch.zeros(2, 1), 0.0)

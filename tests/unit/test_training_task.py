@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shared.engine.model.dit import Dit
+from shared.engine.model.head import CELLS_OUT, GATES
 from shared.engine.model.loading import load_dit, random_dit_weights
 from shared.engine.model.tiny_vae import LEAD, TinyVae, VaeMemory
 from shared.engine.plan.items import Item
@@ -181,8 +182,9 @@ def test_a_dit_begins_with_another_ones_skill_on_a_new_code():
     times = torch.full((1, 2), 400.0)
     with torch.no_grad():
         whole = before(x, times, text)
-        for gates in (before.head.gates.weight, before.head.gates.bias, before.head.prompt_gates.weight):
-            gates.zero_()
+        for name, parameter in before.named_parameters():
+            if name.startswith((*GATES, *CELLS_OUT)):
+                parameter.zero_()
         expected = torch.einsum("oc,bfchw->bfohw", turn, before(x, times, text))
         made = model(torch.einsum("oc,bfchw->bfohw", turn, x), times, text)
     assert (made - expected).square().mean() < 1e-3 * expected.square().mean()

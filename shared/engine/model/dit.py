@@ -26,19 +26,15 @@ from shared.engine.model.attention import (
     attention,
     full_attention,
 )
+from shared.engine.model.head import LEAST_ROWS, Head
+from shared.engine.model.modulation import modulate, per_token
 from shared.engine.model.rope import Rope, RopeTable
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec, Prediction
 
-_LEAST_ROWS = 8
-
-
-SHUT_BELOW, OPEN_FROM = 0.16, 0.22
-"""σ between which gated paths open. Steps after the first lie below by default, first steps above (docs/adr/0028)."""
-PAST_THE_BLOCKS = ("head.paths.", "head.gates.", "head.prompt_gates.")
-"""What the names of the gated paths' parameters begin with."""
 DIRECT_FROM = 0.3
-"""σ from which a model that predicts x0 gives it whole. Below, x_t is nearly x0: it is kept, and moved by the share σ / 0.3."""
+"""σ from which a model that predicts x0 gives it whole. Below, x_t holds the estimate of the step before: it is kept, and
+moved by the share (σ / 0.3)³, so that a later step mends more than it loses (docs/adr/0030)."""
 
 
 class Block(nn.Module):
@@ -60,8 +56,8 @@ class Block(nn.Module):
 
     def project(self, x: Tensor, e: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
         """All before the cache: x, e → q, k, v [B, L, heads, D] each, q and k turned."""
-        shift, scale = _per_token((self.modulation + e)[:, :, :2], x)
-        return self.self_attn.project(_modulate(x, shift, scale), rope)
+        shift, scale = per_token((self.modulation + e)[:, :, :2], x)
+        return self.self_attn.project(modulate(x, shift, scale), rope)
 
     def finish(
         self,
@@ -76,69 +72,10 @@ class Block(nn.Module):
 
         ``bias``: see :meth:`CrossAttention.forward`.
         """
-        gate, shift, scale, gate_mlp = _per_token((self.modulation + e)[:, :, 2:], x)
+        gate, shift, scale, gate_mlp = per_token((self.modulation + e)[:, :, 2:], x)
         x = torch.addcmul(x, self.self_attn.o(y.flatten(-2)), gate)
         x = x + self.cross_attn(self.norm3(x), context, kernel, bias)
-        return torch.addcmul(x, self.ffn(_modulate(x, shift, scale)), gate_mlp)
-
-
-class Head(nn.Module):
-    """The last norm and projection, modulated by time; and, if the spec has them, gated paths past the blocks.
-
-    A path is a 3×3 convolution of x_t itself. The prompt and the last block's token decide, value by value, how much of each
-    path comes in and how much of the projection stays: fine detail of the source need not fit through ``dim`` channels
-    (docs/adr/0028). The prompt is read from what the last block's cross-attention has of it.
-    """
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        values = PATCH * PATCH * spec.latent_channels
-        self.head = nn.Linear(spec.dim, values)
-        self.modulation = nn.Parameter(torch.randn(1, 2, spec.dim) / spec.dim**0.5)
-        if spec.gated_paths:
-            self.paths = nn.Linear(9 * spec.latent_channels, spec.gated_paths * spec.latent_channels, bias=False)
-            self.gates = nn.Linear(spec.dim, (1 + spec.gated_paths) * values)
-            self.prompt_gates = nn.Linear(spec.dim, (1 + spec.gated_paths) * values, bias=False)
-        self.gated_paths = spec.gated_paths
-
-    def forward(
-        self, x: Tensor, e: Tensor, noisy: Tensor, sigma: Tensor, prompt: ContextKv, bias: Tensor | None = None
-    ) -> Tensor:
-        """x [B, L, dim], e [B, F or 1, dim] float32, x_t [B, F, C, h, w], σ [B, F or 1, 1, 1, 1] → [B, L, 4·C] float32.
-
-        ``bias``: see :meth:`CrossAttention.forward`.
-        """
-        shift, scale = _per_token(self.modulation + e[:, :, None], x)
-        x = _modulate(x, shift, scale)
-        made = self.head(x).float()
-        if not self.gated_paths:
-            return made
-        gates = self.gates(x).float() + self.gates_of(prompt[1], bias)[:, None]
-        gates = gates.unflatten(-1, (1 + self.gated_paths, -1))
-        more = made * gates[..., 0, :] + (gates[..., 1:, :] * self.past(noisy)).sum(-2)
-        (share,) = _per_token(openness(sigma).flatten(2)[..., None], made)
-        return torch.addcmul(made, share, more)
-
-    def past(self, noisy: Tensor) -> Tensor:
-        """x_t [B, F, C, h, w] → what every path makes of it [B, L, paths, 4·C] float32, channels last within a patch."""
-        weight = self.paths.weight
-        rows, columns = noisy.shape[-2:]
-        made = self.paths(neighbourhoods(noisy.to(weight.dtype))).float()
-        b, f = made.shape[:2]
-        made = made.reshape(b, f, rows // PATCH, PATCH, columns // PATCH, PATCH, self.gated_paths, -1)
-        return made.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5).flatten(1, 3)
-
-    def gates_of(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A prompt's values in the last block [B or 1, M, heads, D] → its part of the gates [B or 1, …] float32."""
-        rows = values.flatten(2)
-        # A row that stands for many, as padding does, counts as often: the bias is the logarithm of that.
-        mean = rows.mean(1) if bias is None else (rows * bias[:, 0, 0, :, None].softmax(1)).sum(1)
-        return self.prompt_gates(fn.pad(mean, (0, 0, 0, max(0, _LEAST_ROWS - len(mean)))))[: len(mean)].float()
-
-
-def openness(sigma: Tensor) -> Tensor:
-    """How far the gated paths are open: wholly where x_t holds the source, not at all where it holds the model's estimate."""
-    return ((sigma - SHUT_BELOW) / (OPEN_FROM - SHUT_BELOW)).clamp(0.0, 1.0)
+        return torch.addcmul(x, self.ffn(modulate(x, shift, scale)), gate_mlp)
 
 
 class Dit(nn.Module):
@@ -212,7 +149,7 @@ class Dit(nn.Module):
         """The second half of :meth:`times`."""
         rows = waves.flatten(0, 1)
         # A handful of rows goes through other kernels than many do, and an item's last bits would depend on its company.
-        e = self.time_embedding(fn.pad(rows, (0, 0, 0, max(0, _LEAST_ROWS - len(rows)))))
+        e = self.time_embedding(fn.pad(rows, (0, 0, 0, max(0, LEAST_ROWS - len(rows)))))
         e6 = self.time_projection(e)[: len(rows)].unflatten(0, waves.shape[:2])
         return e[: len(rows)].unflatten(0, waves.shape[:2]).float(), e6.unflatten(-1, (6, -1)).float()
 
@@ -239,8 +176,10 @@ class Dit(nn.Module):
         """x0 [B, F, C, h, w] from x_t and what the last layer gave for it; σ broadcasts."""
         if self.spec.prediction == Prediction.FLOW:
             return noisy - sigma * predicted
-        share = torch.as_tensor(sigma / DIRECT_FROM).clamp(max=1.0)
-        return noisy + share * (predicted - noisy)
+        sigma = torch.as_tensor(sigma)
+        share = (sigma / DIRECT_FROM).clamp(max=1.0).pow(3)
+        kept = (1 - share) / (1 - sigma).clamp(min=1 - DIRECT_FROM)  # of x_t = (1 − σ)·x0 + σ·noise
+        return torch.addcmul(share * predicted, kept, noisy)
 
     def forward(
         self,
@@ -275,13 +214,6 @@ def noise_levels(timesteps: Tensor | Sequence[Sequence[float]], shift: float) ->
     return torch.tensor([[sigma_of(t, shift) for t in row] for row in rows])[:, :, None, None, None]
 
 
-def neighbourhoods(latents: Tensor) -> Tensor:
-    """[B, F, C, h, w] → every cell with the eight around it, row by row, zeros beyond the border: [B, F, h, w, 9·C]."""
-    rows, columns = latents.shape[-2:]
-    cells = fn.pad(latents.movedim(2, -1), (0, 0, 1, 1, 1, 1))
-    return torch.cat([cells[:, :, y : y + rows, x : x + columns] for y in range(3) for x in range(3)], -1)
-
-
 def patchify(latents: Tensor) -> Tensor:
     """Latents [B, F, C, h, w] → [B, F·(h/2)·(w/2), C·4], channels first within a patch."""
     b, f, c, h, w = latents.shape
@@ -293,16 +225,3 @@ def unpatchify(tokens: Tensor, rows: int, columns: int) -> Tensor:
     """The head's output [B, L, 4·C], channels last within a patch → [B, F, C, 2·rows, 2·columns]."""
     x = tokens.unflatten(-1, (PATCH, PATCH, -1)).unflatten(1, (-1, rows, columns))
     return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-
-def _per_token(modulation: Tensor, x: Tensor) -> list[Tensor]:
-    """[B, F or 1, n, dim] → n tensors that broadcast over x [B, L, dim], in x's dtype."""
-    frames = modulation.shape[1]
-    if frames > 1:
-        modulation = modulation.repeat_interleave(x.shape[1] // frames, 1)
-    return list(modulation.to(x.dtype).unbind(2))
-
-
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then scale and shift."""
-    return torch.addcmul(shift, fn.layer_norm(x, x.shape[-1:], None, None, EPS), 1 + scale)

@@ -40,7 +40,9 @@ def step_flops(spec: ModelSpec, width: int, height: int, *, blocks: int | None =
     times = 2 * (spec.freq_dim * dim + 7 * dim * dim)
     # A path past the blocks is a 3×3 convolution of the latents; there is a gate for each of its values, and the head's.
     paths = spec.gated_paths and 2 * tokens * patch * (spec.gated_paths * (9 * spec.latent_channels + dim) + dim)
-    return spec.layers * layers + 2 * 2 * tokens * patch * dim + times + paths
+    cell = spec.cell_dim * 2 * (9 * spec.latent_channels + dim + spec.cell_dim + spec.latent_channels)
+    cells = 2 * tokens * PATCH * PATCH * cell
+    return spec.layers * layers + 2 * 2 * tokens * patch * dim + times + paths + cells
 
 
 def prompt_flops(spec: ModelSpec) -> float:

@@ -84,8 +84,8 @@ class ModelSpec:
     are nominal timesteps (0…1000) of which a stream of K steps takes the first K; ``text_steps`` replaces them for a stream
     without a source, which starts from pure noise (empty: ``steps``; read them as :attr:`steps_from_text`).
     ``sink_threshold`` None switches adaptive sinks off. ``rerotate`` moves the rotation of cached keys at a RoPE refresh.
-    ``prediction`` (a :class:`Prediction`) is what the last layer gives; ``gated_paths`` is how many ways there are past the
-    blocks (docs/adr/0028).
+    ``prediction`` (a :class:`Prediction`) is what the last layer gives; ``gated_paths`` is how many linear ways there are
+    past the blocks (docs/adr/0028), ``cell_dim`` the hidden channels of the MLP over cells behind them (docs/adr/0029).
 
     The autoencoder (``vae``, a :class:`VaeKind`; change it by :meth:`with_vae`): the decoder's input is z·``latent_scale`` +
     ``latent_shift``; the encoder's latents are normalised by the same two if ``encoder_normalised``, and become
@@ -110,6 +110,7 @@ class ModelSpec:
     sigma_shift: float = 8.0
     prediction: str = Prediction.FLOW
     gated_paths: int = 0
+    cell_dim: int = 0
     steps: tuple[int, ...] = (700, 500, 400, 200)
     text_steps: tuple[int, ...] = ()
     noise: NoiseSpec = field(default_factory=NoiseSpec)
@@ -143,8 +144,9 @@ class ModelSpec:
             raise SpecError(f"text_steps {self.text_steps} must be timesteps in 1…1000")
         if self.prediction not in list(Prediction):
             raise SpecError(f"prediction {self.prediction!r} is none of {', '.join(Prediction)}")
-        if self.gated_paths < 0:
-            raise SpecError(f"gated_paths {self.gated_paths} must be 0 or more")
+        for name in ("gated_paths", "cell_dim"):
+            if getattr(self, name) < 0:
+                raise SpecError(f"{name} {getattr(self, name)} must be 0 or more")
         if self.vae not in list(VaeKind):
             raise SpecError(f"vae {self.vae!r} is none of {', '.join(VaeKind)}")
         for name in ("latent_scale", "latent_shift", "encoder_scale", "encoder_shift"):
@@ -287,6 +289,7 @@ _TINY = ModelSpec(
     latent_channels=48,
     prediction=Prediction.X0,
     gated_paths=2,
+    cell_dim=256,
     steps=(400, 150, 100, 50),
     noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4, latent_full=0.4, still_below=0.5),
     vae="taehv",
@@ -319,6 +322,7 @@ PRESETS: dict[str, ModelSpec] = {
             latent_channels=16,
             prediction=Prediction.FLOW,
             gated_paths=0,
+            cell_dim=0,
             steps=(700, 500, 400, 200),
             noise=NoiseSpec(),
             vae_widths=(16, 8, 8, 8),
