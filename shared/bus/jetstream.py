@@ -25,6 +25,7 @@ PUBLISH_TIMEOUT_S = 2.0
 PUBLISH_TRIES = 4
 PULL_S = 5.0
 ACK_WAIT_S = 30.0
+FLUSH_S = 2
 EPHEMERAL_KEPT_S = 60.0
 MAX_UNACKED = 1024
 
@@ -267,9 +268,12 @@ class PulledSubscription:
             await cancel(self._task)
         if self._pull is not None and self._nc.is_connected:
             await self._forget(self._pull)
-            if not self._durable and self._consumer:
-                try:
+            try:
+                if self._durable:
+                    # Until the broker has read that, it may hand a message to this inbox: a successor would wait ACK_WAIT_S.
+                    await self._nc.flush(FLUSH_S)
+                elif self._consumer:
                     await self._js.delete_consumer(self._kept.name, self._consumer)
-                except (nats_errors.Error, TimeoutError):
-                    log.debug("the consumer of %s was gone already", self._pattern)
+            except (nats_errors.Error, TimeoutError):
+                log.debug("the broker did not confirm that %s is no longer read", self._pattern)
         self._pull = None

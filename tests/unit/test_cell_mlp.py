@@ -18,7 +18,7 @@ from shared.engine.stage import Stage
 PLAIN = spec_of("nano")
 C = PLAIN.latent_channels
 SPEC = replace(PLAIN, cell_dim=C)
-OPEN = 10.0  # GELU(10) = 10
+OPEN, SHUT = 30.0, -30.0  # through a sigmoid: 1 and 0
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def model(own: float = 0.0, right: float = 0.0, gate: float = OPEN) -> Dit:
         near = dit.head.cells.near.weight.view(2, C, 9, C)
         near[0, :, 4], near[0, :, 5] = own * torch.eye(C), right * torch.eye(C)
         dit.head.cells.token.bias.view(4, 2, C)[:, 1] = gate
-        dit.head.cells.out.weight[:, :C] = torch.eye(C) / OPEN
+        dit.head.cells.out.weight[:, :C] = torch.eye(C)
     return dit
 
 
@@ -55,7 +55,7 @@ def test_an_open_gate_lets_a_cell_and_its_neighbours_in_at_every_step(timestep: 
     x, plain = random(3, 1, 2, C, 4, 6), Dit(PLAIN)
     plain.load_state_dict({k: v for k, v in model().state_dict().items() if ".cells." not in k})
     without = predict(plain, x, timestep)
-    assert torch.equal(predict(model(own=1.0, gate=0.0), x, timestep), without), "a shut gate"
+    assert torch.equal(predict(model(own=1.0, gate=SHUT), x, timestep), without), "a shut gate"
     assert torch.allclose(predict(model(own=2.0), x, timestep), without + 2 * x, atol=1e-4)
     moved = fn.pad(x, (0, 1))[..., 1:]
     assert torch.allclose(predict(model(own=2.0, right=-1.0), x, timestep), without + 2 * x - moved, atol=1e-4)
@@ -66,7 +66,7 @@ def test_cells_are_told_apart_within_their_token() -> None:
     assert by_token(cells)[0, :, :, 0].tolist() == [
         [0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11], [12, 13, 18, 19], [14, 15, 20, 21], [16, 17, 22, 23]
     ]  # fmt: skip
-    dit, x = model(own=1.0, gate=0.0), random(4, 1, 1, C, 4, 6)
+    dit, x = model(own=1.0, gate=SHUT), random(4, 1, 1, C, 4, 6)
     without = predict(dit, x)
     with torch.no_grad():
         dit.head.cells.token.bias.view(4, 2, C)[2, 1] = OPEN  # type: ignore[union-attr]
@@ -77,16 +77,16 @@ def test_cells_are_told_apart_within_their_token() -> None:
 
 
 def test_the_prompt_opens_gates_and_an_items_values_do_not_depend_on_its_company() -> None:
-    dit, x = model(own=1.0, gate=0.0), random(5, 2, 1, C, 4, 6)
+    dit, x = model(own=1.0, gate=SHUT), random(5, 2, 1, C, 4, 6)
     assert dit.head.cells is not None
     prompt, tokens = random(6, 2, SPEC.dim), random(7, 2, 6, SPEC.dim)
     with torch.no_grad():
-        dit.head.cells.prompt.weight.view(4, C, SPEC.dim)[1] = random(8, C, SPEC.dim)
+        dit.head.cells.prompt.weight.view(4, C, SPEC.dim)[1] = 20 * random(8, C, SPEC.dim)
         near = neighbourhoods(x)
         both = dit.head.cells(tokens, near, prompt)
         assert torch.equal(both[:1], dit.head.cells(tokens[:1], near[:1], prompt[:1]))
-        gate = fn.gelu(prompt @ dit.head.cells.prompt.weight.view(4, C, SPEC.dim)[1].T, approximate="tanh")
-    expected = by_token(x.movedim(2, -1)) * gate[:, None, None] / OPEN
+        gate = (SHUT + prompt @ dit.head.cells.prompt.weight.view(4, C, SPEC.dim)[1].T).sigmoid()
+    expected = by_token(x.movedim(2, -1)) * gate[:, None, None]
     assert torch.allclose(both, expected.flatten(2), atol=1e-5)
 
 
@@ -95,19 +95,18 @@ def test_the_second_layer_gates_what_the_first_one_found_by_prompt_or_by_itself(
     cells = dit.head.cells
     assert cells is not None
     with torch.no_grad():
-        cells.out.weight.zero_()[:, C:] = torch.eye(C) / OPEN**2  # the first layer gives 10 · x_t
+        cells.out.weight.zero_()[:, C:] = torch.eye(C)
         cells.mix.weight[:C], cells.mix.bias[C:] = torch.eye(C), OPEN
         tokens, near, prompt = random(7, 1, 6, SPEC.dim), neighbourhoods(x), random(6, 1, SPEC.dim)
         own = by_token(x.movedim(2, -1)).flatten(2)
         assert torch.allclose(cells(tokens, near, prompt), own, atol=1e-4)
         cells.mix.bias[C:] = 0
         cells.prompt.weight.view(4, C, SPEC.dim)[3] = random(8, C, SPEC.dim)
-        gate = fn.gelu(prompt @ random(8, C, SPEC.dim).T, approximate="tanh") / OPEN
+        gate = (prompt @ random(8, C, SPEC.dim).T).sigmoid()
         assert torch.allclose(cells(tokens, near, prompt), own * gate.repeat(1, 4), atol=1e-4)
         cells.prompt.weight.zero_()
-        cells.mix.weight[C:] = torch.eye(C) / OPEN
-        squared = own * fn.gelu(own, approximate="tanh") / OPEN
-        assert torch.allclose(cells(tokens, near, prompt), squared, atol=1e-4)
+        cells.mix.weight[C:] = torch.eye(C)
+        assert torch.allclose(cells(tokens, near, prompt), fn.silu(own), atol=1e-4)
 
 
 def test_a_stage_cut_in_two_gives_what_a_whole_one_gives() -> None:

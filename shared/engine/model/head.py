@@ -97,9 +97,9 @@ class Head(nn.Module):
 
 
 def gated(hidden: Tensor) -> Tensor:
-    """Values and gates [..., 2·n] → [..., n]."""
+    """Values and gates [..., 2·n] → [..., n]. A gate is at most one: what is loud comes out as loud, not squared."""
     value, gate = hidden.chunk(2, -1)
-    return value * fn.gelu(gate, approximate="tanh")
+    return value * gate.sigmoid()
 
 
 def openness(sigma: Tensor) -> Tensor:
