@@ -1,7 +1,7 @@
 """The start of the DiT's gated paths, by least squares: a minute instead of the hours that gradient descent would take.
 
 A path gives every latent channel a 3×3 filter of x_t's cells; gates say how much of it comes in, and how much of what the
-blocks made stays (:class:`shared.engine.model.dit.Head`). First every style's best linear map from source to target is solved
+blocks made stays (:class:`shared.engine.model.head.Head`). First every style's best linear map from source to target is solved
 for. Per channel, the first few directions in which those maps differ become the filters. Then, with the blocks as they are,
 every style's best gates are solved for, and the map from prompts to gates. That gates also follow the picture is left to
 training.

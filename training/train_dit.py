@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shared.engine.model.dit import Dit
-from shared.engine.model.head import CELLS, PAST_THE_BLOCKS
+from shared.engine.model.head import CELLS, PATHS
 from shared.engine.model.text import TinyTextEncoder
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.plan.spec import ModelSpec
@@ -53,12 +53,12 @@ PATH_CLIPS = 240
 PACE_PAST = 0.2  # of the gated paths: what they are off by counts times x_t, which is loud
 LATER_EVERY = 6  # steps: a later step changes little
 LOUDNESS = 10.0  # about the standard deviation of x_t (docs/adr/0027)
-PACE_CELLS = 3.0  # of the MLP over cells where it begins from nothing
+PACE_CELLS = 3.0  # of the MLP over cells, which is younger than the blocks
 SIZES = ((96, 160, 4), (192, 320, 2))  # height, width, batch
 
 
 def initialise(model: Dit) -> None:
-    """Xavier for the blocks; small embeddings; a zero head, so that training starts from x0 = x_t."""
+    """Xavier for the blocks; small embeddings; a zero head, so that training starts from nothing."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -266,7 +266,7 @@ def optimisers(model: Dit, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices in the middle, AdamW for all else; each group's ``pace`` multiplies the learning rate."""
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
     cells = [p for n, p in model.named_parameters() if n.startswith(CELLS) and p.ndim == 2]
-    past = [p for n, p in model.named_parameters() if n.startswith(PAST_THE_BLOCKS)]
+    past = [p for n, p in model.named_parameters() if n.startswith(PATHS)]
     known = {id(p) for p in matrices + cells + past}
     others = [p for p in model.parameters() if id(p) not in known]
     groups = [{"params": others, "pace": 1.0}, {"params": past, "pace": PACE_PAST}]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shared.engine.model.dit import Dit
-from shared.engine.model.head import CELLS, CELLS_OUT, GATES, PAST_THE_BLOCKS
+from shared.engine.model.head import CELLS, CELLS_OUT, GATES, PATHS
 from shared.engine.model.loading import load_tiny_vae
 from shared.engine.plan.spec import PATCH, ModelSpec
 from training.linear_encoder import LinearCode, measure
@@ -84,8 +84,8 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
     state["head.head.bias"] = torch.einsum("no,po->pn", back, bias).flatten()
     same_code = there.shape == back.shape and bool(torch.dist(there, torch.eye(len(there))) < SAME * len(there) ** 0.5)
     own = model.state_dict()
-    _come_along(state, own, (CELLS,), CELLS_OUT, same_code)
-    came_along = _come_along(state, own, PAST_THE_BLOCKS, GATES, same_code)
+    _come_along(state, own, CELLS, CELLS_OUT, same_code)
+    came_along = _come_along(state, own, PATHS, GATES, same_code)
     model.load_state_dict(state)
     return came_along
 

@@ -25,7 +25,6 @@ PUBLISH_TIMEOUT_S = 2.0
 PUBLISH_TRIES = 4
 PULL_S = 5.0
 ACK_WAIT_S = 30.0
-FLUSH_S = 2
 EPHEMERAL_KEPT_S = 60.0
 MAX_UNACKED = 1024
 
@@ -270,8 +269,9 @@ class PulledSubscription:
             await self._forget(self._pull)
             try:
                 if self._durable:
-                    # Until the broker has read that, it may hand a message to this inbox: a successor would wait ACK_WAIT_S.
-                    await self._nc.flush(FLUSH_S)
+                    # A request goes behind what was sent before: once it is answered, the broker hands this inbox nothing more.
+                    # What it did would come to a successor after ACK_WAIT_S only.
+                    await self._js.consumer_info(self._kept.name, self._consumer)
                 elif self._consumer:
                     await self._js.delete_consumer(self._kept.name, self._consumer)
             except (nats_errors.Error, TimeoutError):

@@ -86,8 +86,9 @@ def hops(spans: list[Span]) -> set[str]:
 
 def is_whole(spans: list[Span], steps: int) -> bool:
     """Whether a chunk's root is there, every hop, and every pass of each stage, which are processes of their own."""
-    passes = sum(span.name.startswith("denoise") for span in spans)
-    return spans[0].name == "chunk" and hops(spans) >= HOPS and passes >= STAGES * steps
+    told = [attributes(span) for span in spans if span.name.startswith("denoise")]
+    passes = {(each["rheocast.stage"], each["rheocast.step"]) for each in told}
+    return spans[0].name == "chunk" and hops(spans) >= HOPS and len(passes) == STAGES * steps
 
 
 def uncovered_ms(spans: list[Span]) -> float:

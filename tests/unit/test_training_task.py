@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from shared.engine.model.dit import Dit
-from shared.engine.model.head import CELLS_OUT, GATES
+from shared.engine.model.head import CELLS, CELLS_OUT, GATES
 from shared.engine.model.loading import load_dit, random_dit_weights
 from shared.engine.model.tiny_vae import LEAD, TinyVae, VaeMemory
 from shared.engine.plan.items import Item
 from shared.engine.plan.registry import model_folder
-from shared.engine.plan.spec import spec_of
+from shared.engine.plan.spec import ModelSpec, spec_of
 from shared.engine.plan.stream_plan import StreamPlan
 from shared.engine.random import KeyedNoise
 from shared.engine.stage import Stage
@@ -193,6 +197,26 @@ def test_a_dit_begins_with_another_ones_skill_on_a_new_code():
         assert (model(x, times, text) - whole).square().mean() < 1e-3 * whole.square().mean()
     with pytest.raises(ValueError, match="another dim"):
         begin_with(Dit(replace(spec, dim=128)), new, folder, video)
+
+
+def test_a_dit_that_has_no_cell_mlp_yet_begins_as_the_old_one_was(tmp_path: Path):
+    torch.manual_seed(0)
+    published = model_folder("rheo-tiny")
+    spec = replace(ModelSpec.from_json(published / "spec.json"), cell_dim=0)
+    weights = {k: v for k, v in load_file(published / "dit.safetensors").items() if not k.startswith(CELLS)}
+    save_file(weights, tmp_path / "dit.safetensors")
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_dict()))
+    shutil.copy(published / "vae.safetensors", tmp_path)
+    model = Dit(replace(spec, cell_dim=8))
+    _, code = code_of(tmp_path)
+    assert begin_with(model, code, tmp_path, torch.rand(4, 5, 3, 64, 64)), "gated paths come along all the same"
+    x, text = torch.randn(1, 2, spec.latent_channels, 4, 6), torch.randn(1, spec.text_len, spec.text_dim)
+    times = torch.full((1, 2), 400.0)
+    with torch.no_grad():
+        before = load_dit(spec, tmp_path, range(spec.layers), "cpu", torch.float32)(x, times, text)
+        assert (model(x, times, text) - before).square().mean() < 1e-3 * before.square().mean()
+    assert model.head.cells is not None
+    assert model.head.cells.near.weight.abs().max() > 0, "only what comes out is zero"
 
 
 def test_the_mean_of_two_models_needs_the_same_tensors():

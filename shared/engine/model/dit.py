@@ -26,15 +26,15 @@ from shared.engine.model.attention import (
     attention,
     full_attention,
 )
-from shared.engine.model.head import LEAST_ROWS, Head
+from shared.engine.model.head import LEAST_ROWS, Head, openness
 from shared.engine.model.modulation import modulate, per_token
 from shared.engine.model.rope import Rope, RopeTable
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec, Prediction
 
-DIRECT_FROM = 0.3
-"""σ from which a model that predicts x0 gives it whole. Below, x_t holds the estimate of the step before: it is kept, and
-moved by the share (σ / 0.3)³, so that a later step mends more than it loses (docs/adr/0030)."""
+MENDING = 0.3
+"""Of a model that predicts x0: where x_t holds the estimate of the step before, it is kept and moved by the share (σ / 0.3)³,
+so that a later step mends more than it loses (docs/adr/0030)."""
 
 
 class Block(nn.Module):
@@ -177,9 +177,9 @@ class Dit(nn.Module):
         if self.spec.prediction == Prediction.FLOW:
             return noisy - sigma * predicted
         sigma = torch.as_tensor(sigma)
-        share = (sigma / DIRECT_FROM).clamp(max=1.0).pow(3)
-        kept = (1 - share) / (1 - sigma).clamp(min=1 - DIRECT_FROM)  # of x_t = (1 − σ)·x0 + σ·noise
-        return torch.addcmul(share * predicted, kept, noisy)
+        share = torch.lerp((sigma / MENDING).clamp(max=1.0).pow(3), torch.ones_like(sigma), openness(sigma))
+        kept = (1 - share) / (1 - sigma).clamp(min=1 - MENDING)  # of x_t = (1 − σ)·x0 + σ·noise
+        return torch.addcmul(share * predicted, noisy, kept)
 
     def forward(
         self,

@@ -11,11 +11,12 @@ from shared.engine.model.modulation import modulate, per_token
 from shared.engine.plan.spec import PATCH, ModelSpec
 
 SHUT_BELOW, OPEN_FROM = 0.16, 0.22
-"""σ between which gated paths open. Steps after the first lie below by default, first steps above (docs/adr/0028)."""
+"""σ up to which x_t is taken for a step's own estimate, and from which for the source: later steps lie below by default, first
+steps above (docs/adr/0028)."""
 GATES = ("head.gates.", "head.prompt_gates.")
-PAST_THE_BLOCKS = ("head.paths.", *GATES)
+PATHS = ("head.paths.", *GATES)
 """What the names of the gated paths' parameters begin with. Without ``GATES`` nothing comes through."""
-CELLS, CELLS_OUT = "head.cells.", ("head.cells.out.",)
+CELLS, CELLS_OUT = ("head.cells.",), ("head.cells.out.",)
 """What the names of the cell MLP's parameters begin with, and of those without which nothing comes through."""
 LEAST_ROWS = 8
 
@@ -103,7 +104,7 @@ def gated(hidden: Tensor) -> Tensor:
 
 
 def openness(sigma: Tensor) -> Tensor:
-    """How far the gated paths are open: wholly where x_t holds the source, not at all where it holds the model's estimate."""
+    """How far x_t is taken for the source: wholly (1) in first steps, not at all (0) where it holds the model's estimate."""
     return ((sigma - SHUT_BELOW) / (OPEN_FROM - SHUT_BELOW)).clamp(0.0, 1.0)
 
 

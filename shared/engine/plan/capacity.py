@@ -95,7 +95,11 @@ def cut(layers: Sequence[float], parts: int) -> list[int]:
 def weight_bytes(spec: ModelSpec, value_bytes: int) -> int:
     """The DiT's weights; the text encoder and the autoencoder are elsewhere, or small beside them."""
     per_layer = 8 * spec.dim * spec.dim + 2 * spec.dim * spec.ffn_dim
-    return value_bytes * (spec.layers * per_layer + 7 * spec.dim * spec.dim)
+    near = 9 * spec.latent_channels
+    cells = 2 * spec.cell_dim * (near + 6 * spec.dim + spec.cell_dim + spec.latent_channels)
+    gates = 2 * bool(spec.gated_paths) * (1 + spec.gated_paths) * 4 * spec.latent_channels * spec.dim
+    paths = spec.gated_paths * near * spec.latent_channels + gates
+    return value_bytes * (spec.layers * per_layer + 7 * spec.dim * spec.dim + paths + cells)
 
 
 def stream_bytes(spec: ModelSpec, width: int, height: int, steps: int, value_bytes: int) -> float:
