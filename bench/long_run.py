@@ -34,7 +34,7 @@ ABLATIONS: dict[str, Callable[[ModelSpec], ModelSpec]] = {
     "no sinks": lambda spec: replace(spec, sinks=0),
     "fixed sinks": lambda spec: replace(spec, sink_threshold=None),
     "no refresh": lambda spec: replace(spec, rope_refresh_at=0),
-    "refresh, keys not turned": lambda spec: replace(spec, rerotate=False),
+    "keys not turned": lambda spec: replace(spec, rerotate=False),
     "controller off": fixed_noise,
 }
 """Adaptive sinks, RoPE refresh with the keys turned along and the noise controller on are what is shipped."""
