@@ -269,8 +269,8 @@ class PulledSubscription:
             await self._forget(self._pull)
             try:
                 if self._durable:
-                    # A request goes behind what was sent before: once it is answered, the broker hands this inbox nothing more.
-                    # What it did would come to a successor after ACK_WAIT_S only.
+                    # A message handed to a closed inbox would reach a successor after ACK_WAIT_S only. This request is sent
+                    # behind the UNSUB (a flush's PING overtakes it): once it is answered, nothing comes here any more.
                     await self._js.consumer_info(self._kept.name, self._consumer)
                 elif self._consumer:
                     await self._js.delete_consumer(self._kept.name, self._consumer)

@@ -9,8 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.engine.model.dit import Dit
+from shared.engine.model.head import CELLS, PATHS
 from shared.engine.model.tiny_vae import TinyVae
 from shared.engine.model.wan_vae import AutoencoderKLWan, WanVae
+from shared.engine.plan.capacity import weight_bytes
 from shared.engine.plan.flops import prompt_flops, step_flops, vae_flops
 from shared.engine.plan.spec import spec_of
 
@@ -86,3 +88,12 @@ def test_the_wan_autoencoder_by_torchs_counter() -> None:
     flops = vae_flops(spec, 48, 32)
     assert counted(lambda: vae.encode(encoder, video[:4])) == pytest.approx(flops.encode, rel=1e-6)
     assert counted(lambda: vae.decode(decoder, latents)) == pytest.approx(flops.decode, rel=1e-6)
+
+
+def test_weights_past_the_blocks_count_too() -> None:
+    spec = spec_of("rheo-tiny")
+    with torch.device("meta"):
+        parameters = dict(Dit(spec).named_parameters())
+    past = sum(p.numel() for name, p in parameters.items() if name.startswith((*PATHS, *CELLS)) and p.ndim == 2)
+    plain = replace(spec, gated_paths=0, cell_dim=0)
+    assert weight_bytes(spec, 2) - weight_bytes(plain, 2) == 2 * past > 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.engine.plan.devices import DeviceProfile, LayerTimes
-from shared.engine.plan.spec import FRAMES_PER_LATENT, VAE_STRIDE, ModelSpec, VaeKind
+from shared.engine.plan.spec import FRAMES_PER_LATENT, PATCH, VAE_STRIDE, ModelSpec, VaeKind
 
 MEMORY_SHARE = 0.9  # of a device's memory: the rest is activations and fragments
 GIB = 1 << 30
@@ -95,11 +95,17 @@ def cut(layers: Sequence[float], parts: int) -> list[int]:
 def weight_bytes(spec: ModelSpec, value_bytes: int) -> int:
     """The DiT's weights; the text encoder and the autoencoder are elsewhere, or small beside them."""
     per_layer = 8 * spec.dim * spec.dim + 2 * spec.dim * spec.ffn_dim
+    return value_bytes * (spec.layers * per_layer + 7 * spec.dim * spec.dim + _past_the_blocks(spec))
+
+
+def _past_the_blocks(spec: ModelSpec) -> int:
+    """Weights of the gated paths and of the MLP over cells (docs/adr/0028, 0029)."""
     near = 9 * spec.latent_channels
     cells = 2 * spec.cell_dim * (near + 6 * spec.dim + spec.cell_dim + spec.latent_channels)
-    gates = 2 * bool(spec.gated_paths) * (1 + spec.gated_paths) * 4 * spec.latent_channels * spec.dim
-    paths = spec.gated_paths * near * spec.latent_channels + gates
-    return value_bytes * (spec.layers * per_layer + 7 * spec.dim * spec.dim + paths + cells)
+    if not spec.gated_paths:
+        return cells
+    gates = 2 * (1 + spec.gated_paths) * PATCH * PATCH * spec.latent_channels * spec.dim
+    return cells + gates + spec.gated_paths * near * spec.latent_channels
 
 
 def stream_bytes(spec: ModelSpec, width: int, height: int, steps: int, value_bytes: int) -> float:
