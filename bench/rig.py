@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from shared.engine.plan.spec import FRAMES_PER_LATENT, ModelSpec
 from shared.engine.random import epsilon
 from shared.engine.stage import Stage
 from shared.engine.stepper import Stepper
+from shared.media.flow import FlowFinder
+from shared.media.steadying import Place, Steadier
 
 
 class Rig:
@@ -25,6 +29,7 @@ class Rig:
 
     def __init__(self, spec: ModelSpec, folder: Path, steps: int, seed: int) -> None:
         self.spec, self.steps, self.seed = spec, steps, seed
+        cv2.setNumThreads(1)  # as in egress
         device, dtype = torch.device("cpu"), torch.float32
         vae = load_vae(spec, folder, device, dtype, tiny_decoder_dtype(device, dtype))  # as it is served
         self.autoencoder = Autoencoder(vae, spec, device, dtype)
@@ -52,11 +57,24 @@ class Rig:
         while sum(len(part) for part in parts) < len(clip):
             parts += self.stepper.tick({}).values()
         self.stepper.close("clip")
-        return torch.cat(parts)
+        return self._steadied(torch.cat(parts), clip)
+
+    def _steadied(self, made: Tensor, clip: Tensor) -> Tensor:
+        """As egress does it, along the flow that ingest finds."""
+        if not self.spec.steadying:
+            return made
+        finder, steadier = FlowFinder(), Steadier(self.spec.steadying)
+        shown: list[np.ndarray] = []
+        for chunk, (pixels, _) in enumerate(chunks_of(clip)):
+            flow = finder.chunk(list(pixels.numpy()))
+            for position in range(len(pixels)):
+                place = Place(chunk, position, position == len(pixels) - 1)
+                shown.append(steadier.frame(made[len(shown)].numpy(), flow, place))
+        return torch.from_numpy(np.stack(shown))
 
     @torch.inference_mode()
     def restyle_alone(self, clip: Tensor, prompt: str) -> Tensor:
-        """Per-frame processing by the same model: every latent frame by itself, without the KV cache."""
+        """Per-frame processing by the same model: every latent frame by itself, without KV cache and steadying."""
         text, noise = self.text.encode(prompt)[None], NoiseController(self.spec.noise)
         encoder, decoder = self.autoencoder.encoder_state(), self.autoencoder.decoder_state()
         parts: list[Tensor] = []

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from shared.media.flow import carried, grid_of
+
 AGREEMENT = 1.0
 """Pixels that the flow forth and back may differ by."""
 LIKENESS = 0.1
@@ -31,17 +33,17 @@ def carries(clip: Tensor) -> list[Carry]:
     frames = clip.numpy()
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    y, x = np.mgrid[0 : clip.shape[1], 0 : clip.shape[2]].astype(np.float32)
-    still = np.stack([x, y], -1) * 0
+    grid = grid_of(*clip.shape[1:3])
+    still = np.zeros_like(grid)
     steps: list[Carry] = []
     for i in range(1, len(frames)):
         back = finder.calc(grey[i], grey[i - 1], np.zeros_like(still))
         forth = finder.calc(grey[i - 1], grey[i], np.zeros_like(still))
-        source = np.stack([x, y], -1) + back
-        there = _sample(forth, source)
+        source = grid + back
+        there = carried(forth, source)
         inside = (source >= 0).all(-1) & (source[..., 0] < clip.shape[2] - 1) & (source[..., 1] < clip.shape[1] - 1)
         agrees = np.linalg.norm(there + back, axis=-1) < AGREEMENT
-        change = np.abs(_sample(frames[i - 1].astype(np.float32), source) - frames[i]).mean(-1) / 255
+        change = np.abs(carried(frames[i - 1].astype(np.float32), source) - frames[i]).mean(-1) / 255
         steps.append(Carry(source, inside & agrees & (change < LIKENESS)))
     return steps
 
@@ -51,7 +53,7 @@ def warp_error(video: Tensor, steps: list[Carry]) -> float:
     frames = video.numpy().astype(np.float32) / 255
     total, count = 0.0, 0
     for i, step in enumerate(steps, 1):
-        change = (frames[i] - _sample(frames[i - 1], step.source))[step.trusted]
+        change = (frames[i] - carried(frames[i - 1], step.source))[step.trusted]
         total += float(np.square(change).sum())
         count += change.size
     return (total / count) ** 0.5 if count else float("nan")
@@ -61,7 +63,3 @@ def flicker(video: Tensor) -> float:
     """Root mean square change from frame to frame, for a source that stands still; colours in [0, 1]."""
     steps = (video[1:].float() - video[:-1].float()) / 255
     return float(steps.square().mean().sqrt())
-
-
-def _sample(image: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return cv2.remap(image, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # pyright: ignore

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from training.pairs import Pair
-
-Draw = Callable[[int], list[Pair]]
+Kept = TypeVar("Kept")
 
 
 @dataclass
-class Shelf:
+class Shelf(Generic[Kept]):
     """Up to ``places`` couples of one size; ``draw`` (couples → their pairs) fills it. ``uses`` ≥ 1."""
 
-    draw: Draw
+    draw: Callable[[int], list[Kept]]
     places: int
     uses: int
-    _couples: list[list[Pair]] = field(default_factory=list)
+    _couples: list[list[Kept]] = field(default_factory=list)
     _owed: float = 0.0
     _oldest: int = 0
 
-    def take(self, rng: np.random.Generator, couples: int) -> list[Pair]:
+    def take(self, rng: np.random.Generator, couples: int) -> list[Kept]:
         """The pairs of ``couples`` different couples, couple by couple. The first calls draw all they take."""
         self._owed += couples / self.uses
         if len(self._couples) < max(couples, self.places):

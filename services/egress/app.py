@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import cv2
+
 from services.egress.handlers import Handlers
 from services.egress.settings import Settings
 from shared.lifecycle import Context, run_service
@@ -52,5 +54,6 @@ class Egress:
 
 def main() -> None:
     """Run the service until it is told to stop."""
+    cv2.setNumThreads(1)  # a stream's frames are small, and its neighbours need the cores
     settings = Settings()
     run_service("egress", settings, lambda context: Egress(context, settings))

@@ -9,12 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.egress.sinks.port import OutFrame, Sink, SinkError
 from shared.contracts.events import AudioCaptured
 from shared.media.errors import one_line
+from shared.media.steadying import Steadier
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +32,15 @@ class _Remove:
 
 
 class SinkThread:
-    """Sinks of one stream in one thread. ``room`` says how many frames may be put now.
+    """Sinks of one stream in one thread. ``room`` says how many frames may be put now. Frames are steadied here, once for all.
 
     ``poke`` is called on the loop when room came back or a sink broke; ``error`` is then one line.
     """
 
-    def __init__(self, name: str, sinks: dict[str, Sink], frames: int, poke: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, sinks: dict[str, Sink], frames: int, poke: Callable[[], None], steadying: float = 0.0
+    ) -> None:
+        self._steadier = Steadier(steadying) if steadying else None
         self._sinks, self._limit, self._poke = dict(sinks), frames, poke
         self._loop = asyncio.get_running_loop()
         self._items: deque[OutFrame | AudioCaptured | bool | _Remove] = deque()
@@ -113,7 +117,8 @@ class SinkThread:
             if isinstance(item, _Remove):
                 self._take_out(item)
             elif self.error is None:
-                self._each(lambda sink, item=item: _give(sink, item))
+                given = self._steadied(item)
+                self._each(lambda sink, item=given: _give(sink, item))
             with self._changed:
                 self._frames -= isinstance(item, OutFrame)
                 self._parts -= isinstance(item, AudioCaptured)
@@ -124,6 +129,11 @@ class SinkThread:
                 self._tell()
         for sink in self._sinks.values():
             self._results.append(self._finish(sink))
+
+    def _steadied(self, item: Any) -> Any:
+        if self._steadier is None or not isinstance(item, OutFrame) or item.place is None:
+            return item
+        return replace(item, pixels=self._steadier.frame(item.pixels, item.flow, item.place))
 
     def _finish(self, sink: Sink) -> str:
         try:

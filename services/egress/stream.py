@@ -7,10 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from fractions import Fraction
 from typing import Any
-
-import numpy as np
 
 from services.egress.accounts import Accounts
 from services.egress.audio import AudioOrder
@@ -21,8 +18,9 @@ from services.egress.ledger import ChunkVerdict, StreamLedger, drop_key
 from services.egress.rules import rules_of
 from services.egress.settings import Settings
 from services.egress.sink_thread import SinkThread
-from services.egress.sinks.port import OutFrame, Sink
+from services.egress.sinks.port import Sink
 from services.egress.stats import StreamMeter
+from services.egress.waiting import Waiting
 from shared.bus.port import Bus, BusError
 from shared.clock import Clock
 from shared.contracts import subjects
@@ -32,7 +30,6 @@ from shared.contracts.events import (
     ChunkCaptured,
     ChunkClosed,
     ChunkDropped,
-    ChunkStamp,
     EventKind,
     FramesDecoded,
     LedgerTotals,
@@ -80,11 +77,11 @@ class EgressStream:
         self._core = StreamCore(rules_of(take, settings), take.epoch, ledger)
         self._accounts = Accounts(self.stream, ledger, store)
         self._ends = ChunkEnds(tracer, self.stream, take.epoch, clock.now_ns())
-        self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set)
+        self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set, take.steadying)
         self.remove_sink = self._sinks.remove
         self.figures: Due = nothing_told
         self._meter = StreamMeter(clock.now_ns())
-        self._pixels: dict[int, tuple[np.ndarray, ChunkStamp]] = {}
+        self._waiting = Waiting()
         self._sound = AudioOrder()
         self._audio_parts, self._paused, self._audio_known = 0, 0, False
         self._source_error: str | None = None
@@ -129,6 +126,7 @@ class EgressStream:
             self._audio_known = True
             self._sinks.expect_audio(message.audio and self.spec.audio)
         self._ends.captured(message.stamp)
+        self._waiting.captured(message)
         self._core.captured(message.stamp, message.totals, self._clock.now_ns())
         paused, self._paused = self._paused, max(self._paused, message.totals.dropped.get("paused", 0))
         self._meter.excuse(self._paused - paused)
@@ -161,7 +159,7 @@ class EgressStream:
                 return
             arrival = self._core.ready(stamp, now := self._clock.now_ns())
             if arrival is Arrival.WANTED:
-                self._pixels[stamp.chunk] = (pixels, stamp)
+                self._waiting.came(stamp, pixels)
                 self._ends.came(message, now)
         if arrival is not Arrival.WANTED:
             self._count(f"frames_{arrival.value}")
@@ -257,7 +255,7 @@ class EgressStream:
         for emit in decisions.emits:
             self._emit(emit, now)
         for verdict in decisions.closes:
-            self._pixels.pop(verdict.chunk, None)
+            self._waiting.forget(verdict.chunk)
         if decisions.closes:
             self._close(decisions.closes, now)
             self._closes.set()
@@ -267,16 +265,13 @@ class EgressStream:
         self._ends.closed(closes, now, failed)
 
     def _emit(self, emit: Emit, now: int) -> None:
-        pixels, stamp = self._pixels[emit.chunk]
-        frame, time_base = emit.frame, Fraction(*stamp.time_base)
-        self._sinks.put(
-            OutFrame(pixels[emit.position], frame.pts, frame.duration, time_base, emit.chunk, frame.captured_ns, now)
-        )
-        self._meter.emitted(frame, now, time_base)
+        frame, given = emit.frame, self._waiting.frame(emit, now)
+        self._sinks.put(given)
+        self._meter.emitted(frame, now, given.time_base)
         self._ends.shown(emit.chunk, now)
         if self._latency is not None:  # a late one's trace is written down, whatever the share is
-            late = 0 < frame.deadline_ns < now
-            self._latency.record((now - frame.captured_ns) / 1e9, as_sampled(stamp.trace) if late else stamp.trace)
+            late, trace = 0 < frame.deadline_ns < now, self._waiting.stamp(emit.chunk).trace
+            self._latency.record((now - frame.captured_ns) / 1e9, as_sampled(trace) if late else trace)
 
     async def _keep_books(self) -> None:
         """Verdicts to the store and the bus, beside the playing; the newest is repeated every second."""
@@ -314,7 +309,7 @@ class EgressStream:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     async def _end(self, failure: str | None) -> None:
-        self._pixels.clear()
+        self._waiting.clear()
         await self._stop_books()
         await self._rest_of_sound(failure)
         made = await self._sinks.finish()

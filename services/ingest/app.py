@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import cv2
+
 from services.ingest.handlers import Handlers
 from services.ingest.settings import Settings
 from shared.lifecycle import Context, run_service
@@ -46,5 +48,6 @@ class Ingest:
 
 def main() -> None:
     """Run the service until it is told to stop."""
+    cv2.setNumThreads(1)  # a source's frames are small, and its neighbours need the cores
     settings = Settings()
     run_service("ingest", settings, lambda context: Ingest(context, settings))

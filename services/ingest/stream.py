@@ -19,10 +19,10 @@ from services.ingest.feed import Feed
 from services.ingest.heard import Heard
 from services.ingest.links import Links
 from services.ingest.mirror import Mirror
+from services.ingest.movement import Movement
 from services.ingest.pausing import Answer, Pauses
 from services.ingest.pixels import no_pixels, put_pixels
 from services.ingest.reader import Behind, End, Item, Reader, Shot
-from services.ingest.rmse import chunk_rmse
 from services.ingest.rtc.whip import WhipDesk
 from services.ingest.settings import Settings
 from services.ingest.similar import SimilarityFilter
@@ -91,7 +91,7 @@ class IngestStream:
         self._audio: AudioBatcher | None = None
         self._sound_from: tuple[int, int | None] = (0, None)
         self._time_base = Fraction(1, 90_000)
-        self._previous: np.ndarray | None = None
+        self._movement = Movement(with_flow=take.steadying > 0)
         self._error: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._left_tells = self._closed_tells = 0
@@ -278,10 +278,10 @@ class IngestStream:
         frames, last = [frame.pixels for frame in chunk.frames], chunk.frames[-1]
         resumed = self._pauses.numbered(chunk.number, chunk.frames[0].pts, last.pts)
         skipped = not self._from_text and self._similar.skips(frames, last.captured_ns)
-        rmse, ref = (0.0,) * (len(frames) + chunk.padding), no_pixels(self._sizing.width, self._sizing.height)
+        rmse, flow = (0.0,) * (len(frames) + chunk.padding), b""
+        ref = no_pixels(self._sizing.width, self._sizing.height)
         if not self._from_text:
-            rmse = chunk_rmse(frames, self._previous, chunk.padding)
-            self._previous = frames[-1]
+            rmse, flow = await self._movement.of(frames, chunk.padding, skipped)
         if not self._from_text and not skipped:
             whole = np.stack(frames + [frames[-1]] * chunk.padding)
             ref = await put_pixels(self._tensors, whole, self._settings.stall_s)
@@ -292,9 +292,8 @@ class IngestStream:
         if skipped:
             message = ChunkDropped(stamp=stamp, service="ingest", reason="similar", skipped=True)
         else:
-            message = ChunkCaptured(
-                stamp=stamp, pixels=ref, rmse=rmse, totals=self._intake.totals(), audio=self._audio is not None
-            )
+            totals, audio = self._intake.totals(), self._audio is not None
+            message = ChunkCaptured(stamp=stamp, pixels=ref, rmse=rmse, totals=totals, audio=audio, flow=flow)
         await self._bus.publish(subjects.stream(self.stream, "frames" if skipped else "chunk"), message)
         await self._tell_applied(resumed)
         record_ingest(self._tracer, stamp)

@@ -73,6 +73,7 @@ class Messenger:
             source_held=record.source_held,
             given_up=given_up,
             skip_similar=record.skip_similar,
+            steadying=record.steadying,
             refreshes=record.refreshes,
             added_sinks=tuple(sorted(record.added_sinks)),
         ).model_copy(update=changes)

@@ -68,6 +68,7 @@ def place(
         height=spec.height or model.default_height,
         noise=model.noise.s0 if spec.noise is None else spec.noise,
         skip_similar=spec.skip_similar,
+        steadying=model.steadying if spec.steadying is None else spec.steadying,
         frames_per_block=longest,
         ingest=chosen["ingest"],
         egress=chosen["egress"],

@@ -47,6 +47,7 @@ class StreamRecord:
     suspended: bool = False  # its state is in the workers' host memory, while it is paused
     source_held: bool = False
     skip_similar: float = 0.0
+    steadying: float = 0.0
     refreshes: int = 0  # changes after which ingest skips nothing until they are seen
     frames_per_block: int = 1  # the largest T it has run with: credits are enough for it
     since_epoch: int = 0  # the one it was opened in: egress tells of that one until it has shown all of it

@@ -39,6 +39,9 @@ class Fit(StrEnum):
 class StreamSpec(Wire):
     """Everything a stream is started with. Every field is validated; a message names what would be accepted.
 
+    ``steadying``: how much of each frame comes from the one before, where the source only moved: less flicker, and a little of
+    what is finest (0: none; None: the model's).
+
     Under load a live stream runs with fewer steps, fewer frames a second and longer frame blocks, between what it asks for
     and ``min_steps``, ``min_fps`` (None: half its rate, 4 at least) and ``max_frames_per_block`` (None: T stays).
 
@@ -62,6 +65,7 @@ class StreamSpec(Wire):
     deadline_ms: int = Field(default=600, ge=50, le=60_000)  # live: from a frame's capture to when it is shown
     audio: bool = True
     skip_similar: float = Field(default=0.0, ge=0.0, le=1.0)  # a chunk that differs less is skipped; 0: none is
+    steadying: float | None = Field(default=None, ge=0.0, le=0.9)
     tenant: str = Field(default=DEFAULT_TENANT, pattern=TENANT_PATTERN)
     quality: Quality = Quality.BALANCED
     min_steps: int = Field(default=1, ge=1, le=4)
@@ -211,7 +215,8 @@ class TakeStream(Wire):
     answer names that chunk. ``hold``: a worker lets chunks of this epoch wait until it is told again without. ``keep``: who
     has the stream in an older epoch goes on with its state, and takes chunks of that epoch, too. ``added_sinks`` (to
     egress): ids of sinks that were added while it ran; one that takes the stream from a dead predecessor goes on with them.
-    ``held_for`` is the reason by which ingest drops what it captures while it is held.
+    ``held_for`` is the reason by which ingest drops what it captures while it is held. ``steadying`` as in the spec, resolved:
+    above 0 ingest tells how its source moves, and egress steadies along it.
     """
 
     kind: Literal["take"] = "take"
@@ -235,6 +240,7 @@ class TakeStream(Wire):
     block_start: int = 0
     added_sinks: tuple[str, ...] = ()
     held_for: Literal["recovering", "resized"] = "recovering"
+    steadying: float = 0.0
 
 
 class LeaveStream(Wire):

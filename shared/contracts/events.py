@@ -78,6 +78,7 @@ class ChunkCaptured(Wire):
     """ingest → worker:encode, egress (on ``rheo.stream.<id>.chunk``). Pixels: uint8 [frames, height, width, 3] RGB.
 
     ``rmse`` holds one value per frame: RMSE(f_t − f_{t−1}) with pixels in [−1, 1]; the first frame of a stream has 0.
+    ``flow`` is how the source moves (:meth:`shared.media.flow.Flow.to_bytes`), for a stream that is steadied; else empty.
     """
 
     kind: Literal["chunk_captured"] = "chunk_captured"
@@ -86,6 +87,7 @@ class ChunkCaptured(Wire):
     rmse: tuple[float, ...]
     totals: SourceTotals
     audio: bool = False  # the source has audio, which comes as AudioCaptured
+    flow: bytes = b""
 
 
 class SourceEnded(Wire):

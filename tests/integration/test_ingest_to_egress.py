@@ -373,3 +373,28 @@ async def test_a_store_that_is_away_for_a_while_holds_up_nothing_and_gets_every_
         assert totals.frames_in == totals.closed == 45
         assert totals.on_time > 40
         assert through == 11
+
+
+async def test_a_steadied_stream_flickers_less_and_any_other_is_as_it_was_made(media: Bench, tmp_path: Path) -> None:
+    """What the echo gives flickers. Ingest tells how its source moves, and egress steadies along it, for every sink."""
+    source, rng = clips.make_clip(tmp_path / "in.mp4", frames=21), np.random.default_rng(0)
+    noise = {chunk: rng.integers(-20, 21, (5, 8, 12, 3)) for chunk in range(6)}
+
+    def flicker(chunk: int, pixels: np.ndarray) -> np.ndarray:
+        coarse = noise[chunk][: len(pixels)].repeat(8, 1).repeat(8, 2)
+        return np.clip(pixels.astype(int) + coarse, 0, 255).astype(np.uint8)
+
+    media.change = flicker
+    errors: dict[float, float] = {}
+    for steadying in (0.0, 0.5):
+        media.chunks.clear()
+        media.ended.clear()
+        output = tmp_path / f"out-{steadying}.mp4"
+        event = await media.run(source, output, steadying=steadying)
+        assert event.event is EventKind.STOPPED, event.reason
+        assert [len(chunk.flow) for chunk in media.chunks] == [
+            3 * 96 * len(c.rmse) * bool(steadying) for c in media.chunks
+        ]
+        both = zip(pictures(source), pictures(output), strict=True)
+        errors[steadying] = float(np.mean([np.square(a.astype(float) - b).mean() for a, b in list(both)[3:]]))
+    assert errors[0.5] < 0.75 * errors[0.0]

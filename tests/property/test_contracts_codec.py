@@ -70,6 +70,7 @@ SMALL = {
     "frames_per_block": st.integers(1, 3),
     "deadline_ms": st.integers(50, 60_000),
     "skip_similar": st.floats(0, 1),
+    "steadying": st.one_of(st.none(), st.floats(0, 0.9)),
     "frames": st.integers(0, 1000),
     "prompts": st.just(()),  # or prompt, not both
     "paused": st.none(),  # it comes alone

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from services.egress.handlers import Handlers as EgressHandlers
 from services.egress.settings import Settings as EgressSettings
 from services.ingest.handlers import Handlers as IngestHandlers
@@ -43,6 +45,7 @@ class Bench:
         self._tensors: list[HostTensorStore] = []
         self.lose: Change = lambda chunk: False
         self.delay_s = 0.0
+        self.change: Callable[[int, np.ndarray], np.ndarray] | None = None  # (chunk, pixels) → what the echo gives
         self.events: list[StreamEvent] = []
         self.chunks: list[ChunkCaptured] = []
         self.ends: list[SourceEnded] = []
@@ -123,6 +126,7 @@ class Bench:
                 noise=0.5,
                 credits=credits,
                 skip_similar=spec.skip_similar,
+                steadying=spec.steadying or 0.0,
             )
             if (error := await self.take(service, take)) is not None:
                 raise RefusedError(f"{service}: {error}")
@@ -206,6 +210,8 @@ class Bench:
         self._echo_tensors.release(chunk.pixels)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
+        if self.change is not None:
+            pixels = self.change(chunk.stamp.chunk, pixels)
         ref = self._echo_tensors.put(pixels)
         frames = FramesDecoded(stamp=chunk.stamp, pixels=ref, steps=1, prompt_version=1)
         await self.bus.publish(subjects.stream(chunk.stamp.stream, "frames"), frames)

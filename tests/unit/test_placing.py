@@ -15,6 +15,7 @@ from shared.clock import SystemClock
 from shared.contracts.commands import StartStream, StreamSpec
 from shared.contracts.events import Beat
 from shared.contracts.tiers import CapacityAsked, Refusal
+from shared.engine.plan.registry import model_spec
 from tests.support.costs import KnownCosts
 
 SPEC = StreamSpec.model_validate({"source": {"kind": "pattern"}, "prompt": "neon"})
@@ -115,3 +116,9 @@ def test_what_is_still_starting_may_be_asked_again_and_an_unknown_model_may_not(
     with pytest.raises(RefusedError, match="sora") as unknown:
         placed(start(spec=SPEC.model_copy(update={"model": "sora"})), fleet("p0"))
     assert unknown.value.retry_after_s == 0
+
+
+def test_a_stream_is_steadied_as_its_model_wants_or_as_it_asks() -> None:
+    assert placed(start(), fleet("p0"))[0].steadying == model_spec("rheo-tiny").steadying > 0
+    without = SPEC.model_copy(update={"steadying": 0.0})
+    assert placed(start(spec=without), fleet("p0"))[0].steadying == 0

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from shared.contracts.events import AudioCaptured
+from shared.media.flow import Flow
+from shared.media.steadying import Place
 
 
 class SinkError(Exception):
@@ -19,7 +21,8 @@ class SinkError(Exception):
 class OutFrame:
     """A frame to show: uint8 [height, width, 3] RGB; ``pts`` and ``duration`` (0: unknown) count ticks of ``time_base``.
 
-    ``chunk`` is the one it belongs to; when it was captured and shown is in UNIX ns.
+    ``chunk`` is the one it belongs to; when it was captured and shown is in UNIX ns. ``place`` and ``flow`` (the
+    chunk's) are for steadying, which is done before a sink sees the frame.
     """
 
     pixels: np.ndarray
@@ -29,6 +32,8 @@ class OutFrame:
     chunk: int = -1
     captured_ns: int = 0
     shown_ns: int = 0
+    place: Place | None = None
+    flow: Flow | None = None
 
 
 class Sink(Protocol):

@@ -86,6 +86,7 @@ class ModelSpec:
     ``sink_threshold`` None switches adaptive sinks off. ``rerotate`` moves the rotation of cached keys at a RoPE refresh.
     ``prediction`` (a :class:`Prediction`) is what the last layer gives; ``gated_paths`` is how many linear ways there are
     past the blocks (docs/adr/0028), ``cell_dim`` the hidden channels of the MLP over cells behind them (docs/adr/0029).
+    ``steadying`` is how much of each frame shown comes from the one before, where the source only moved (docs/adr/0031).
 
     The autoencoder (``vae``, a :class:`VaeKind`; change it by :meth:`with_vae`): the decoder's input is z·``latent_scale`` +
     ``latent_shift``; the encoder's latents are normalised by the same two if ``encoder_normalised``, and become
@@ -111,6 +112,7 @@ class ModelSpec:
     prediction: str = Prediction.FLOW
     gated_paths: int = 0
     cell_dim: int = 0
+    steadying: float = 0.0
     steps: tuple[int, ...] = (700, 500, 400, 200)
     text_steps: tuple[int, ...] = ()
     noise: NoiseSpec = field(default_factory=NoiseSpec)
@@ -147,6 +149,8 @@ class ModelSpec:
         for name in ("gated_paths", "cell_dim"):
             if getattr(self, name) < 0:
                 raise SpecError(f"{name} {getattr(self, name)} must be 0 or more")
+        if not 0 <= self.steadying < 1:
+            raise SpecError(f"steadying {self.steadying} must be in 0…1, below 1")
         if self.vae not in list(VaeKind):
             raise SpecError(f"vae {self.vae!r} is none of {', '.join(VaeKind)}")
         for name in ("latent_scale", "latent_shift", "encoder_scale", "encoder_shift"):
@@ -290,6 +294,7 @@ _TINY = ModelSpec(
     prediction=Prediction.X0,
     gated_paths=2,
     cell_dim=256,
+    steadying=0.5,
     steps=(400, 150, 100, 50),
     noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4, latent_full=0.4, still_below=0.5),
     vae="taehv",
@@ -323,6 +328,7 @@ PRESETS: dict[str, ModelSpec] = {
             prediction=Prediction.FLOW,
             gated_paths=0,
             cell_dim=0,
+            steadying=0.0,
             steps=(700, 500, 400, 200),
             noise=NoiseSpec(),
             vae_widths=(16, 8, 8, 8),
