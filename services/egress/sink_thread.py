@@ -133,7 +133,12 @@ class SinkThread:
     def _steadied(self, item: Any) -> Any:
         if self._steadier is None or not isinstance(item, OutFrame) or item.place is None:
             return item
-        return replace(item, pixels=self._steadier.frame(item.pixels, item.flow, item.place))
+        try:
+            return replace(item, pixels=self._steadier.frame(item.pixels, item.flow, item.place))
+        except Exception:
+            log.exception("frames are not steadied from here on")
+            self._steadier = None
+            return item
 
     def _finish(self, sink: Sink) -> str:
         try:

@@ -23,6 +23,7 @@ class Waiting:
         self._pixels: dict[int, tuple[np.ndarray, ChunkStamp]] = {}
         self._flows: dict[int, bytes] = {}
         self._read: tuple[int, Flow | None] = (-1, None)  # of the chunk that is being shown
+        self._complained = False
 
     def captured(self, message: ChunkCaptured) -> None:
         """A chunk was numbered."""
@@ -78,5 +79,7 @@ class Waiting:
         try:
             return Flow.from_bytes(data, *pixels.shape[:3])
         except FlowError as error:
-            log.warning("stream %s: chunk %d is not steadied: %s", stamp.stream, stamp.chunk, error)
+            if not self._complained:
+                log.warning("stream %s: chunk %d is not steadied: %s", stamp.stream, stamp.chunk, error)
+            self._complained = True
             return None

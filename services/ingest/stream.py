@@ -156,7 +156,7 @@ class IngestStream:
         if newer and self._live:
             self._intake.hold(take.source_held, DropReason(take.held_for))
         if newer and self._sizing.adopt(take, self._source):
-            self._previous = self._similar.reference = None
+            self._similar.reference = None
         if take.refreshes > self._refreshes or newer:
             self._refreshes, self._similar.threshold = take.refreshes, take.skip_similar
             self._similar.refresh()

@@ -240,7 +240,7 @@ class TakeStream(Wire):
     block_start: int = 0
     added_sinks: tuple[str, ...] = ()
     held_for: Literal["recovering", "resized"] = "recovering"
-    steadying: float = 0.0
+    steadying: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
 class LeaveStream(Wire):

@@ -6,6 +6,7 @@ inverse search (Kroeger et al., 2016, as OpenCV has it) takes about a millisecon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,13 @@ import cv2
 import numpy as np
 
 CELL = 8
-"""Pixels per side of a cell; at the right and the lower border cells may be smaller."""
+"""Pixels per side of a cell; a little less where the picture's sides are no multiples."""
 PER_PIXEL = 4
 """Steps of a vector per pixel: up to 32 pixels fit."""
+LEAST_SIDE = 32
+"""Pixels; the search fails on smaller pictures."""
+MOST_PIXELS = 200_000
+"""Larger pictures are searched at a half, a third, … of their size."""
 
 
 class FlowError(ValueError):
@@ -75,26 +80,39 @@ class FlowFinder:
     def chunk(self, frames: Sequence[np.ndarray], padding: int = 0) -> Flow:
         """The flow of consecutive frames, uint8 [H, W, 3] each; ``padding`` copies of the last one follow them.
 
-        A stream's first frame, and one of another size than the one before, follows nothing.
+        A stream's first frame, and one of another size than the one before, follows nothing; nor does a picture with a side
+        below 32 pixels, which is too small to search.
         """
-        rows, columns = cells_of(*frames[0].shape[:2])
-        vectors = np.zeros((len(frames) + padding, rows, columns, 2), np.int8)
-        change = np.zeros((len(frames) + padding, rows, columns), np.uint8)
+        size = cells_of(*frames[0].shape[:2])
+        vectors = np.zeros((len(frames) + padding, *size, 2), np.int8)
+        change = np.full((len(frames) + padding, *size), 255, np.uint8)
         for i, frame in enumerate(frames):
-            grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
-            if self._before is None or self._before.shape != grey.shape:
-                change[i] = 255
-            else:
-                vectors[i], change[i] = self._step(self._before, grey)
+            shrunk, grey = _grey(frame)
+            if self._before is not None and self._before.shape == grey.shape and min(grey.shape) >= LEAST_SIDE:
+                vectors[i], change[i] = self._step(self._before, grey, size, shrunk)
             self._before = grey
         return Flow(vectors, change)
 
-    def _step(self, before: np.ndarray, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _step(
+        self, before: np.ndarray, grey: np.ndarray, size: tuple[int, int], shrunk: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows, columns = size
         if self._grid.shape[:2] != grey.shape:
             self._grid = grid_of(*grey.shape)
-        flow = self._search.calc(grey, before, np.zeros_like(self._grid))
-        came = carried(before, self._grid + flow)
-        rows, columns = cells_of(*grey.shape)
+        flow = self._search.calc(grey, before, np.zeros_like(self._grid)) * shrunk
         small = cv2.resize(flow, (columns, rows), interpolation=cv2.INTER_AREA)
-        change = cv2.resize(cv2.absdiff(came, grey), (columns, rows), interpolation=cv2.INTER_AREA)
-        return np.clip(np.rint(small * PER_PIXEL), -127, 127).astype(np.int8), change
+        vectors = np.clip(np.rint(small * PER_PIXEL), -127, 127).astype(np.int8)
+        # By the vectors as they travel: what they cannot say is not to be trusted.
+        told = cv2.resize(vectors.astype(np.float32), grey.shape[::-1]) / (PER_PIXEL * shrunk)
+        came = carried(before, self._grid + told)
+        return vectors, cv2.resize(cv2.absdiff(came, grey), (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+def _grey(frame: np.ndarray) -> tuple[int, np.ndarray]:
+    """A frame's brightness, shrunk by a whole number if it is large, and that number."""
+    height, width = frame.shape[:2]
+    shrunk = max(1, math.ceil((height * width / MOST_PIXELS) ** 0.5))
+    grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+    if shrunk == 1:
+        return 1, grey
+    return shrunk, cv2.resize(grey, (width // shrunk, height // shrunk), interpolation=cv2.INTER_AREA)

@@ -5,7 +5,7 @@ filter, as video denoisers have it. What a decoder gets wrong differs from frame
 sharp, because it is carried along. Three things guard it (docs/adr/0031):
 
 * where the source itself changed along the flow (something came into sight, a cut) the frame stays as it is;
-* where the generated picture changed much, it stays as well: a new prompt is not held up;
+* where the generated picture changed much, it stays as well: a new prompt is there at once, or after a few frames;
 * a picture whose lines stand still while the source moves (the grid of pixel art) must not be carried along. Whether it
   moves with its source is measured as it goes.
 """
@@ -31,6 +31,7 @@ source, from the second on it does not."""
 FAR = 1.0
 """Pixels per frame from which a place counts for that."""
 MEMORY = 0.9
+TINY = 1e-3
 EVERY = 4
 """Of the rows and columns every n-th is looked at for that."""
 
@@ -62,17 +63,15 @@ class Steadier:
         self._shown: np.ndarray | None = None
         self._place: Place | None = None
         self._grid = np.zeros((0, 0, 2), np.float32)
-        self._along = self._still = 0.0  # squared change of what is shown: carried along, and left in place
+        self._along, self._still = 0.0, 0.0  # squared change of what is shown: carried along, and left in place
         steps = np.arange(256, dtype=np.float32) / 255
         self._trust = np.clip(1 - (steps / OWN_TRUST) ** 2, 0, 1).astype(np.float32)
 
     @property
     def moves(self) -> float:
         """How far the picture moves with its source, 0…1."""
-        if not self._still:
-            return 1.0
         low, high = MOVES
-        return float(np.clip((high - self._along / self._still) / (high - low), 0, 1))
+        return float(np.clip((high - self._along / max(self._still, TINY)) / (high - low), 0, 1))
 
     def frame(self, pixels: np.ndarray, flow: Flow | None, place: Place) -> np.ndarray:
         """uint8 [H, W, 3] → what to show, the same shape; ``flow`` is the chunk's, None: not known.
@@ -106,6 +105,8 @@ class Steadier:
         some = (slice(EVERY // 2, None, EVERY), slice(EVERY // 2, None, EVERY))
         moving = (np.abs(vectors[some]).max(-1) > FAR) & (share[some] > 0)
         now = pixels[some].astype(np.float32)
+        if not moving.any():
+            return  # nothing new is known
         along = float(np.square(came[some] - now).mean(-1)[moving].sum()) / moving.size
         still = float(np.square(self._shown[some] - now).mean(-1)[moving].sum()) / moving.size
         self._along, self._still = self._along * MEMORY + along, self._still * MEMORY + still

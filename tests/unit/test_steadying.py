@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from services.ingest.movement import Movement
 from shared.media.flow import Flow, FlowError, FlowFinder, cells_of
 from shared.media.steadying import Place, Steadier
 
@@ -84,6 +85,40 @@ def test_bytes_come_back_as_they_were_or_are_refused() -> None:
         Flow.from_bytes(flow.to_bytes(), 4, HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("size", [(16, 160), (16, 640), (32, 16), (2048, 32)])
+def test_sizes_that_are_too_small_to_search_follow_nothing(size: tuple[int, int]) -> None:
+    frames = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8) for i in range(3)]
+    flow = FlowFinder().chunk(frames)
+    assert flow.vectors.shape == (3, *cells_of(*size), 2)
+    assert (flow.change[1] == 255).all() == (min(size) < 32)
+
+
+def test_a_large_picture_is_searched_at_a_fraction_of_its_size() -> None:
+    wide = cv2.resize(texture(2, 320), (1290, 720))
+    flow = FlowFinder().chunk([wide[:, 8 * i : 8 * i + 1280].astype(np.uint8) for i in range(2)])
+    assert np.abs(flow.vectors[1, 4:-4, 4:-4, 0] / 4 - 8).mean() < 0.5
+    assert flow.change[1, 4:-4, 4:-4].mean() < 6
+
+
+def test_what_a_vector_cannot_say_is_not_trusted() -> None:
+    wide = cv2.resize(texture(3, 400), (1600, 384))
+    flow = FlowFinder().chunk([wide[:, 60 * i : 60 * i + 640].astype(np.uint8) for i in range(2)])
+    far = np.abs(flow.vectors[1, ..., 0]) >= 127
+    assert far.mean() > 0.1
+    assert np.median(flow.change[1][far]) > 12, "it came from farther away than it says"
+
+
+async def test_a_source_that_changes_its_size_goes_on() -> None:
+    movement = Movement(with_flow=True)
+    for height, width in ((96, 160), (64, 96), (16, 160)):
+        frames = [np.full((height, width, 3), 9 * i, np.uint8) for i in range(4)]
+        rmse, flow = await movement.of(frames, 0, False)
+        assert rmse[0] == 0
+        assert len(Flow.from_bytes(flow, 4, height, width).change) == 4
+    assert (await movement.of(frames, 0, True))[1] == b"", "a skipped chunk needs none"
+    assert (await Movement(with_flow=False).of(frames, 1, False))[1] == b""
+
+
 # --- steadying -------------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +173,20 @@ def test_a_frame_whose_predecessor_was_not_shown_comes_out_as_it_went_in() -> No
     assert steadier.frame(made[7], second, Place(1, 3, True)) is made[7], "one was left out"
     assert steadier.frame(made[0], None, Place(2, 0, False)) is made[0], "nobody told how the source moves"
     assert steadier.frame(made[0][:64], first, Place(2, 1, False)).shape == (64, WIDTH, 3), "another size"
+
+
+def test_after_a_long_time_without_movement_it_still_steadies() -> None:
+    true = moving(4)
+    still = Flow(np.zeros((1, *cells_of(HEIGHT, WIDTH), 2), np.int8), np.zeros((1, *cells_of(HEIGHT, WIDTH)), np.uint8))
+    steadier, chunk = Steadier(0.5), FlowFinder().chunk(true)
+    for i, frame in enumerate(flickering(true)):
+        steadier.frame(frame, chunk, Place(0, i, i == 3))
+    assert 0 < steadier.moves <= 1
+    small = [f[:32, :32] for f in flickering([true[0]] * 2)]
+    still = Flow(still.vectors[:, :4, :4], still.change[:, :4, :4])
+    for i in range(8000):
+        steadier.frame(small[i % 2], still, Place(1 + i, 0, True))
+    assert steadier.moves == 1.0
 
 
 def test_places_follow_one_another() -> None:
