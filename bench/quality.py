@@ -4,7 +4,7 @@
 
 * styles: the autoencoder alone; per style its *ceiling* (the true filter's picture, encoded and decoded), the model's PSNR to
   the true filter, and the share of frames that lie nearest to their own style among all true styles;
-* temporal: what changes along the source's optical flow, beside the true filter's and per-frame processing without KV cache;
+* temporal: what changes along the source's optical flow, beside the true filter's, unsteadied and per-frame processing;
 * motion: the noise controller beside fixed noise, on fast motion (PSNR) and on a still picture (flicker);
 * prompts: a change in mid-stream, and a blend;
 * speed: frames a second of the engine with 1 and 2 steps;
@@ -79,11 +79,14 @@ class StyleFigures:
 
 @dataclass(frozen=True)
 class WarpError:
-    """Temporal error of one style over all clips: the model's, the true filter's, and the model's without KV cache."""
+    """Temporal error of one style over all clips: as shown, the true filter's, as made (not steadied), and of per-frame
+    processing by the same model (no KV cache, not steadied).
+    """
 
     style: str
     model: float
     true_filter: float
+    made: float
     per_frame: float
 
 
@@ -180,11 +183,13 @@ def measure_temporal(rig: Rig, clips: dict[str, Tensor], styles: tuple[str, ...]
     rows: list[WarpError] = []
     steps = {name: carries(clip) for name, clip in clips.items()}
     for style in styles:
-        sums = [0.0, 0.0, 0.0]
+        sums = [0.0] * 4
         for name, clip in clips.items():
+            made = rig.restyle(clip, PROMPTS[style], steadied=False)
             videos = (
-                rig.restyle(clip, PROMPTS[style]),
+                rig.steadied(made, clip),
                 true_video(clip, style),
+                made,
                 rig.restyle_alone(clip, PROMPTS[style]),
             )
             sums = [total + warp_error(video, steps[name]) for total, video in zip(sums, videos, strict=True)]

@@ -33,12 +33,12 @@ def report(quality: Quality) -> str:
     if quality.temporal:
         lines += [
             "",
-            "| warp error | model | true filter | ratio | without KV | ratio to that |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| warp error | shown | true filter | ratio | not steadied | per frame | ratio to that |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         lines += [
             f"| {w.style} | {w.model:.4f} | {w.true_filter:.4f} | {w.model / w.true_filter:.2f} "
-            f"| {w.per_frame:.4f} | {w.model / w.per_frame:.2f} |"
+            f"| {w.made:.4f} | {w.per_frame:.4f} | {w.model / w.per_frame:.2f} |"
             for w in quality.temporal
         ]
     if quality.motion:

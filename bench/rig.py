@@ -44,7 +44,12 @@ class Rig:
         return torch.cat(parts)
 
     def restyle(
-        self, clip: Tensor, prompt: str, changes: Mapping[int, str] | None = None, blend_chunks: int = 0
+        self,
+        clip: Tensor,
+        prompt: str,
+        changes: Mapping[int, str] | None = None,
+        blend_chunks: int = 0,
+        steadied: bool = True,
     ) -> Tensor:
         """The clip as a viewer would get it. ``changes``: new prompts by the chunk they come before."""
         height, width = clip.shape[1:3]
@@ -57,10 +62,11 @@ class Rig:
         while sum(len(part) for part in parts) < len(clip):
             parts += self.stepper.tick({}).values()
         self.stepper.close("clip")
-        return self._steadied(torch.cat(parts), clip)
+        made = torch.cat(parts)
+        return self.steadied(made, clip) if steadied else made
 
-    def _steadied(self, made: Tensor, clip: Tensor) -> Tensor:
-        """As egress does it, along the flow that ingest finds."""
+    def steadied(self, made: Tensor, clip: Tensor) -> Tensor:
+        """What was made of the clip, as egress steadies it along the flow that ingest finds."""
         if not self.spec.steadying:
             return made
         finder, steadier = FlowFinder(), Steadier(self.spec.steadying)
