@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from training.runs import ClipPool
 
 HARD = ("pencil", "ink", "blueprint", "neon", "comic", "watercolour", "pixel art", "stained glass")
 """Styles that fall farthest below what the autoencoder could show of them: drawn twice as often."""
+OFTEN = 4.5
+"""How often a style is drawn that a run is about; others once, hard ones one and a half times."""
 FRAMES = 29
 """Pixel frames of a clip: 8 latent frames."""
 
@@ -40,9 +43,14 @@ class PairSource:
         styles: tuple[str, ...],
         *,
         plain: float = 0.08,
+        often: Collection[str] = (),
     ) -> None:
+        """``plain`` is the share of clips without a style; ``often``: styles drawn more often than even the hard ones."""
         self._code, self._pool, self._styles = code, pool, styles
-        weights = np.array([0.0 if s == NO_STYLE else 2.0 if s in HARD else 1.0 for s in styles])
+        hard = 1.5 if often else 2.0
+        weights = np.array(
+            [0.0 if s == NO_STYLE else OFTEN if s in often else hard if s in HARD else 1.0 for s in styles]
+        )
         self._shares = weights / weights.sum() * (1 - plain)
         self._shares[styles.index(NO_STYLE)] = plain
         self._mean, self._scale = mean.view(-1, 1, 1), scale.view(-1, 1, 1)

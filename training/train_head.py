@@ -130,7 +130,7 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
     fellows.begin_alike(model)
     trainer.watch()
     optimiser, average = head_only(model, args.lr), MovingAverage(model, 0.99)
-    pairs_of = PairSource(code, pool, trainer.mean, trainer.scale, styles)
+    pairs_of = PairSource(code, pool, trainer.mean, trainer.scale, styles, often=args.often)
     shelf: Shelf[Lesson] = Shelf(
         lambda couples: trainer.lessons(rng, pairs_of.draw(rng, 2 * couples, HEIGHT, WIDTH)), PLACES, USES
     )
@@ -163,6 +163,14 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
             save_checkpoint(args.run / "head.pt", {"model": model.state_dict(), "step": step})
 
 
+def names_of(text: str) -> tuple[str, ...]:
+    """Styles by commas. Raises ArgumentTypeError, with those that there are, for an unknown one."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if unknown := [name for name in names if name not in all_styles()]:
+        raise argparse.ArgumentTypeError(f"no such {', '.join(unknown)}; known: {', '.join(all_styles())}")
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, default=Path("/tmp/rheo-pool"))
@@ -171,6 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=0, help="end the schedule after this time if that is earlier")
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--often", type=names_of, default=(), help="styles to draw more often, by commas")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1, help="each of this many processes has its own lessons")
