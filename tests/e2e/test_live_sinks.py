@@ -34,6 +34,7 @@ from shared.contracts.sinks import (
 from shared.contracts.sources import PatternSource
 from shared.embedded import free_port
 from tests.support.lab import Lab, Running, frames_of, reconciles
+from tests.support.listening import listening
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg: apt-get install ffmpeg")
@@ -127,7 +128,7 @@ async def test_an_rtmp_server_takes_a_push(lab: Lab, running: Running, tmp_path:
     received = tmp_path / "received.flv"
     command = ["ffmpeg", "-v", "error", "-listen", "1", "-i", url, "-c", "copy", "-t", "2", str(received)]
     server = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL)
-    await asyncio.sleep(0.5)
+    await listening(server.pid)
     added = await add(lab, running, RtmpSink(id="push", url=url))
     assert added.event is EventKind.APPLIED, added.reason
     assert await asyncio.wait_for(server.wait(), 30) == 0

@@ -25,6 +25,7 @@ from shared.contracts.sinks import Looking, SourcePreviewed
 from shared.contracts.sources import DeviceSource, PushedFrame, PushSource, RtmpListenSource, UrlSource
 from shared.embedded import free_port
 from tests.support.lab import Lab, Running, reconciles
+from tests.support.listening import listening
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg: apt-get install ffmpeg")
@@ -97,7 +98,7 @@ async def test_a_push_by_rtmp_may_break_off_and_come_back_at_another_size(lab: L
 async def test_an_rtmp_server_is_pulled(lab: Lab) -> None:
     url = f"rtmp://127.0.0.1:{free_port()}/live/x"
     server = await ffmpeg(*picture("320x192", 4), "-f", "flv", "-listen", "1", url)
-    await asyncio.sleep(0.7)
+    await listening(server.pid)
     running = await lab.begin(UrlSource(url=url, reconnect_s=0), **LIVE)
     assert running.accepted, running.events
     await shown(running, 8)

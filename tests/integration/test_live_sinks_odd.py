@@ -32,6 +32,7 @@ from shared.contracts.sinks import (
 from shared.contracts.sources import PatternSource
 from shared.embedded import free_port
 from tests.support import clips
+from tests.support.listening import listening
 from tests.support.media_bench import Bench, RefusedError, bench
 
 
@@ -197,7 +198,7 @@ async def test_a_flash_and_its_beep_stay_together_whatever_they_go_through(tmp_p
     url, pushed = f"rtmp://127.0.0.1:{free_port()}/live/key", tmp_path / "pushed.flv"
     command = ["ffmpeg", "-v", "error", "-listen", "1", "-i", url, "-c", "copy", str(pushed)]
     server = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
-    await asyncio.sleep(0.4)
+    await listening(server.pid)
     async with bench(tmp_path, run_id, latency_ms=3000, allowed_hosts="127.0.0.1") as media:
         media.delay_s = 0.5
         whole = tmp_path / "whole.mp4"
