@@ -123,6 +123,7 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
     model, code = Dit(spec), measure(vae)
     trainer = HeadTrainer(model, vae, prompt_bank(encoder, styles, 150, args.seed), spec)
     rng = np.random.default_rng([args.seed, fellows.rank])
+    checkpoint, step, spent = args.run / "head.pt", 0, 0.0
     pool = ClipPool(args.pool / "clips.npy", rng)
     clips = pool.draw(24, 13, HEIGHT, WIDTH)
     if not begin_with(model, NormalCode(code, trainer.mean, trainer.scale), args.begin_with, clips):
@@ -130,15 +131,23 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
     fellows.begin_alike(model)
     trainer.watch()
     optimiser, average = head_only(model, args.lr), MovingAverage(model, 0.99)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for each, saved in zip(optimiser, state["optimiser"], strict=True):
+            each.load_state_dict(saved)
+        average.weights, average.steps, trainer.weights.errors = state["average"], state["step"], state["errors"]
+        step, spent = state["step"], state["spent"]
+        rng.bit_generator.state = np.random.default_rng([args.seed, step, fellows.rank]).bit_generator.state
     pairs_of = PairSource(code, pool, trainer.mean, trainer.scale, styles, often=args.often)
     shelf: Shelf[Lesson] = Shelf(
         lambda couples: trainer.lessons(rng, pairs_of.draw(rng, 2 * couples, HEIGHT, WIDTH)), PLACES, USES
     )
-    torch.manual_seed(args.seed + 1_000_003 * fellows.rank)
-    progress = Progress(args.steps, args.minutes)
-    curves = Curves(args.run / "head.csv", resumed=False) if fellows.first else None
+    torch.manual_seed(args.seed + step + 1_000_003 * fellows.rank)
+    progress = Progress(args.steps, args.minutes, spent)
+    curves = Curves(args.run / "head.csv", resumed=step > 0) if fellows.first else None
     running: dict[str, float] = {}
-    step, done = 0, 0.0
+    done = progress.at(step)
     while done < 1:
         for each in optimiser:
             for group in each.param_groups:
@@ -160,7 +169,9 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
             errors = dict(zip(styles, trainer.weights.errors.tolist(), strict=True))
             curves.add({"step": step, "seconds": progress.spent_s} | running | errors)
             write_weights(args.run / "dit.safetensors", average.weights)
-            save_checkpoint(args.run / "head.pt", {"model": model.state_dict(), "step": step})
+            saved = {"model": model.state_dict(), "optimiser": [each.state_dict() for each in optimiser]}
+            saved |= {"average": average.weights, "errors": trainer.weights.errors}
+            save_checkpoint(checkpoint, saved | {"step": step, "spent": progress.spent_s})
 
 
 def names_of(text: str) -> tuple[str, ...]:
