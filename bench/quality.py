@@ -84,7 +84,7 @@ class WarpError:
     """
 
     style: str
-    model: float
+    shown: float
     true_filter: float
     made: float
     per_frame: float

@@ -37,8 +37,8 @@ def report(quality: Quality) -> str:
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {w.style} | {w.model:.4f} | {w.true_filter:.4f} | {w.model / w.true_filter:.2f} "
-            f"| {w.made:.4f} | {w.per_frame:.4f} | {w.model / w.per_frame:.2f} |"
+            f"| {w.style} | {w.shown:.4f} | {w.true_filter:.4f} | {w.shown / w.true_filter:.2f} "
+            f"| {w.made:.4f} | {w.per_frame:.4f} | {w.shown / w.per_frame:.2f} |"
             for w in quality.temporal
         ]
     if quality.motion:

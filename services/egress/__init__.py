@@ -1,4 +1,4 @@
-"""Egress: paces frames to the stream's clock, feeds the sinks, and is the one closer of the ledger.
+"""Egress: paces frames, steadies them along their source's motion, feeds the sinks, is the one closer of the ledger.
 
 In:  ``rheo.egress.assign`` (TakeStream, LeaveStream, ChangeSinks), ``rheo.stream.<id>.chunk`` (ChunkCaptured,
      SourceEnded), ``rheo.stream.<id>.audio`` (AudioCaptured), ``rheo.stream.<id>.frames`` (FramesDecoded, ChunkDropped),

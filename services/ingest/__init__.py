@@ -1,4 +1,4 @@
-"""Ingest: opens sources, fits and times their frames, cuts chunks and publishes them.
+"""Ingest: opens sources, fits and times their frames, cuts chunks, finds how they move, and publishes them.
 
 In:  ``rheo.ingest.assign`` (TakeStream, LeaveStream), ``rheo.stream.<id>.closed`` (ChunkClosed: credits back).
 Out: ``rheo.stream.<id>.chunk`` (ChunkCaptured, SourceEnded), ``rheo.stream.<id>.audio`` (AudioCaptured),
