@@ -255,9 +255,9 @@ async def test_a_pipeline_is_cut_anew_while_it_streams(tmp_path: Path) -> None:
 
 async def test_a_worker_that_is_held_up_is_relieved_and_nobody_has_to_ask(tmp_path: Path) -> None:
     async with Lab.start(tmp_path, stages=2) as lab:
-        # A load that keeps the stages busy and does not drown them.
-        load = {"width": 192, "height": 128} if is_slow() else {"width": 320, "height": 192}
-        wanted = {**LIVE, "fps": 16, "steps": 4, **load}
+        # A load that keeps the stages busy and does not drown them, and that nobody makes less of.
+        load = {"width": 128, "height": 96} if is_slow() else {"width": 320, "height": 192}
+        wanted = {**LIVE, "fps": 16, "min_fps": 16, "steps": 4, "min_steps": 4, **load}
         running = await lab.begin(PatternSource(), tmp_path / "relieved.mp4", **wanted)
         await under_way(running, 12)
         early, before = len(running.of(EventKind.REBALANCED)), (await place(lab, running)).cuts
