@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 
 from training.filters import FILTERS, NO_STYLE
@@ -162,3 +164,11 @@ def sample_prompt(rng: np.random.Generator, style: str) -> str:
 def all_styles() -> tuple[str, ...]:
     """Every style's name in a fixed order; the first is "no style"."""
     return tuple(FILTERS)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Styles by commas. Raises ArgumentTypeError, with those that there are, for an unknown one."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if unknown := [name for name in names if name not in all_styles()]:
+        raise argparse.ArgumentTypeError(f"no such {', '.join(unknown)}; known: {', '.join(all_styles())}")
+    return names

@@ -47,7 +47,7 @@ from training.runs import (
 WIDTHS, CHANNELS = (96, 48, 16, 16), 48
 """The decoder's widths; the latents' channels, and as many the encoder's."""
 SHAPES = ((4, 9, 96, 96), (2, 17, 96, 96), (3, 9, 96, 128))
-LATENT_GAIN = 10.0
+LATENT_GAIN = 20.0
 """Root mean square of the latents that the DiT sees, where the noise has 1. More of the picture survives the same noise."""
 NOISE_SHARE, STYLED_SHARE = 0.2, 0.45
 ESTIMATED_SHARE = 0.5

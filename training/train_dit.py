@@ -34,7 +34,7 @@ from training.linear_encoder import LinearCode, measure
 from training.linear_paths import start_paths
 from training.muon import Muon
 from training.pairs import Pair, PairSource
-from training.prompts import all_styles, sample_prompt
+from training.prompts import all_styles, names_of, sample_prompt
 from training.publish import publish, tiny_spec
 from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, save_checkpoint, write_weights
 from training.shelf import Shelf
@@ -52,7 +52,8 @@ BLENDS = 0.3  # of the pairs of one clip
 PATH_CLIPS = 240
 PACE_PAST = 0.2  # of the gated paths: what they are off by counts times x_t, which is loud
 LATER_EVERY = 6  # steps: a later step changes little
-LOUDNESS = 10.0  # about the standard deviation of x_t (docs/adr/0027)
+LOUDNESS = 20.0  # about the standard deviation of x_t (docs/adr/0032)
+HEARD = LOUDNESS / 10.0  # errors are counted as if it were 10, which the shares of the loss's parts were chosen for
 PACE_CELLS = 3.0  # of the MLP over cells, which is younger than the blocks
 SIZES = ((96, 160, 4), (192, 320, 2))  # height, width, batch
 
@@ -202,7 +203,7 @@ class Trainer:
 
         Mostly what the error in latents does to pixels; of the latents themselves as well, so that detail counts.
         """
-        error = made - true
+        error = (made - true) / HEARD
         pixels = torch.einsum("tpc,bfchw->bftphw", self._pixels, error).flatten(1, 2)
         # An error that stays is a tint, one that changes from picture to picture is flicker: that one counts again.
         change = pixels[:, 1:] - pixels[:, :-1]
@@ -304,7 +305,7 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
     rng = np.random.default_rng([args.seed, step, fellows.rank])
     pool = ClipPool(args.pool / "clips.npy", rng)
     code = measure(vae)
-    pairs_of = PairSource(code, pool, trainer.mean, trainer.scale, styles)
+    pairs_of = PairSource(code, pool, trainer.mean, trainer.scale, styles, often=args.often)
     shelves = [
         Shelf(lambda couples, h=h, w=w: pairs_of.draw(rng, 2 * couples, h, w), places, USES)
         for (h, w, _), places in zip(SIZES, PLACES, strict=True)
@@ -372,6 +373,7 @@ def main() -> None:
         "--large-from", type=float, default=0.6, help="share of the run after which full-size clips join"
     )
     parser.add_argument("--pixels-from", type=float, default=0.4, help="share of the run after which pixels count too")
+    parser.add_argument("--often", type=names_of, default=(), help="styles to draw more often, by commas")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=3)

@@ -24,7 +24,7 @@ from shared.engine.model.tiny_vae import TinyVae
 from training.fast_dit import autocast
 from training.linear_encoder import measure
 from training.pairs import Pair, PairSource
-from training.prompts import all_styles
+from training.prompts import all_styles, names_of
 from training.publish import tiny_spec
 from training.runs import ClipPool, Curves, MovingAverage, Progress, learning_rate, save_checkpoint, write_weights
 from training.shelf import Shelf
@@ -172,14 +172,6 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
             saved = {"model": model.state_dict(), "optimiser": [each.state_dict() for each in optimiser]}
             saved |= {"average": average.weights, "errors": trainer.weights.errors}
             save_checkpoint(checkpoint, saved | {"step": step, "spent": progress.spent_s})
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """Styles by commas. Raises ArgumentTypeError, with those that there are, for an unknown one."""
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if unknown := [name for name in names if name not in all_styles()]:
-        raise argparse.ArgumentTypeError(f"no such {', '.join(unknown)}; known: {', '.join(all_styles())}")
-    return names
 
 
 def main() -> None:
