@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from opentelemetry.trace import SpanContext, Tracer
@@ -36,9 +36,10 @@ class _Open:
 
 
 class ChunkEnds:
-    """One stream's. :meth:`take` gives the ends since the last time; what nobody takes is bounded."""
+    """One stream's. :meth:`take` gives the ends since the last time. What is bounded loses its oldest, and counts it."""
 
-    def __init__(self, tracer: Tracer, stream: str, epoch: int, now_ns: int) -> None:
+    def __init__(self, tracer: Tracer, stream: str, epoch: int, now_ns: int, count: Callable[[str], None]) -> None:
+        self._count = count
         self._tracer, self._stream, self._began_ns = tracer, stream, now_ns
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._ended: deque[ChunkEnd] = deque(maxlen=MAX_TOLD)
@@ -50,6 +51,7 @@ class ChunkEnds:
             self._open[stamp.chunk] = _Open(stamp)
             while len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
+                self._count("chunks_forgotten")
 
     def came(self, message: FramesDecoded | ChunkDropped, ready_ns: int = 0) -> None:
         """Its pixels are here since ``ready_ns``, or somebody gave it up."""
@@ -68,6 +70,8 @@ class ChunkEnds:
         for verdict in verdicts:
             known = self._open.pop(verdict.chunk, None)
             end = _end_of(verdict, known, now_ns, failed)
+            if len(self._ended) == MAX_TOLD:
+                self._count("ends_untold")
             self._ended.append(end)
             if known is not None:
                 record_end(self._tracer, known.stamp, end, known.timings, self._root)

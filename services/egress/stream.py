@@ -76,12 +76,12 @@ class EgressStream:
         self._wake = asyncio.Event()
         self._core = StreamCore(rules_of(take, settings), take.epoch, ledger)
         self._accounts = Accounts(self.stream, ledger, store)
-        self._ends = ChunkEnds(tracer, self.stream, take.epoch, clock.now_ns())
+        self._ends = ChunkEnds(tracer, self.stream, take.epoch, clock.now_ns(), self._count)
         self._sinks = SinkThread(self.stream, sinks, settings.sink_frames, self._wake.set, take.steadying)
         self.remove_sink = self._sinks.remove
         self.figures: Due = nothing_told
         self._meter = StreamMeter(clock.now_ns())
-        self._waiting = Waiting()
+        self._waiting = Waiting(self._count)
         self._sound = AudioOrder()
         self._audio_parts, self._paused, self._audio_known = 0, 0, False
         self._source_error: str | None = None

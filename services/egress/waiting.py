@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -17,9 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class Waiting:
-    """By chunk; no more of them than are under way. A flow that does not fit its frames is left out."""
+    """By chunk; no more of them than are under way. A flow that does not fit its frames is left out, and counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self._count = count
         self._pixels: dict[int, tuple[np.ndarray, ChunkStamp]] = {}
         self._flows: dict[int, bytes] = {}
         self._read: tuple[int, Flow | None] = (-1, None)  # of the chunk that is being shown
@@ -79,6 +81,7 @@ class Waiting:
         try:
             return Flow.from_bytes(data, *pixels.shape[:3])
         except FlowError as error:
+            self._count("flow_unusable")
             if not self._complained:
                 log.warning("stream %s: chunk %d is not steadied: %s", stamp.stream, stamp.chunk, error)
             self._complained = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -32,7 +34,7 @@ class Bench:
         provider = TracerProvider(id_generator=GivenIds())
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = provider.get_tracer("t")
-        self.ends = ChunkEnds(self.tracer, "s1", 1, T0)
+        self.ends = ChunkEnds(self.tracer, "s1", 1, T0, list[str]().append)
 
     def stamp(self, chunk: int) -> ChunkStamp:
         frames = tuple(FrameStamp(index=n, pts=n, captured_ns=T0 + n * 40 * MS) for n in range(4))
@@ -129,11 +131,13 @@ def test_what_was_given_up_has_waited_until_it_was_closed() -> None:
 
 
 def test_memory_stays_flat_when_nothing_is_closed_or_nobody_asks() -> None:
-    bench = ChunkEnds(silent().tracer, "s1", 1, T0)
+    counted: list[str] = []
+    bench = ChunkEnds(silent().tracer, "s1", 1, T0, counted.append)
     for chunk in range(3 * MAX_OPEN):
         bench.captured(stamp_of("s1", chunk))
     bench.closed([ChunkVerdict(chunk, on_time=4) for chunk in range(3 * MAX_OPEN)], T0)
     assert [end.chunk for end in bench.take()] == list(range(3 * MAX_OPEN - MAX_TOLD, 3 * MAX_OPEN))
+    assert Counter(counted) == {"chunks_forgotten": 2 * MAX_OPEN, "ends_untold": 3 * MAX_OPEN - MAX_TOLD}
 
 
 def test_the_streams_own_span_tells_how_it_ended() -> None:
