@@ -227,11 +227,11 @@ def measure_speed(spec: ModelSpec, folder: Path, clip: Tensor) -> dict[str, floa
         torch.set_num_threads(threads)
         for steps in (1, 2):
             rig = Rig(spec, folder, steps, 0)
-            rig.restyle(clip[:13], PROMPTS["thermal"])
+            rig.restyle(clip[:13], PROMPTS["thermal"], steadied=False)
             took: list[float] = []
             for _ in range(2):
                 began = time.monotonic()
-                rig.restyle(clip, PROMPTS["thermal"])
+                rig.restyle(clip, PROMPTS["thermal"], steadied=False)
                 took.append(time.monotonic() - began)
             result[f"{steps} steps, {threads} threads"] = len(clip) / min(took)
     torch.set_num_threads(before)

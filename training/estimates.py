@@ -21,7 +21,7 @@ from shared.engine.model.text import TinyTextEncoder
 from shared.engine.plan.spec import ModelSpec
 from training.linear_encoder import measure
 from training.pairs import PairSource
-from training.prompts import all_styles
+from training.prompts import all_styles, names_of
 from training.runs import ClipPool
 from training.train_dit import SIZES, Trainer, prompt_bank
 
@@ -29,8 +29,8 @@ HEIGHT, WIDTH, BATCH = SIZES[0]
 
 
 @torch.no_grad()
-def make(pool_file: Path, folder: Path, out: Path, clips: int, seed: int) -> None:
-    """Draws, filters and restyles ``clips`` clips."""
+def make(pool_file: Path, folder: Path, out: Path, clips: int, seed: int, often: tuple[str, ...] = ()) -> None:
+    """Draws, filters and restyles ``clips`` clips; ``often``: styles to draw more often."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     spec = ModelSpec.from_json(folder / "spec.json")
@@ -40,7 +40,8 @@ def make(pool_file: Path, folder: Path, out: Path, clips: int, seed: int) -> Non
     encoder = TinyTextEncoder.from_state(load_file(folder / "text.safetensors"))
     styles = all_styles()
     trainer = Trainer(model, vae, prompt_bank(encoder, styles, 150, seed), spec)
-    pairs_of = PairSource(measure(vae), ClipPool(pool_file, rng), trainer.mean, trainer.scale, styles)
+    pool = ClipPool(pool_file, rng)
+    pairs_of = PairSource(measure(vae), pool, trainer.mean, trainer.scale, styles, often=often)
     out.mkdir(parents=True, exist_ok=True)
     (out / "styles.npy").unlink(missing_ok=True)
     shape = (spec.latent_channels, HEIGHT // 8, WIDTH // 8)
@@ -68,11 +69,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("shared/models/rheo-tiny"), help="the model folder to ask")
     parser.add_argument("--out", type=Path, default=Path("/tmp/rheo-run/estimates"))
     parser.add_argument("--clips", type=int, default=600)
+    parser.add_argument("--often", type=names_of, default=(), help="styles to draw more often, by commas")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    make(args.pool / "clips.npy", args.model, args.out, args.clips, args.seed)
+    make(args.pool / "clips.npy", args.model, args.out, args.clips, args.seed, args.often)
 
 
 if __name__ == "__main__":

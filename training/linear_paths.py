@@ -2,7 +2,7 @@
 
 A path gives every latent channel a 3×3 filter of x_t's cells; gates say how much of it comes in, and how much of what the
 blocks made stays (:class:`shared.engine.model.head.Head`). First every style's best linear map from source to target is solved
-for. Per channel, the first few directions in which those maps differ become the filters. Then, with the blocks as they are,
+for. Per channel, the first few directions that span most of those maps become the filters. Then, with the blocks as they are,
 every style's best gates are solved for, and the map from prompts to gates. That gates also follow the picture is left to
 training.
 """

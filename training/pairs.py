@@ -14,9 +14,9 @@ from training.linear_encoder import LinearCode
 from training.runs import ClipPool
 
 HARD = ("pencil", "ink", "blueprint", "neon", "comic", "watercolour", "pixel art", "stained glass")
-"""Styles that fall farthest below what the autoencoder could show of them: drawn twice as often."""
+"""Styles that fall farthest below what the autoencoder could show of them: drawn twice as often (see OFTEN)."""
 OFTEN = 4.5
-"""How often a style is drawn that a run is about; others once, hard ones one and a half times."""
+"""How often a style is drawn that a run is about; others once then, hard ones one and a half times."""
 FRAMES = 29
 """Pixel frames of a clip: 8 latent frames."""
 
@@ -61,11 +61,12 @@ class PairSource:
         pairs: list[Pair] = []
         while len(pairs) < batch:
             clip = self._pool.draw(1, FRAMES, height, width)[0]
-            chosen = [self._style(rng) for _ in range(min(2, batch - len(pairs)))]
+            chosen = [self.style(rng) for _ in range(min(2, batch - len(pairs)))]
             styled = [stylise(self._styles[i], clip) for i in chosen]
             z = (self._code.encode(torch.stack([clip, *styled])) - self._mean) / self._scale
             pairs += [Pair(z[0], z[1 + n], i, styled[n]) for n, i in enumerate(chosen)]
         return pairs
 
-    def _style(self, rng: np.random.Generator) -> int:
+    def style(self, rng: np.random.Generator) -> int:
+        """One style's number, drawn by its share."""
         return int(rng.choice(len(self._styles), p=self._shares))

@@ -1,6 +1,6 @@
 """A pool of procedural clips on disk, so that drawing them does not hold up training.
 
-``python -m training.pool --out /tmp/rheo-pool --clips 600`` writes ``clips.npy`` uint8 [clips, frames, 3, height,
+``python -m training.pool --out /tmp/rheo-pool --clips 480`` writes ``clips.npy`` uint8 [clips, frames, 3, height,
 width]; clip i is ``make_clip(seed + i)``, so a pool is a pure function of its arguments. An interrupted run goes on
 where it stopped.
 """
@@ -50,7 +50,7 @@ def build_pool(out: Path, clips: int, frames: int, height: int, width: int, seed
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("/tmp/rheo-pool"))
-    parser.add_argument("--clips", type=int, default=600)
+    parser.add_argument("--clips", type=int, default=480)
     parser.add_argument("--frames", type=int, default=29)
     parser.add_argument("--height", type=int, default=192)
     parser.add_argument("--width", type=int, default=320)

@@ -167,8 +167,9 @@ def all_styles() -> tuple[str, ...]:
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """Styles by commas. Raises ArgumentTypeError, with those that there are, for an unknown one."""
+    """Styles by commas. Raises ArgumentTypeError, with those that there are, for an unknown one and for "no style"."""
+    known = [name for name in all_styles() if name != NO_STYLE]
     names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if unknown := [name for name in names if name not in all_styles()]:
-        raise argparse.ArgumentTypeError(f"no such {', '.join(unknown)}; known: {', '.join(all_styles())}")
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"no such {', '.join(unknown)}; known: {', '.join(known)}")
     return names

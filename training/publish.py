@@ -34,14 +34,20 @@ def publish(run: Path, folder: Path, mean_with: Path | None = None) -> None:
     """Writes every file atomically; the spec comes last.
 
     ``mean_with``: a model folder whose DiT this one went on from: the mean of the two is published, which errs less.
-    Raises ValueError where the two have other tensors.
+    Raises ValueError where the two have other tensors, or are for other latents.
     """
+    spec = tiny_spec(run)
+    if mean_with is not None:
+        other = ModelSpec.from_json(mean_with / "spec.json")
+        if (other.latent_scale, other.latent_shift) != (spec.latent_scale, spec.latent_shift):
+            raise ValueError(
+                f"{mean_with}: its DiT is for latents of another mean or scale: there is no mean of the two"
+            )
     for name in ("vae", "text", "dit"):
         weights = load_file(run / f"{name}.safetensors")
         if name == "dit" and mean_with is not None:
             weights = mean_of(weights, load_file(mean_with / "dit.safetensors"))
         write_weights(folder / f"{name}.safetensors", {k: v.half() for k, v in weights.items()})
-    spec = tiny_spec(run)
     write_text(folder / "spec.json", json.dumps(spec.to_dict(), indent=1) + "\n")
 
 

@@ -52,6 +52,13 @@ class Fellows:
             at += gradient.numel()
         return float(flat[-1])
 
+    def mean_known(self, values: Tensor) -> Tensor:
+        """Of each value its mean over the processes that know it; 0 stands for one that is not known."""
+        if self.count == 1:
+            return values
+        values, knowing = self.mean(torch.stack([values, (values > 0).float()]))
+        return values / knowing.clamp(min=0.5 / self.count)
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes; ``values`` are overwritten."""
         if self.count > 1:

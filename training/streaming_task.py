@@ -3,7 +3,7 @@
 A clip has 8 latent frames; the first two are a stream's first block. In serving that block runs all its K steps in one slot,
 each step resetting it, and its last step's keys and values are then copied to every slot. So whatever step the later frames
 run at, the first block they look back to stands at step K−1. The later frames enter alone and see the sinks (frames
-0, 1, 2), the newest ``ring − sinks`` frames before and themselves.
+0, 1, 2), the newest ``ring − sinks`` frames, themselves included.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Fits rheo-tiny's encoder and trains its decoder, on procedural clips and their filtered versions.
 
 ``python -m training.train_autoencoder --pool /tmp/rheo-pool --run /tmp/rheo-run`` writes ``vae.safetensors`` and
-``latents.json`` (mean and scale of every latent channel) to the run folder at once, then improves the decoder;
+``latents.json`` (mean and scale of every latent channel) to the run folder after a minute or two, then improves the decoder;
 ``autoencoder.csv`` holds the curve. A run that was stopped goes on from its last checkpoint. The DiT may be trained
-meanwhile: the encoder is fixed after the first minute (:mod:`training.linear_encoder`).
+meanwhile: from then on the encoder is fixed (:mod:`training.linear_encoder`), and so is the decoder's linear part.
 
 The decoder gets its latents with noise, as much as the DiT's estimates may have. Its linear part is fitted at once
 (:mod:`training.linear_decoder`) and stays; what is trained adds to it. ``--begin-with FOLDER`` takes a model's encoder and
@@ -118,10 +118,10 @@ def mixed_batch(pool: ClipPool, rng: np.random.Generator, shape: tuple[int, int,
 
 @torch.no_grad()
 def evaluate(vae: TinyVae, clips: Tensor, scale: Tensor) -> dict[str, float]:
-    """Decibels on held-out clips: as they are, as they are with noise of 0.5 in the scaled latents, and styled."""
+    """Decibels on held-out clips: as they are, as they are with noise of 1 in the scaled latents, and styled."""
     styled = torch.stack([stylise(STYLES[i % len(STYLES)], clip) for i, clip in enumerate(clips)])
     result = {}
-    for name, video, noise in (("plain_db", clips, 0.0), ("noisy_db", clips, 0.5), ("styled_db", styled, 0.0)):
+    for name, video, noise in (("plain_db", clips, 0.0), ("noisy_db", clips, 1.0), ("styled_db", styled, 0.0)):
         z = vae.encode_clip(video)
         z = z + noise * scale * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
         with autocast():
@@ -139,7 +139,7 @@ def restyled(vae: TinyVae, latents: Tensor, pixels: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def noisy(z: Tensor, scale: Tensor) -> Tensor:
     """Latents [B, n, C, h, w], most clips' with as much noise as an estimate may have."""
-    level = torch.rand(len(z), 1, 1, 1, 1) * 0.6 * (torch.rand(len(z), 1, 1, 1, 1) < 0.6)
+    level = torch.rand(len(z), 1, 1, 1, 1) * 1.2 * (torch.rand(len(z), 1, 1, 1, 1) < 0.6)
     return z + level * scale * torch.randn_like(z)
 
 
@@ -150,7 +150,7 @@ def begin_decoder(vae: TinyVae, code: LinearCode, pool: ClipPool, rng: np.random
 
 
 def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Path) -> LinearCode:
-    """Fits the encoder on mixed clips and writes it with the latents' statistics. One that is there already is kept."""
+    """Fits the encoder on mixed clips and writes the latents' statistics. One that is there already is kept."""
     if (run / "vae.safetensors").exists() and (run / "latents.json").exists():
         there = load_file(run / "vae.safetensors")
         vae.encoder.load_state_dict(
@@ -164,7 +164,6 @@ def fit_encoder(vae: TinyVae, pool: ClipPool, rng: np.random.Generator, run: Pat
     code = measure(vae)
     mean, scale = amplitudes(vae, code, video[:, :5], LATENT_GAIN)
     write_text(run / "latents.json", json.dumps({"mean": mean, "scale": scale}))
-    write_weights(run / "vae.safetensors", vae.state_dict())
     return code
 
 
@@ -175,7 +174,6 @@ def take_over(vae: TinyVae, folder: Path, run: Path) -> bool:
     vae.load_state_dict(there, strict=False)
     statistics = {"mean": list(spec.latent_shift), "scale": list(spec.latent_scale)}
     write_text(run / "latents.json", json.dumps(statistics))
-    write_weights(run / "vae.safetensors", vae.state_dict())
     return "shortcut.weight" in there
 
 
@@ -207,10 +205,12 @@ def train(args: argparse.Namespace) -> None:
         vae.load_state_dict(state["vae"])
         code = measure(vae)
     else:
-        code = fit_encoder(vae, pool, rng, args.run)
+        code = measure(vae) if args.begin_with else fit_encoder(vae, pool, rng, args.run)
     scale = torch.tensor(json.loads((args.run / "latents.json").read_text())["scale"]).view(-1, 1, 1)
-    if not state and not goes_on:
-        begin_decoder(vae, code, pool, rng, scale)
+    if not state:
+        if not goes_on:
+            begin_decoder(vae, code, pool, rng, scale)
+        write_weights(args.run / "vae.safetensors", vae.state_dict())  # whole now: the DiT may begin
     estimates = Estimates(args.estimates, rng) if args.estimates else None
     vae = channels_last(vae)
     vae.requires_grad_(False)

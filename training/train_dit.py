@@ -1,12 +1,12 @@
 """Trains rheo-tiny's causal DiT to restyle video as it is served: in a stream, through noise, in 1…4 steps.
 
 ``python -m training.train_dit --pool /tmp/rheo-pool --run /tmp/rheo-run`` needs the autoencoder and the text encoder in the run
-folder. It writes ``dit.safetensors`` and ``dit.csv``, publishes the whole model to ``--publish`` at every report, and goes on
-from its last checkpoint when it was stopped.
+folder. It writes ``dit.safetensors`` and ``dit.csv``, publishes the whole model at every report if ``--publish`` is given, and
+goes on from its last checkpoint when it was stopped.
 
-Two tasks per batch. Step 0: the noisy *source* latents → the styled latents. A later step: the model's own estimate,
-re-noised to that step's level → the styled latents; the source is out of sight there. The loss is on x0: in latents, and
-now and then on decoded pixels against the true filter. Errors count by style (:mod:`training.style_weights`).
+Step 0 in every batch, a later step in every sixth. Step 0: the noisy *source* latents → the styled latents. A later step: the
+model's own estimate, re-noised to that step's level → the styled latents; the source is out of sight there. The loss is on x0:
+in latents, and now and then on decoded pixels against the true filter. Errors count by style (:mod:`training.style_weights`).
 
 On two cores ``--processes 2`` is fastest (:mod:`training.side_by_side`).
 """
@@ -41,7 +41,7 @@ from training.shelf import Shelf
 from training.side_by_side import Fellows, side_by_side
 from training.streaming_task import FIRST, Draw, draw_task, enter, frame_positions, look_back, sigmas
 from training.style_weights import StyleWeights
-from training.train_autoencoder import channels_last, picture_loss
+from training.train_autoencoder import LATENT_GAIN, channels_last, picture_loss
 from training.train_text import nearest_code, style_codes
 from training.warm_start import NormalCode, begin_with
 
@@ -52,7 +52,7 @@ BLENDS = 0.3  # of the pairs of one clip
 PATH_CLIPS = 240
 PACE_PAST = 0.2  # of the gated paths: what they are off by counts times x_t, which is loud
 LATER_EVERY = 6  # steps: a later step changes little
-LOUDNESS = 20.0  # about the standard deviation of x_t (docs/adr/0032)
+LOUDNESS = LATENT_GAIN  # about the standard deviation of x_t (docs/adr/0032)
 HEARD = LOUDNESS / 10.0  # errors are counted as if it were 10, which the shares of the loss's parts were chosen for
 PACE_CELLS = 3.0  # of the MLP over cells, which is younger than the blocks
 SIZES = ((96, 160, 4), (192, 320, 2))  # height, width, batch
@@ -338,7 +338,7 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
             each.zero_grad(set_to_none=True)
         loss.backward()
         done = fellows.agree(model.parameters(), progress.at(step + 1))
-        trainer.weights.errors = fellows.mean(trainer.weights.errors)
+        trainer.weights.errors = fellows.mean_known(trainer.weights.errors)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for each in optimiser:
             each.step()

@@ -3,7 +3,8 @@
 ``python -m training.train_head --pool /tmp/rheo-pool --run /tmp/rheo-run --begin-with shared/models/rheo-tiny``. The blocks
 make lessons, without gradients: what the head gets of a clip, and what it should give. Each lesson is used several times, so
 that a use costs a fifth of one in :mod:`training.train_dit`. What a style does to fine detail is learned in the head, whose
-MLP over cells is younger than the blocks (docs/adr/0029). The tasks, the errors and the files are those of ``train_dit``.
+MLP over cells is younger than the blocks (docs/adr/0029). The tasks and the errors are those of ``train_dit``, and so is what
+the run folder must hold; it writes that run's ``dit.safetensors``, and ``head.csv`` and ``head.pt``.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def train(args: argparse.Namespace, fellows: Fellows) -> None:
             each.zero_grad(set_to_none=True)
         loss.backward()
         done = fellows.agree(model.parameters(), progress.at(step + 1))
-        trainer.weights.errors = fellows.mean(trainer.weights.errors)
+        trainer.weights.errors = fellows.mean_known(trainer.weights.errors)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         for each in optimiser:
             each.step()

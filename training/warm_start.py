@@ -2,7 +2,8 @@
 
 Both codes are linear maps of the same pixels, so each one's latents are nearly a linear function of the other's. Folded
 into the first and the last layer, that makes the old DiT work on the new latents: x0 is the old estimate, translated, and
-what the old code could not say passes as it is until training has seen it.
+what the old code could not say is missing from it until training has seen it. The same code louder or softer is the old one,
+but for a factor.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from shared.engine.plan.spec import PATCH, ModelSpec
 from training.linear_encoder import LinearCode, measure
 
 SAME = 0.01
-"""Two codes are one if the map between them is the identity but for an error of this length per row (root mean square)."""
+"""Two codes are one if the map between them is a multiple of the identity, but for such a share of it (root mean square)."""
+CELLS_READ, CELLS_WRITE = "head.cells.near.weight", "head.cells.out.weight"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
 
     ``video`` [B, 4n − 3, 3, H, W] is what the codes are compared on. ``fresh`` scales the random weights through which
     the model sees what the old code did not. Returns whether gated paths came along; they and the MLP over cells do on the
-    same code only, as gates go channel by channel. Otherwise the model's are shut. Raises ValueError where the blocks differ.
+    same code only (however loud), as gates go channel by channel. Otherwise the model's are shut. Raises ValueError where the
+    blocks differ.
     """
     old_spec, old = code_of(folder)
     weights = load_file(folder / "dit.safetensors")
@@ -82,12 +85,24 @@ def begin_with(model: Dit, new: NormalCode, folder: Path, video: Tensor, fresh: 
     state[patch] = kernel.reshape(model.patch_embedding.weight.shape)
     state[head] = torch.einsum("no,pod->pnd", back, rows).flatten(0, 1)
     state["head.head.bias"] = torch.einsum("no,po->pn", back, bias).flatten()
-    same_code = there.shape == back.shape and bool(torch.dist(there, torch.eye(len(there))) < SAME * len(there) ** 0.5)
-    own = model.state_dict()
+    own, factor = model.state_dict(), _factor(there)
+    same_code = factor is not None
+    if factor is not None and CELLS_READ in state:  # gated paths are linear in x_t: they stay
+        state[CELLS_READ] *= factor
+        state[CELLS_WRITE] /= factor
     _come_along(state, own, CELLS, CELLS_OUT, same_code)
     came_along = _come_along(state, own, PATHS, GATES, same_code)
     model.load_state_dict(state)
     return came_along
+
+
+def _factor(there: Tensor) -> float | None:
+    """What new latents are multiplied by to be old ones, [D, C] → None where the two are not one code."""
+    if there.shape[0] != there.shape[1]:
+        return None
+    factor = float(there.diagonal().mean())
+    off = float(torch.dist(there, factor * torch.eye(len(there))))
+    return factor if off < SAME * abs(factor) * len(there) ** 0.5 else None
 
 
 def _come_along(

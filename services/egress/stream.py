@@ -125,7 +125,8 @@ class EgressStream:
         if not self._audio_known:
             self._audio_known = True
             self._sinks.expect_audio(message.audio and self.spec.audio)
-        self._ends.captured(message.stamp)
+        if not self._core.ledger.is_closed(message.stamp.chunk):  # else it would wait for a verdict for ever
+            self._ends.captured(message.stamp)
         self._waiting.captured(message)
         self._core.captured(message.stamp, message.totals, self._clock.now_ns())
         paused, self._paused = self._paused, max(self._paused, message.totals.dropped.get("paused", 0))
@@ -169,7 +170,8 @@ class EgressStream:
     def on_dropped(self, message: ChunkDropped) -> None:
         """A service gave a chunk up."""
         key = f"{message.service}:{message.reason}"
-        self._ends.came(message)
+        if not self._core.ledger.is_closed(message.stamp.chunk):
+            self._ends.came(message)
         if not self._core.dropped(message.stamp, key, message.skipped, self._clock.now_ns()):
             self._count("drops_ignored")
         elif message.skipped:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.engine.model.dit import MENDING
+from shared.engine.model.dit import MENDING, STEEPNESS
 from shared.engine.model.head import openness
 from shared.engine.model.kv_cache import NoSlotError
 from shared.engine.model.loading import random_dit_weights
@@ -107,7 +107,7 @@ def test_a_model_that_predicts_x0_gives_it_whole_through_much_noise_and_moves_x_
     for time in (700, 300, 150, 20):
         sigma = sigma_of(time, NANO.sigma_shift)
         whole = float(openness(torch.tensor(sigma)))
-        share = whole + (1 - whole) * min(1.0, sigma / MENDING) ** 3
+        share = whole + (1 - whole) * min(1.0, sigma / MENDING) ** STEEPNESS
         later = replace(item("a", 0, steps=(900, time)), step=1)
         predicted = (x - flow[0].run([later], x)) / sigma
         kept = (1 - share) * x / (1 - sigma) if share < 1 else torch.zeros_like(x)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from training.pairs import Pair
+from training.filters import NO_STYLE
+from training.linear_encoder import LinearCode
+from training.pairs import Pair, PairSource
+from training.prompts import all_styles, names_of
+from training.runs import ClipPool
 from training.shelf import Shelf
 from training.side_by_side import Fellows, side_by_side
 from training.style_weights import LIMITS, POWER, StyleWeights
@@ -82,9 +88,10 @@ def learn(args: Namespace, fellows: Fellows) -> None:
     progress = fellows.agree(model.parameters(), 0.25 * (fellows.rank + 1))
     gradient = model.weight.grad
     assert gradient is not None
+    known = fellows.mean_known(torch.tensor([[0.0, 2.0, 6.0], [0.0, 0.0, 2.0]][fellows.rank]))
     if args.fails and not fellows.first:
         raise ValueError("this one cannot")
-    seen = {"weight": begun.tolist(), "gradient": gradient.tolist(), "progress": progress}
+    seen = {"weight": begun.tolist(), "gradient": gradient.tolist(), "progress": progress, "known": known.tolist()}
     (args.out / f"{fellows.rank}.json").write_text(json.dumps(seen))
 
 
@@ -94,6 +101,7 @@ def test_two_processes_begin_alike_and_take_the_mean_step(tmp_path: Path) -> Non
     assert one == other
     assert one["gradient"] == [[1.0, 15.0]]
     assert one["progress"] == 0.375
+    assert one["known"] == [0.0, 2.0, 4.0], "who has never seen a style has no say in its error"
     side_by_side(1, learn, Namespace(out=tmp_path, fails=False))
     assert json.loads((tmp_path / "0.json").read_text())["gradient"] == [[1.0, 10.0]]
 
@@ -101,3 +109,25 @@ def test_two_processes_begin_alike_and_take_the_mean_step(tmp_path: Path) -> Non
 def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(ProcessRaisedException, match="this one cannot"):
         side_by_side(2, learn, Namespace(out=tmp_path, fails=True))
+
+
+def test_styles_to_draw_more_often_are_known_ones() -> None:
+    assert names_of("pencil, pixel art,") == ("pencil", "pixel art")
+    with pytest.raises(argparse.ArgumentTypeError, match="no such pencl; known: pencil"):
+        names_of("pencl")
+    with pytest.raises(argparse.ArgumentTypeError, match="no such none"):
+        names_of("pencil, none")
+
+
+def test_a_style_that_a_run_is_about_is_drawn_more_often() -> None:
+    code, pool = cast("LinearCode", None), cast("ClipPool", None)  # only shares are asked for
+    styles, one = all_styles(), torch.ones(48)
+
+    def share(style: str, *often: str) -> float:
+        source = PairSource(code, pool, 0 * one, one, styles, often=often)
+        rng = np.random.default_rng(0)
+        return sum(source.style(rng) == styles.index(style) for _ in range(4000)) / 4000
+
+    assert share("pixel art", "pixel art") > 2 * share("pixel art")
+    assert share("neon", "pixel art") == pytest.approx(1.5 * share("thermal", "pixel art"), rel=0.25)
+    assert share(NO_STYLE, "pixel art") == pytest.approx(0.08, abs=0.015)

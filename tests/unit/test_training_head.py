@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,6 @@ from shared.engine.plan.registry import model_folder
 from shared.engine.plan.spec import ModelSpec
 from training.fast_dit import autocast, compute_dtype
 from training.pairs import Pair
-from training.prompts import names_of
 from training.train_dit import initialise
 from training.train_head import HeadTrainer, head_only
 
@@ -88,9 +86,3 @@ def test_only_the_head_learns(trainer: HeadTrainer) -> None:
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("head.") for name in changed)
-
-
-def test_styles_to_draw_more_often_are_known_ones() -> None:
-    assert names_of("pencil, pixel art,") == ("pencil", "pixel art")
-    with pytest.raises(argparse.ArgumentTypeError, match="no such pencl; known: none, pencil"):
-        names_of("pencl")

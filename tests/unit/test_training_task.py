@@ -27,7 +27,7 @@ from training.linear_decoder import frames_to_cells, start_decoder
 from training.linear_encoder import LinearCode, fit, markov_clips, measure
 from training.muon import orthogonalise
 from training.procedural import make_clip
-from training.publish import mean_of
+from training.publish import mean_of, publish
 from training.runs import Progress, learning_rate
 from training.streaming_task import FIRST, draw_task, frame_positions, look_back, sigmas
 from training.train_text import style_codes
@@ -195,6 +195,10 @@ def test_a_dit_begins_with_another_ones_skill_on_a_new_code():
     assert begin_with(model, old, folder, video), "on the same code paths come along"
     with torch.no_grad():
         assert (model(x, times, text) - whole).square().mean() < 1e-3 * whole.square().mean()
+    louder = NormalCode(old.code, old.mean, old.scale / 2)
+    assert begin_with(model, louder, folder, video), "and on the same code, twice as loud"
+    with torch.no_grad():
+        assert (model(2 * x, times, text) - 2 * whole).square().mean() < 1e-3 * (2 * whole).square().mean()
     with pytest.raises(ValueError, match="another dim"):
         begin_with(Dit(replace(spec, dim=128)), new, folder, video)
 
@@ -224,3 +228,13 @@ def test_the_mean_of_two_models_needs_the_same_tensors():
     assert mean_of(one, other)["a"].tolist() == [2.0, 3.0]
     with pytest.raises(ValueError, match="no mean"):
         mean_of(one, {"a": torch.zeros(3)})
+
+
+def test_no_mean_is_published_of_models_for_latents_of_another_loudness(tmp_path: Path):
+    there = model_folder("rheo-tiny")
+    spec = ModelSpec.from_json(there / "spec.json")
+    louder = {"mean": list(spec.latent_shift), "scale": [scale / 2 for scale in spec.latent_scale]}
+    (tmp_path / "latents.json").write_text(json.dumps(louder))
+    with pytest.raises(ValueError, match="another mean or scale"):
+        publish(tmp_path, tmp_path / "model", mean_with=there)
+    assert not (tmp_path / "model").exists()

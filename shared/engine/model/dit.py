@@ -32,9 +32,9 @@ from shared.engine.model.rope import Rope, RopeTable
 from shared.engine.plan.sigmas import sigma_of
 from shared.engine.plan.spec import PATCH, ModelSpec, Prediction
 
-MENDING = 0.3
-"""Of a model that predicts x0: where x_t holds the estimate of the step before, it is kept and moved by the share (σ / 0.3)³,
-so that a later step mends more than it loses (docs/adr/0030)."""
+MENDING, STEEPNESS = 0.3, 5
+"""Of a model that predicts x0: where x_t holds the estimate of the step before, it is kept and moved by the share (σ / 0.3)⁵,
+so that a later step mends more than it loses (docs/adr/0030, 0032)."""
 
 
 class Block(nn.Module):
@@ -177,7 +177,7 @@ class Dit(nn.Module):
         if self.spec.prediction == Prediction.FLOW:
             return noisy - sigma * predicted
         sigma = torch.as_tensor(sigma)
-        share = torch.lerp((sigma / MENDING).clamp(max=1.0).pow(3), torch.ones_like(sigma), openness(sigma))
+        share = torch.lerp((sigma / MENDING).clamp(max=1.0).pow(STEEPNESS), torch.ones_like(sigma), openness(sigma))
         kept = (1 - share) / (1 - sigma).clamp(min=1 - MENDING)  # of x_t = (1 − σ)·x0 + σ·noise
         return torch.addcmul(share * predicted, noisy, kept)
 
