@@ -25,7 +25,7 @@ OWN_TRUST = 0.3
 """The same of the generated picture's colours, whose own flicker is in it."""
 NEAR = 5
 """Pixels: the side of the square over which that change is averaged."""
-MOVES = (0.7, 0.9)
+MOVES = (0.68, 0.78)
 """Change along the flow over change in place, squared, where the source moves: up to the first a picture moves with its
 source, from the second on it does not."""
 FAR = 1.0

@@ -296,7 +296,7 @@ _TINY = ModelSpec(
     cell_dim=256,
     steadying=0.5,
     steps=(400, 150, 100, 50),
-    noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4, latent_full=0.8, still_below=0.5),
+    noise=NoiseSpec(s0=0.5, gain=0.1, s_max=0.5, s_min=0.4, latent_full=1.6, still_below=0.5),
     vae="taehv",
     vae_widths=(96, 48, 16, 16),
     vae_encoder_width=48,
