@@ -121,7 +121,11 @@ def evaluate(vae: TinyVae, clips: Tensor, scale: Tensor) -> dict[str, float]:
     """Decibels on held-out clips: as they are, as they are with a twentieth of their size as noise, and styled."""
     styled = torch.stack([stylise(STYLES[i % len(STYLES)], clip) for i, clip in enumerate(clips)])
     result = {}
-    for name, video, noise in (("plain_db", clips, 0.0), ("noisy_db", clips, LATENT_GAIN / 20), ("styled_db", styled, 0.0)):
+    for name, video, noise in (
+        ("plain_db", clips, 0.0),
+        ("noisy_db", clips, LATENT_GAIN / 20),
+        ("styled_db", styled, 0.0),
+    ):
         z = vae.encode_clip(video)
         z = z + noise * scale * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
         with autocast():
