@@ -61,6 +61,7 @@ PROMPTS = {
 }
 TEMPORAL_STYLES = ("pencil", "comic", "watercolour", "thermal")
 MOTION_STYLES = (NO_STYLE, "pencil", "thermal")
+ALL_CLIPS = "all"
 CHANGES = (("thermal", "blueprint"), ("watercolour", "vaporwave"))
 
 
@@ -92,8 +93,9 @@ class WarpError:
 
 @dataclass(frozen=True)
 class MotionFigures:
-    """One style under one setting of the noise: dB on the clip four times as fast, flicker on a still picture."""
+    """One style under one setting of the noise, on one clip or on all: dB four times as fast, flicker on a still picture."""
 
+    clip: str
     style: str
     noise: str
     fast_db: float
@@ -198,24 +200,36 @@ def measure_temporal(rig: Rig, clips: dict[str, Tensor], styles: tuple[str, ...]
 
 
 def measure_motion(
-    spec: ModelSpec, folder: Path, clip: Tensor, styles: tuple[str, ...], steps: int
+    spec: ModelSpec, folder: Path, clips: dict[str, Tensor], styles: tuple[str, ...], steps: int
 ) -> list[MotionFigures]:
-    """The controller beside a fixed noise scale: that of a still picture, and that of full motion."""
-    fast, still = with_motion(clip, FAST, len(clip)), with_motion(clip, STILL, len(clip))
+    """The controller beside a fixed noise scale: that of a still picture, and that of full motion.
+
+    Over all clips together and, if there are several, clip by clip.
+    """
     least = spec.noise.s0 - spec.noise.gain
     settings = {
         "controller": spec,
         f"fixed {spec.noise.s0:.2f}": fixed_noise(spec),
         f"fixed {least:.2f}": fixed_noise(spec, least),
     }
-    rows: list[MotionFigures] = []
+    found: dict[tuple[str, str, str], tuple[float, float]] = {}
     for name, setting in settings.items():
         rig = Rig(setting, folder, steps, 0)
+        for clip, frames in clips.items():
+            fast, still = with_motion(frames, FAST, len(frames)), with_motion(frames, STILL, len(frames))
+            for style in styles:
+                error = squared_error(rig.restyle(fast, PROMPTS[style]), fast, style)
+                # The first chunks of a still picture settle; what a viewer sees all the time is the rest.
+                calm = flicker(rig.restyle(still, PROMPTS[style])[len(still) // 3 :])
+                found[clip, style, name] = (error, calm)
+    groups = {ALL_CLIPS: tuple(clips)} | ({clip: (clip,) for clip in clips} if len(clips) > 1 else {})
+    rows: list[MotionFigures] = []
+    for group, members in groups.items():
         for style in styles:
-            error = squared_error(rig.restyle(fast, PROMPTS[style]), fast, style)
-            # The first chunks of a still picture settle; what a viewer sees all the time is the rest.
-            calm = flicker(rig.restyle(still, PROMPTS[style])[len(still) // 3 :])
-            rows.append(MotionFigures(style, name, decibels(error), calm))
+            for name in settings:
+                pairs = [found[clip, style, name] for clip in members]
+                error, calm = (sum(each) / len(pairs) for each in zip(*pairs, strict=True))
+                rows.append(MotionFigures(group, style, name, decibels(error), calm))
     return rows
 
 
@@ -296,7 +310,7 @@ def main() -> None:
         quality.temporal = measure_temporal(rig, clips, tuple(s for s in TEMPORAL_STYLES if s in args.styles))
     if "motion" in args.only:
         tell("motion")
-        quality.motion = measure_motion(spec, folder, first, MOTION_STYLES, args.steps)
+        quality.motion = measure_motion(spec, folder, clips, MOTION_STYLES, args.steps)
     if "prompts" in args.only:
         tell("prompts")
         for change, blend in ((change, blend) for change in CHANGES for blend in (0, 6)):

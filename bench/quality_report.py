@@ -42,8 +42,11 @@ def report(quality: Quality) -> str:
             for w in quality.temporal
         ]
     if quality.motion:
-        lines += ["", "| style | noise | fast motion, dB | still picture, flicker |", "| --- | --- | --- | --- |"]
-        lines += [f"| {m.style} | {m.noise} | {m.fast_db:.2f} | {m.still_flicker:.4f} |" for m in quality.motion]
+        lines += ["", "| clip | style | noise | fast motion, dB | still picture, flicker |"]
+        lines += ["| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {m.clip} | {m.style} | {m.noise} | {m.fast_db:.2f} | {m.still_flicker:.4f} |" for m in quality.motion
+        ]
     if quality.prompts:
         lines += [
             "",

@@ -1,7 +1,8 @@
 """Watch every stream's prompt, at its start and at every change, and act on those that break a rule.
 
-A rule is a regular expression. A stream that breaks one is stopped, or gets another prompt (--instead). Each action is a
-JSON line.
+A rule is a regular expression. A stream that breaks one is stopped, or gets another prompt (--instead); where that cannot
+be done it is stopped. While the API has no time or does not answer, it is asked again until it does: nothing goes by unseen.
+Each action is a JSON line.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 import re
 from contextlib import suppress
 
-from shared.client import Api, Broker, ClientError, ConflictError, NotFoundError
+from shared.client import Api, Broker, ClientError, ConflictError, NotFoundError, NotNowError, UnreachableError
 from shared.contracts.events import EventKind
 from shared.contracts.views import StreamView
 
 LOOK_AT = (EventKind.ACCEPTED, EventKind.APPLIED)  # every start and every change is told by one of these
 OVER = ("stopping", "stopped", "failed")
+ASK_AGAIN_S = 1.0  # where nobody answered
 
 
 class Moderator:
@@ -32,6 +34,18 @@ class Moderator:
         texts = (view.prompt, *(part.text for part in view.prompts))
         return next((rule.pattern for rule in self._rules for text in texts if rule.search(text)), None)
 
+    async def watch(self, stream: str) -> None:
+        """Judge one stream, however long it takes until the API answers."""
+        while True:
+            try:
+                return await self.look(stream)
+            except NotNowError as error:
+                wait_s, why = error.retry_after_s, str(error)
+            except UnreachableError as error:
+                wait_s, why = ASK_AGAIN_S, str(error)
+            print(json.dumps({"stream": stream, "waiting_s": wait_s, "why": why}), flush=True)
+            await asyncio.sleep(wait_s)
+
     async def look(self, stream: str) -> None:
         """Judge one stream as it is now, and act."""
         with suppress(NotFoundError, ConflictError):  # it has ended meanwhile
@@ -39,13 +53,17 @@ class Moderator:
             rule = self.broken(view)
             if rule is None or view.state in OVER:
                 return
-            if self._instead:
-                await self._api.patch(stream, prompt=self._instead, recache=True)
-            else:
-                await self._api.stop(stream, drain=False)
+            did = await self._act(stream)
             self.actions += 1
-            told = {"stream": stream, "prompt": view.prompt, "rule": rule, "did": "prompt" if self._instead else "stop"}
-            print(json.dumps(told), flush=True)
+            print(json.dumps({"stream": stream, "prompt": view.prompt, "rule": rule, "did": did}), flush=True)
+
+    async def _act(self, stream: str) -> str:
+        if self._instead:
+            with suppress(ClientError):  # whatever is in the way of another prompt: then the stream ends
+                await self._api.applied(await self._api.patch(stream, prompt=self._instead, recache=True))
+                return "prompt"
+        await self._api.stop(stream, drain=False)
+        return "stop"
 
 
 async def moderate(options: argparse.Namespace) -> None:
@@ -57,11 +75,11 @@ async def moderate(options: argparse.Namespace) -> None:
     ):
         moderator = Moderator(api, rules, options.instead)
         async for view in api.streams("starting", "live", "degraded", "recovering"):  # what ran before we came
-            await moderator.look(view.id)
+            await moderator.watch(view.id)
         print(json.dumps({"watching": options.forbid}), flush=True)
         async for event in events:
             if event.event in LOOK_AT:
-                await moderator.look(event.stream)
+                await moderator.watch(event.stream)
             if moderator.actions == options.actions:
                 return
 

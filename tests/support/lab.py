@@ -79,6 +79,7 @@ class Lab:
         self.system = system
         self.folder = folder
         self.batch_log = batch_log
+        self.begun: list[Running] = []
 
     @classmethod
     @asynccontextmanager
@@ -122,6 +123,7 @@ class Lab:
     async def begin(self, source: Path | Source, output: Path | None = None, **fields: Any) -> Running:
         """Start a stream and wait until it is accepted or refused."""
         running = Running(f"t-{secrets.token_hex(4)}", output)
+        self.begun.append(running)
         bus = self.system.bus
         await bus.subscribe(subjects.stream(running.stream, "event"), running.on_event)
         await bus.subscribe(subjects.stream(running.stream, "closed"), running.on_closed)
@@ -152,6 +154,13 @@ class Lab:
     async def stop(self, running: Running, drain: bool = True) -> StreamEvent:
         await self.control(running, StopStream(command=secrets.token_hex(8), stream=running.stream, drain=drain))
         return await self.end(running)
+
+    async def stop_all(self) -> None:
+        """Ends what a test left running, so that its failure costs the tests behind it nothing."""
+        left = [running for running in self.begun if running.accepted and not running.ended.is_set()]
+        self.begun.clear()
+        for running in left:
+            await self.stop(running, drain=False)
 
     async def end(self, running: Running, timeout_s: float = 120.0) -> StreamEvent:
         """Wait until the stream has stopped, failed or was refused."""
