@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.clips import MODERATE, with_motion
 from bench.rig import Rig, chunk_of, decibels
+from shared.engine.plan.spec import FRAMES_PER_LATENT
 from training.filters import stylise
 
+AROUND = 8  # chunks beside a blend, so that both styles are seen by themselves
 BROKEN_DB = 3.0
 """A frame is broken when it lies this far below the worse of the two styles' usual PSNR."""
 
@@ -24,7 +27,8 @@ class PromptChange:
     """From one style to another before chunk ``chunk``, with the old one fading over ``blend_chunks``.
 
     ``shares``: α of every chunk from there on. ``chunks_until``: chunks until the new style has more than half of the
-    picture for good (1: at once; 0: never). ``broken``: frames that stand out. ``largest_jump`` of α between chunks.
+    picture for good (1: at once; 0: never). ``broken``: frames that stand out. ``usual_db`` and ``worst_db``: a frame's PSNR to
+    the mix of the two that is nearest to it. ``largest_jump`` of α between chunks.
     """
 
     before: str
@@ -50,7 +54,8 @@ def shares_of(made: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 def change_prompt(
     rig: Rig, clip: Tensor, styles: tuple[str, str], prompts: tuple[str, str], blend_chunks: int
 ) -> PromptChange:
-    """Runs the clip with the change in its middle."""
+    """Runs the clip with the change in its middle; to and fro if it is too short for that."""
+    clip = with_motion(clip, MODERATE, max(len(clip), FRAMES_PER_LATENT * (blend_chunks + AROUND) + 1))
     last = chunk_of(len(clip) - 1)
     at = max(1, (last + 1 - blend_chunks) // 2)
     made = rig.restyle(clip, prompts[0], {at: prompts[1]}, blend_chunks).float() / 255

@@ -24,6 +24,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -67,13 +68,17 @@ CHANGES = (("thermal", "blueprint"), ("watercolour", "vaporwave"))
 
 @dataclass(frozen=True)
 class StyleFigures:
-    """One style over all clips: dB to its true filter, the ceiling's, share of frames nearest to it, the usual mistake."""
+    """One style: dB to its true filter and the ceiling's (the autoencoder alone, not steadied), every clip counting the same;
+    how far below that clip by clip; dB as made, not steadied; the share of frames nearest to it, and the usual mistake.
+    """
 
     style: str
     prompt: str
     frames: int
     db: float
     ceiling_db: float
+    below_by_clip: dict[str, float]
+    made_db: float
     nearest: float
     mistaken_for: str
 
@@ -117,6 +122,8 @@ class Quality:
     no_style_db: float = math.nan
     below_ceiling_db: float = math.nan
     most_below_ceiling_db: float = math.nan
+    made_below_ceiling_db: float = math.nan
+    made_most_below_ceiling_db: float = math.nan
     nearest: float = math.nan
     styles: list[StyleFigures] = field(default_factory=list)
     temporal: list[WarpError] = field(default_factory=list)
@@ -141,8 +148,7 @@ def true_video(clip: Tensor, style: str) -> Tensor:
 
 def measure_styles(quality: Quality, rig: Rig, clips: dict[str, Tensor], styles: tuple[str, ...], pngs: Path | None):
     """Fills in the autoencoder and every style."""
-    own: dict[str, list[Tensor]] = {style: [] for style in styles}
-    most: dict[str, list[Tensor]] = {style: [] for style in styles}
+    shown, made, most = ({style: dict[str, float]() for style in styles} for _ in range(3))
     found: dict[str, list[str]] = {style: [] for style in styles}
     for name, clip in clips.items():
         truths = {style: true_video(clip, style).float() / 255 for style in all_styles()}
@@ -150,33 +156,44 @@ def measure_styles(quality: Quality, rig: Rig, clips: dict[str, Tensor], styles:
         quality.autoencoder_db[name] = decibels(float(plain.mean()))
         rows: dict[str, tuple[Tensor, Tensor]] = {}
         for style in styles:
-            true = (truths[style] * 255).to(torch.uint8)
-            most[style].append(squared_errors(rig.reconstruct(true), {style: truths[style]})[style])
-            made = rig.restyle(clip, PROMPTS[style])
-            errors = squared_errors(made, truths)
-            own[style].append(errors[style])
+            true, own = (truths[style] * 255).to(torch.uint8), {style: truths[style]}
+            raw = rig.restyle(clip, PROMPTS[style], steadied=False)
+            steadied = rig.steadied(raw, clip)
+            errors = squared_errors(steadied, truths)
+            shown[style][name] = float(errors[style].mean())
+            made[style][name] = float(squared_errors(raw, own)[style].mean())
+            most[style][name] = float(squared_errors(rig.reconstruct(true), own)[style].mean())
             found[style] += nearest(errors)
-            rows[style] = (true[len(clip) // 2], made[len(clip) // 2])
+            rows[style] = (true[len(clip) // 2], steadied[len(clip) // 2])
         if pngs is not None:
             save(comparison(clip[len(clip) // 2], rows), pngs / f"{name}.png")
+
+    def over_clips(errors: dict[str, float]) -> float:
+        return decibels(sum(errors.values()) / len(errors))
+
     for style in styles:
         wrong = [each for each in found[style] if each != style]
+        own, ceilings = shown[style], most[style]
         quality.styles.append(
             StyleFigures(
                 style=style,
                 prompt=PROMPTS[style],
                 frames=len(found[style]),
-                db=decibels(float(torch.cat(own[style]).mean())),
-                ceiling_db=decibels(float(torch.cat(most[style]).mean())),
+                db=over_clips(own),
+                ceiling_db=over_clips(ceilings),
+                below_by_clip={name: decibels(ceilings[name]) - decibels(own[name]) for name in clips},
+                made_db=over_clips(made[style]),
                 nearest=1 - len(wrong) / len(found[style]),
                 mistaken_for=max(set(wrong), key=wrong.count) if wrong else "",
             )
         )
     styled = [each for each in quality.styles if each.style != NO_STYLE]
-    below = [each.ceiling_db - each.db for each in styled]
     quality.no_style_db = next((each.db for each in quality.styles if each.style == NO_STYLE), math.nan)
-    quality.below_ceiling_db = sum(below) / len(below) if below else math.nan
-    quality.most_below_ceiling_db = max(below, default=math.nan)
+    if styled:
+        below, raw_below = ([s.ceiling_db - s.db for s in styled], [s.ceiling_db - s.made_db for s in styled])
+        quality.below_ceiling_db, quality.most_below_ceiling_db = sum(below) / len(below), max(below)
+        quality.made_below_ceiling_db = sum(raw_below) / len(raw_below)
+        quality.made_most_below_ceiling_db = max(raw_below)
     quality.nearest = sum(each.nearest for each in quality.styles) / len(quality.styles)
 
 
@@ -200,7 +217,7 @@ def measure_temporal(rig: Rig, clips: dict[str, Tensor], styles: tuple[str, ...]
 
 
 def measure_motion(
-    spec: ModelSpec, folder: Path, clips: dict[str, Tensor], styles: tuple[str, ...], steps: int
+    spec: ModelSpec, folder: Path, clips: dict[str, Tensor], styles: tuple[str, ...], steps: int, seed: int
 ) -> list[MotionFigures]:
     """The controller beside a fixed noise scale: that of a still picture, and that of full motion.
 
@@ -214,7 +231,7 @@ def measure_motion(
     }
     found: dict[tuple[str, str, str], tuple[float, float]] = {}
     for name, setting in settings.items():
-        rig = Rig(setting, folder, steps, 0)
+        rig = Rig(setting, folder, steps, seed)
         for clip, frames in clips.items():
             fast, still = with_motion(frames, FAST, len(frames)), with_motion(frames, STILL, len(frames))
             for style in styles:
@@ -252,6 +269,15 @@ def measure_speed(spec: ModelSpec, folder: Path, clip: Tensor) -> dict[str, floa
     return result
 
 
+def without_nan(value: Any) -> Any:
+    """The same with None for what was not measured: NaN is no JSON."""
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [without_nan(each) for each in cast("list[Any]", value)]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; ends the process with a one-line error for what will not do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -279,6 +305,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if unknown := [part for part in asked if part not in known]:
             parser.error(f"--{name.replace('_', '-')}: no such {', '.join(unknown)}; known: {', '.join(known)}")
         setattr(args, name, asked or tuple(known))
+    stems = [path.stem for path in args.clips]
+    if len({*stems, ALL_CLIPS}) <= len(stems):
+        parser.error(f"clips are told apart by their names without suffix, which must differ, and not be {ALL_CLIPS!r}")
     if args.long_style not in PROMPTS:
         parser.error(f"--long-style: no such {args.long_style}; known: {', '.join(PROMPTS)}")
     return args
@@ -310,7 +339,9 @@ def main() -> None:
         quality.temporal = measure_temporal(rig, clips, tuple(s for s in TEMPORAL_STYLES if s in args.styles))
     if "motion" in args.only:
         tell("motion")
-        quality.motion = measure_motion(spec, folder, clips, MOTION_STYLES, args.steps)
+        quality.motion = measure_motion(
+            spec, folder, clips, tuple(s for s in MOTION_STYLES if s in args.styles), args.steps, args.seed
+        )
     if "prompts" in args.only:
         tell("prompts")
         for change, blend in ((change, blend) for change in CHANGES for blend in (0, 6)):
@@ -334,6 +365,7 @@ def main() -> None:
             minutes=args.long,
             fps=args.long_fps,
             steps=args.steps,
+            seed=args.seed,
             ablations=chosen,
             tell=tell,
         )
@@ -341,7 +373,7 @@ def main() -> None:
         made = {style: rig.restyle(first, PROMPTS[style]) for style in args.styles if style != NO_STYLE}
         save(contact_sheet(first, made, across=3, moments=2, scale=0.5), args.sheet)
     quality.seconds = time.monotonic() - began
-    print(json.dumps(asdict(quality)) if args.json else report(quality))
+    print(json.dumps(without_nan(asdict(quality))) if args.json else report(quality))
 
 
 if __name__ == "__main__":

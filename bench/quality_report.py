@@ -19,14 +19,18 @@ def report(quality: Quality) -> str:
         lines += [
             "",
             f"autoencoder alone {alone} dB; no style {quality.no_style_db:.1f} dB; "
-            f"below the ceiling {quality.below_ceiling_db:.1f} dB on average, {quality.most_below_ceiling_db:.1f} at most; "
+            f"below the ceiling {quality.below_ceiling_db:.1f} dB on average, {quality.most_below_ceiling_db:.1f} at most "
+            f"({quality.made_below_ceiling_db:.1f} and {quality.made_most_below_ceiling_db:.1f} not steadied); "
             f"nearest to its own style {quality.nearest:.1%} of frames",
             "",
-            "| style | prompt | dB to the true filter | ceiling | below | nearest | else taken for |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            f"| style | prompt | dB to the true filter | ceiling | below | {' | '.join(quality.clips)} | not steadied "
+            "| nearest | else taken for |",
+            f"| {' | '.join(['---'] * (8 + len(quality.clips)))} |",
         ]
         lines += [
-            f"| {s.style} | {s.prompt} | {s.db:.1f} | {s.ceiling_db:.1f} | {s.ceiling_db - s.db:.1f} | {s.nearest:.0%} "
+            f"| {s.style} | {s.prompt} | {s.db:.1f} | {s.ceiling_db:.1f} | {s.ceiling_db - s.db:.1f} "
+            f"| {' | '.join(f'{s.below_by_clip[name]:.1f}' for name in quality.clips)} "
+            f"| {s.ceiling_db - s.made_db:.1f} | {s.nearest:.0%} "
             f"| {s.mistaken_for or '–'} |"
             for s in quality.styles
         ]
@@ -50,7 +54,8 @@ def report(quality: Quality) -> str:
     if quality.prompts:
         lines += [
             "",
-            "| change | blend, chunks | new style leads after chunks | broken frames | usual / worst dB | largest jump |",
+            "| change | blend, chunks | new style leads after chunks | broken frames | usual / worst dB to the nearest mix "
+            "| largest jump |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
         lines += [

@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=8)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--deadline-ms", type=int, default=1000, help="from a frame's capture to when it is shown")
+    parser.add_argument("--model", default="rheo-tiny", help="one that a worker serves")
     parser.add_argument("--prompt", default="a pencil drawing")
     parser.add_argument("--name", default="load", help="what their ids begin with")
     parser.add_argument("--api", default="http://127.0.0.1:7860")

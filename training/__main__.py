@@ -37,6 +37,15 @@ def stages(args: argparse.Namespace) -> tuple[list[list[str]], list[str], list[s
     return first, command("train_autoencoder", *shared), dit
 
 
+def run_alone(part: list[str]) -> int:
+    """Runs one part to its end; it ends with us."""
+    child = subprocess.Popen(part, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    try:
+        return child.wait()
+    finally:
+        _end([child])
+
+
 def run_beside(first: list[str], ready: Sequence[Path], second: list[str]) -> int:
     """Runs both; the second begins once the first has written ``ready``. The first failure ends both and is returned."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
@@ -80,9 +89,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--anew-text", action="store_true", help="train the text encoder again: prompts have changed")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what it started ends with it
     first, autoencoder, dit = stages(args)
     for each in first:
-        code = subprocess.call(each, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+        code = run_alone(each)
         if code:
             sys.exit(code)
     code = run_beside(autoencoder, [args.run / "vae.safetensors", args.run / "latents.json"], dit)

@@ -31,7 +31,7 @@ def tiny_spec(run: Path) -> ModelSpec:
 
 
 def publish(run: Path, folder: Path, mean_with: Path | None = None) -> None:
-    """Writes every file atomically; the spec comes last.
+    """Writes every file atomically, the spec last; nothing where something is missing or does not fit.
 
     ``mean_with``: a model folder whose DiT this one went on from: the mean of the two is published, which errs less.
     Raises ValueError where the two have other tensors, or are for other latents.
@@ -43,10 +43,10 @@ def publish(run: Path, folder: Path, mean_with: Path | None = None) -> None:
             raise ValueError(
                 f"{mean_with}: its DiT is for latents of another mean or scale: there is no mean of the two"
             )
-    for name in ("vae", "text", "dit"):
-        weights = load_file(run / f"{name}.safetensors")
-        if name == "dit" and mean_with is not None:
-            weights = mean_of(weights, load_file(mean_with / "dit.safetensors"))
+    parts = {name: load_file(run / f"{name}.safetensors") for name in ("vae", "text", "dit")}
+    if mean_with is not None:
+        parts["dit"] = mean_of(parts["dit"], load_file(mean_with / "dit.safetensors"))
+    for name, weights in parts.items():
         write_weights(folder / f"{name}.safetensors", {k: v.half() for k, v in weights.items()})
     write_text(folder / "spec.json", json.dumps(spec.to_dict(), indent=1) + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import time
@@ -17,10 +18,18 @@ from torch import Tensor, nn
 
 
 class ClipPool:
-    """Random crops of the pool's clips. ``held_out`` clips at the end are never drawn, for validation."""
+    """Random crops of the pool's clips. ``held_out`` clips at the end are never drawn, for validation.
+
+    Raises ValueError for a pool that was not finished.
+    """
 
     def __init__(self, path: Path, rng: np.random.Generator, held_out: int = 8) -> None:
         self.clips = np.load(path, mmap_mode="r")
+        note = path.with_name("pool.json")
+        if note.exists() and (done := json.loads(note.read_text())["done"]) < len(self.clips):
+            raise ValueError(
+                f"{path}: {done} of {len(self.clips)} clips are drawn: run `python -m training.pool` to its end"
+            )
         self.rng, self.count = rng, len(self.clips) - held_out
 
     def draw(self, batch: int, frames: int, height: int, width: int) -> Tensor:

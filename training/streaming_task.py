@@ -25,28 +25,28 @@ STEP_COUNTS, STEP_SHARES = (1, 2, 3, 4), (0.25, 0.45, 0.15, 0.15)
 
 @dataclass(frozen=True)
 class Draw:
-    """One clip's noise scale s, the timesteps of its first block and of its later frames, and the later step trained."""
+    """One clip's noise scale s, the timesteps that s leads to, as in serving, and the later step trained."""
 
     noise_scale: float
-    first: tuple[int, ...]
-    later: tuple[int, ...]
+    timesteps: tuple[int, ...]
     step: int
 
     @property
     def steps(self) -> int:
         """K."""
-        return len(self.later)
+        return len(self.timesteps)
 
 
-def draw_task(rng: np.random.Generator, spec: ModelSpec, fewest: int = 1) -> Draw:
-    """A random task of at least ``fewest`` steps: mostly the default range of noise, now and then what a user may set."""
-    count = max(fewest, int(rng.choice(STEP_COUNTS, p=STEP_SHARES)))
+def draw_task(rng: np.random.Generator, spec: ModelSpec, fewest: int = 1, exactly: int | None = None) -> Draw:
+    """A random task of at least ``fewest`` steps, or ``exactly`` so many: mostly the default range of noise, now and then
+    what a user may set.
+    """
+    count = exactly or max(fewest, int(rng.choice(STEP_COUNTS, p=STEP_SHARES)))
     low, high = spec.noise.s0 - spec.noise.gain, spec.noise.s0
     s = float(rng.uniform(low - 0.01, high + 0.01) if rng.random() < 0.85 else rng.uniform(low - 0.05, 0.8))
     steps = spec.steps[:count]
     step = int(rng.integers(1, count)) if count > 1 else 0
-    first = steps if abs(s - high) < 0.12 else step_timesteps(first_timestep(s), steps)
-    return Draw(s, tuple(first), step_timesteps(first_timestep(s), steps), step)
+    return Draw(s, step_timesteps(first_timestep(s), steps), step)
 
 
 def look_back(frames: int, tokens: int, ring: int, sinks: int) -> Tensor:

@@ -168,7 +168,7 @@ class Trainer:
     def served(self, rng: np.random.Generator, pairs: list[Pair]) -> Tensor:
         """Estimates [B, 8, C, h, w] as a stream's user gets them, after one step or two, with no prompt under way."""
         source, steps = torch.stack([p.source for p in pairs]), int(rng.integers(1, 3))
-        tasks = [draw_task(rng, self.spec, fewest=2) for _ in pairs]
+        tasks = [draw_task(rng, self.spec, exactly=steps) for _ in pairs]
         text = self._plain_prompts(rng, pairs)
         positions = frame_positions(rng, FRAMES, self.spec.rope_refresh_at)
         noisy, times = self._entry(source, tasks, text, positions)
@@ -181,7 +181,7 @@ class Trainer:
         s = torch.tensor([t.noise_scale for t in tasks])
         noisy = enter(source, s, torch.randn_like(source))
         noisy[:, :FIRST] = first
-        times = [[t.first[-1]] * FIRST + [t.later[0]] * (FRAMES - FIRST) for t in tasks]
+        times = [[t.timesteps[-1]] * FIRST + [t.timesteps[0]] * (FRAMES - FIRST) for t in tasks]
         return noisy, torch.tensor(times, dtype=torch.float32)
 
     def _prompts(self, rng: np.random.Generator, pairs: list[Pair], target: Tensor) -> tuple[Prompts, Tensor]:
@@ -220,14 +220,14 @@ class Trainer:
         noisy = enter(start, s, torch.randn_like(start))
         done = [i for i, t in enumerate(tasks) if t.steps > 1]
         if done:
-            times = torch.tensor([[tasks[i].first[0]] * FIRST for i in done], dtype=torch.float32)
+            times = torch.tensor([[tasks[i].timesteps[0]] * FIRST for i in done], dtype=torch.float32)
             x0 = self.estimate(noisy[done], times, text.of(done), positions, False)
-            noisy[done] = self._renoise(x0, torch.tensor([[tasks[i].first[-1]] * FIRST for i in done]))
+            noisy[done] = self._renoise(x0, torch.tensor([[tasks[i].timesteps[-1]] * FIRST for i in done]))
         return noisy
 
     def _later_step(self, x0: Tensor, tasks: list[Draw], text: Prompts, positions: list[int]) -> Tensor:
         times = torch.tensor(
-            [[t.first[-1]] * FIRST + [t.later[t.step]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32
+            [[t.timesteps[-1]] * FIRST + [t.timesteps[t.step]] * (FRAMES - FIRST) for t in tasks], dtype=torch.float32
         )
         return self.estimate(self._renoise(x0, times), times, text, positions, True)
 

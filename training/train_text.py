@@ -68,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
                 found = nearest_code(encoder([sample_prompt(check, names[i]) for i in asked]), codes)
             right = float((found == torch.from_numpy(asked)).float().mean())
             curves.add({"step": step, "seconds": progress.spent_s, "loss": loss.item(), "right": right})
-            write_weights(args.run / "text.safetensors", encoder.state_dict())
+    write_weights(args.run / "text.safetensors", encoder.state_dict())  # at the end only: a file says that it is done
 
 
 def _shares(styles: int) -> np.ndarray:

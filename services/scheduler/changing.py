@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from services.scheduler.core import PipelineCore
-from services.scheduler.messenger import Messenger, RefusedError, credits_for
+from services.scheduler.messenger import Messenger, RefusedError, credits_for, tell_refused
 from services.scheduler.placing import check_settings
 from services.scheduler.prompting import Prompting
 from services.scheduler.records import Phase, StreamRecord
@@ -72,7 +72,7 @@ class Changing:
             await self._refresh(record, patch.skip_similar)
             queue = self.queue_of(record)  # preparing took a while
         except RefusedError as error:
-            await self._messenger.tell(record.stream, EventKind.REFUSED, reason=str(error), command=command.command)
+            await tell_refused(self._messenger, record.stream, command.command, error)
             return
         if patch.noise is not None:
             record.noise, record.noise_version = patch.noise, record.noise_version + 1

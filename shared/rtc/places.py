@@ -24,7 +24,7 @@ class Places:
 class RtcSettings(BaseModel):
     """Settings of a service whose peers come by WebRTC.
 
-    ``rtc_hosts``: addresses to bind, joined by "," (``every``: each address of the machine; loopback by default).
+    ``rtc_hosts``: addresses to bind, joined by "," (``every``: each address of the machine but loopback; loopback by default).
     ``rtc_ports``: "40000-40199", the UDP ports to use; empty: any. ``rtc_public_ip``: told to peers instead of the bound
     address, behind a 1:1 NAT.
     """

@@ -242,3 +242,4 @@ async def test_a_stream_changes_its_size_while_it_runs(lab: Lab) -> None:
     assert frames.shape[1:] == (96, 160, 3), "the file keeps its size"
     assert huge.event is EventKind.REFUSED
     assert "the stream goes on at 80×48" in huge.reason
+    assert huge.retry_after_s > 0, "not now: the API answers 503 with Retry-After"

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from bench.changes import shares_of
+from bench.changes import change_prompt, shares_of
 from bench.clips import FAST, MODERATE, STILL, chunks_of, motion_of, places, read_clip, whole, with_motion
 from bench.long_run import ABLATIONS, LongRun, fixed_noise, minutes_of
-from bench.quality import PROMPTS, Quality, StyleFigures, parse, to_bytes
+from bench.quality import (
+    ALL_CLIPS,
+    PROMPTS,
+    MotionFigures,
+    Quality,
+    StyleFigures,
+    WarpError,
+    measure_styles,
+    parse,
+    to_bytes,
+    true_video,
+    without_nan,
+)
 from bench.quality_report import report
 from bench.rig import chunk_of, nearest, squared_errors
 from bench.sheet import GAP, LABEL, contact_sheet, save
@@ -135,17 +150,90 @@ def test_unknown_names_are_refused_in_one_line(capsys: pytest.CaptureFixture[str
         assert ended.value.code == 2
         assert "known: " in capsys.readouterr().err.splitlines()[-1]
     assert parse(["a.mp4"]).styles == tuple(PROMPTS)
+    for clips in (["one/a.mp4", "two/a.webm"], ["all.mp4"]):
+        with pytest.raises(SystemExit):
+            parse(clips)
+        assert "must differ" in capsys.readouterr().err
 
 
 def test_the_report_has_a_row_for_what_was_measured():
     quality = Quality("rheo-tiny", ["cat"], 320, 192, 2, 0.5, 81)
     assert len(report(quality).splitlines()) == 1
     quality.autoencoder_db["cat"] = 27.0
-    quality.styles = [StyleFigures("ink", "black ink drawing", 81, 20.0, 23.0, 0.9, "pencil")]
+    quality.styles = [StyleFigures("ink", "black ink drawing", 81, 20.0, 23.0, {"cat": 3.04}, 19.5, 0.9, "pencil")]
+    quality.temporal = [WarpError("ink", 0.02, 0.02, 0.03, 0.04)]
+    quality.motion = [MotionFigures(ALL_CLIPS, "ink", "controller", 21.0, 0.004)]
     quality.long = [LongRun("no sinks", "fast", 22.0, 21.0, 21.5)]
     text = report(quality)
-    assert "| ink | black ink drawing | 20.0 | 23.0 | 3.0 | 90% | pencil |" in text
+    assert "| ink | black ink drawing | 20.0 | 23.0 | 3.0 | 3.0 | 3.5 | 90% | pencil |" in text
+    assert "| ink | 0.0200 | 0.0200 | 1.00 | 0.0300 | 0.0400 | 0.50 |" in text
+    assert "| all | ink | controller | 21.00 | 0.0040 |" in text
+    for heading, row in pairwise(line for line in text.splitlines() if line.startswith("|")):
+        if set(row) <= set("| -"):
+            assert heading.count("|") == row.count("|"), heading
     assert "| no sinks | fast | 22.00 | 21.00 | 21.50 | -0.50 |" in text
+
+
+class TrueRig:
+    """A model that makes every style's true picture, ``off`` brighter, behind an autoencoder that is half as far off."""
+
+    def __init__(self, off: int, always: int = 0) -> None:
+        self.off, self.always, self.styles = off, always, {prompt: style for style, prompt in PROMPTS.items()}
+        self.fed = 0
+
+    def reconstruct(self, clip: torch.Tensor) -> torch.Tensor:
+        return (clip.int() + self.off // 2).clamp(0, 255).to(torch.uint8)
+
+    def restyle(
+        self,
+        clip: torch.Tensor,
+        prompt: str,
+        changes: dict[int, str] | None = None,
+        blend_chunks: int = 0,
+        steadied: bool = True,
+    ) -> torch.Tensor:
+        self.fed = len(clip)
+        made = true_video(clip, self.styles[prompt]).int()
+        for at, other in (changes or {}).items():
+            new = true_video(clip, self.styles[other]).int()
+            for frame in range(len(clip)):
+                share = min(1.0, max(0, chunk_of(frame) - at + 1) / (blend_chunks + 1))
+                made[frame] = torch.lerp(made[frame].float(), new[frame].float(), share).int()
+        return (made + (self.always if steadied else self.off)).clamp(0, 255).to(torch.uint8)
+
+    def steadied(self, made: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
+        return (made.int() - self.off // 4).clamp(0, 255).to(torch.uint8)
+
+
+def test_a_style_is_as_far_below_its_ceiling_as_its_errors_say(panning: torch.Tensor):
+    grey = (panning.float() * 0.3 + 90).to(torch.uint8)  # far from black and white, where nothing can be off
+    quality = Quality("rheo-tiny", ["a", "b"], 96, 64, 2, 0.5, 12)
+    clips = {"a": grey[:5], "b": grey.flip(0)}
+    measure_styles(quality, TrueRig(8), clips, ("none", "thermal"), None)  # pyright: ignore[reportArgumentType]
+    plain = next(each for each in quality.styles if each.style == "none")
+    assert quality.autoencoder_db["a"] == pytest.approx(-20 * math.log10(4 / 255), abs=0.01)
+    assert plain.ceiling_db - plain.db == pytest.approx(20 * math.log10(6 / 4), abs=0.1), "shown: 6 of 255 off"
+    assert plain.ceiling_db - plain.made_db == pytest.approx(20 * math.log10(8 / 4), abs=0.1), "made: 8 off"
+    assert list(plain.below_by_clip) == ["a", "b"]
+    assert quality.most_below_ceiling_db == pytest.approx(quality.below_ceiling_db), "no style is no style"
+    assert quality.nearest == 1.0
+
+
+def test_a_change_is_seen_whole_however_short_the_clip(panning: torch.Tensor):
+    rig = TrueRig(0, always=5)
+    styles = ("thermal", "blueprint")
+    for blend in (0, 6):
+        change = change_prompt(rig, panning[:5], styles, (PROMPTS[styles[0]], PROMPTS[styles[1]]), blend)  # pyright: ignore[reportArgumentType]
+        assert rig.fed == 4 * (blend + 8) + 1
+        assert change.shares[-1] == pytest.approx(1.0, abs=0.02), "it ends with the new style by itself"
+        assert (change.chunks_until, change.broken) == ((1 if blend == 0 else 4), 0)
+        assert change.largest_jump == pytest.approx(1 / (blend + 1), abs=0.02)
+
+
+def test_what_was_not_measured_is_null():
+    quality = Quality("rheo-tiny", ["cat"], 320, 192, 2, 0.5, 81)
+    told = json.loads(json.dumps(without_nan(asdict(quality)), allow_nan=False))
+    assert (told["no_style_db"], told["frames"]) == (None, 81)
 
 
 def test_a_short_rest_of_a_long_run_belongs_to_the_minute_before() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
 from argparse import Namespace
 from pathlib import Path
 
 import psutil
+import pytest
 
-from training.__main__ import run_beside, stages
+from training.__main__ import main, run_beside, stages
 
 
 def script(text: str) -> list[str]:
@@ -39,6 +43,30 @@ def test_a_part_that_fails_ends_the_other(tmp_path: Path):
     assert time.monotonic() - began < 20
     new = set(psutil.Process().children()) - before
     assert not [child for child in new if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_the_command_takes_its_part_along_when_it_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    began, handler = tmp_path / "began", signal.getsignal(signal.SIGTERM)
+    part = script(f"import time, pathlib; pathlib.Path({str(began)!r}).touch(); time.sleep(60)")
+    monkeypatch.setattr("training.__main__.stages", lambda _: ([part], [], []))
+    monkeypatch.setattr("sys.argv", ["training", "--run", str(tmp_path)])
+
+    def end_us() -> None:
+        while not began.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = set(psutil.Process().children())
+    ender = threading.Thread(target=end_us)
+    ender.start()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        ender.join()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not [child for child in set(psutil.Process().children()) - before if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_second_run_trains_the_text_encoder_only_when_asked(tmp_path: Path):

@@ -17,6 +17,7 @@ from shared.engine.model.head import CELLS, CELLS_OUT, GATES
 from shared.engine.model.loading import load_dit, random_dit_weights
 from shared.engine.model.tiny_vae import LEAD, TinyVae, VaeMemory
 from shared.engine.plan.items import Item
+from shared.engine.plan.noise_controller import first_timestep, step_timesteps
 from shared.engine.plan.registry import model_folder
 from shared.engine.plan.spec import ModelSpec, spec_of
 from shared.engine.plan.stream_plan import StreamPlan
@@ -107,9 +108,16 @@ def test_tasks_stay_within_what_the_plan_allows():
     for _ in range(200):
         task = draw_task(rng, spec)
         assert 1 <= task.steps <= len(spec.steps)
-        assert list(task.later) == sorted(set(task.later), reverse=True)
+        assert list(task.timesteps) == sorted(set(task.timesteps), reverse=True)
+        served = step_timesteps(
+            first_timestep(task.noise_scale, spec.noise.first_step_margin), spec.steps[: task.steps]
+        )
+        assert task.timesteps == served, (
+            "how much noise there is and what the model is told belong together, in every block"
+        )
         assert task.step < task.steps
     assert all(draw_task(rng, spec, fewest=2).steps >= 2 for _ in range(30))
+    assert {draw_task(rng, spec, exactly=1).steps for _ in range(30)} == {1}
     for _ in range(50):
         places = frame_positions(rng, 8, spec.rope_refresh_at)
         assert places[:3] == [0, 1, 2]
@@ -238,3 +246,28 @@ def test_no_mean_is_published_of_models_for_latents_of_another_loudness(tmp_path
     with pytest.raises(ValueError, match="another mean or scale"):
         publish(tmp_path, tmp_path / "model", mean_with=there)
     assert not (tmp_path / "model").exists()
+
+
+def test_nothing_is_published_where_something_is_missing_or_does_not_fit(tmp_path: Path):
+    there, run, folder = model_folder("rheo-tiny"), tmp_path / "run", tmp_path / "model"
+    run.mkdir()
+    spec = ModelSpec.from_json(there / "spec.json")
+    (run / "latents.json").write_text(json.dumps({"mean": spec.latent_shift, "scale": spec.latent_scale}))
+    for name in ("vae", "text"):
+        shutil.copy(there / f"{name}.safetensors", run)
+    with pytest.raises(FileNotFoundError):
+        publish(run, folder)
+    save_file({"another": torch.zeros(2)}, run / "dit.safetensors")
+    with pytest.raises(ValueError, match="no mean"):
+        publish(run, folder, mean_with=there)
+    assert not folder.exists()
+    shutil.copy(there / "dit.safetensors", run)
+    publish(run, folder, mean_with=there)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dit.safetensors",
+        "spec.json",
+        "text.safetensors",
+        "vae.safetensors",
+    ]
+    published, before = load_file(folder / "dit.safetensors"), load_file(there / "dit.safetensors")
+    assert all(torch.equal(published[name], before[name]) for name in before)
