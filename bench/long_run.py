@@ -86,26 +86,29 @@ def minutes_of(chunks: int, size: int) -> list[int]:
     return [min(chunk // size, last) for chunk in range(chunks)]
 
 
-def run_ablation(
-    spec: ModelSpec,
-    folder: Path,
-    clip: Tensor,
-    prompt: str,
-    style: str,
-    minutes: float,
-    fps: int,
-    steps: int,
-    seed: int = 0,
-) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Long:
+    """What every ablation runs with: a prompt and the style that it asks for, simulated ``minutes`` at ``fps``, steps, seed."""
+
+    prompt: str
+    style: str
+    minutes: float
+    fps: int
+    steps: int
+    seed: int = 0
+
+
+def run_ablation(spec: ModelSpec, folder: Path, clip: Tensor, long: Long) -> dict[str, list[float]]:
     """dB of every measured minute (or part of one at the end) by motion."""
-    rig = Rig(spec, folder, steps, seed)
+    steps = long.steps
+    rig = Rig(spec, folder, steps, long.seed)
     shown = PartlyShown(rig.autoencoder)
-    stepper, embedding = Stepper(spec, [rig.stage], shown), rig.text.encode(prompt)
+    stepper, embedding = Stepper(spec, [rig.stage], shown), rig.text.encode(long.prompt)
     height, width = clip.shape[1:3]
     for index, motion in enumerate(MOTIONS):
-        stepper.open(motion, width, height, embedding, steps=steps, seed=seed + index)
-    chunks = max(2, round(minutes * 60 * fps / FRAMES_PER_LATENT))
-    minute_of = minutes_of(chunks, max(1, round(60 * fps / FRAMES_PER_LATENT)))
+        stepper.open(motion, width, height, embedding, steps=steps, seed=long.seed + index)
+    chunks = max(2, round(long.minutes * 60 * long.fps / FRAMES_PER_LATENT))
+    minute_of = minutes_of(chunks, max(1, round(60 * long.fps / FRAMES_PER_LATENT)))
     measured = {minute for minute in set(minute_of) if minute % EVERY == 0 or minute == minute_of[-1]}
     waiting: dict[str, list[tuple[int, Tensor]]] = {motion: [] for motion in MOTIONS}
     before: dict[str, Tensor | None] = dict.fromkeys(MOTIONS)
@@ -129,7 +132,7 @@ def run_ablation(
             while done < len(made):  # a tick may show the first block and its follower
                 chunk, source = waiting[motion].pop(0)
                 if (minute := minute_of[chunk]) in measured:
-                    error = squared_error(made[done : done + len(source)], source, style)
+                    error = squared_error(made[done : done + len(source)], source, long.style)
                     errors[motion].setdefault(minute, []).append(error)
                 done += len(source)
     return {motion: [decibels(sum(part) / len(part)) for part in row.values()] for motion, row in errors.items()}
@@ -139,13 +142,7 @@ def long_run(
     spec: ModelSpec,
     folder: Path,
     clip: Tensor,
-    prompt: str,
-    style: str,
-    *,
-    minutes: float,
-    fps: int,
-    steps: int,
-    seed: int = 0,
+    long: Long,
     ablations: Mapping[str, Callable[[ModelSpec], ModelSpec]] = ABLATIONS,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[LongRun]:
@@ -153,6 +150,6 @@ def long_run(
     results: list[LongRun] = []
     for name, change in ablations.items():
         tell(f"long run: {name}")
-        rows = run_ablation(change(spec), folder, clip, prompt, style, minutes, fps, steps, seed)
+        rows = run_ablation(change(spec), folder, clip, long)
         results += [LongRun(name, motion, db[0], min(db), db[-1]) for motion, db in rows.items()]
     return results

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bench.changes import PromptChange, change_prompt
 from bench.clips import FAST, STILL, read_clip, with_motion
-from bench.long_run import ABLATIONS, LongRun, fixed_noise, long_run, squared_error
+from bench.long_run import ABLATIONS, Long, LongRun, fixed_noise, long_run, squared_error
 from bench.quality_report import report
 from bench.rig import Rig, decibels, nearest, squared_errors
 from bench.sheet import comparison, contact_sheet, save
@@ -356,19 +356,8 @@ def main() -> None:
         quality.long_minutes, quality.long_style = args.long, args.long_style
         chosen = {name: ABLATIONS[name] for name in args.long_only}
         asked = PROMPTS[args.long_style]
-        quality.long = long_run(
-            spec,
-            folder,
-            small,
-            asked,
-            args.long_style,
-            minutes=args.long,
-            fps=args.long_fps,
-            steps=args.steps,
-            seed=args.seed,
-            ablations=chosen,
-            tell=tell,
-        )
+        long = Long(asked, args.long_style, args.long, args.long_fps, args.steps, args.seed)
+        quality.long = long_run(spec, folder, small, long, chosen, tell)
     if args.sheet is not None:
         made = {style: rig.restyle(first, PROMPTS[style]) for style in args.styles if style != NO_STYLE}
         save(contact_sheet(first, made, across=3, moments=2, scale=0.5), args.sheet)

@@ -34,6 +34,11 @@ class Moderator:
         texts = (view.prompt, *(part.text for part in view.prompts))
         return next((rule.pattern for rule in self._rules for text in texts if rule.search(text)), None)
 
+    async def sweep(self) -> None:
+        """Judge all that run."""
+        async for view in self._api.streams("starting", "live", "degraded", "recovering"):
+            await self.watch(view.id)
+
     async def watch(self, stream: str) -> None:
         """Judge one stream, however long it takes until the API answers."""
         while True:
@@ -74,10 +79,13 @@ async def moderate(options: argparse.Namespace) -> None:
         broker.events() as events,
     ):
         moderator = Moderator(api, rules, options.instead)
-        async for view in api.streams("starting", "live", "degraded", "recovering"):  # what ran before we came
-            await moderator.watch(view.id)
+        await moderator.sweep()  # what ran before we came
         print(json.dumps({"watching": options.forbid}), flush=True)
+        lost = 0
         async for event in events:
+            if events.dropped > lost:  # more was told than is kept, while the API did not answer
+                lost = events.dropped
+                await moderator.sweep()
             if event.event in LOOK_AT:
                 await moderator.watch(event.stream)
             if moderator.actions == options.actions:

@@ -35,7 +35,7 @@ def build_pool(out: Path, clips: int, frames: int, height: int, width: int, seed
     state = json.loads(note.read_text()) if note.exists() else {}
     done = state.get("done", 0) if {k: state.get(k) for k in wanted} == wanted and path.exists() else 0
     if not done:
-        note.unlink(missing_ok=True)  # it would tell of other clips
+        note.write_text(json.dumps(wanted | {"done": 0}))  # first: what is there from now on is black
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(clips, frames, 3, height, width))
     batch = 20
     with ProcessPoolExecutor(workers) as pool:

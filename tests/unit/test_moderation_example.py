@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ class Answering(Api):
             raise self._failures.pop(0)
         return self._view
 
+    async def streams(self, *states: str) -> AsyncIterator[StreamView]:
+        yield self._view
+
     async def patch(self, stream: str, **changes: Any) -> Receipt:
         self.asked.append(f"patch {changes['prompt']}")
         return Receipt(stream=stream, command="c", version=1)
@@ -84,6 +88,12 @@ async def test_an_api_that_has_no_time_is_asked_again_when_it_said(capsys: pytes
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line.get("waiting_s") for line in told] == [0.01, 0.01, None]
     assert told[-1]["did"] == "stop"
+
+
+async def test_a_sweep_judges_what_runs() -> None:
+    async with Answering("violent", NotNowError(problem(429))) as api:
+        await runpy.run_path(str(EXAMPLE))["Moderator"](api, [re.compile("violent")], "").sweep()
+    assert api.asked == ["stream", "stream", "stop"]
 
 
 async def test_an_outage_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,4 +44,6 @@ def test_another_pool_that_was_stopped_at_once_is_not_taken_for_the_old_one(
         while_drawing.setattr(pool, "ProcessPoolExecutor", stopped)
         with pytest.raises(KeyboardInterrupt):
             build_pool(tmp_path, 2, **SHAPE, workers=1)
+    with pytest.raises(ValueError, match="0 of 2 clips"):
+        ClipPool(path, np.random.default_rng(0), held_out=1)
     assert np.array_equal(np.load(build_pool(tmp_path, 3, **SHAPE, workers=1)), whole)
