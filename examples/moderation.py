@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from shared.client import Api, Broker, ClientError, ConflictError, NotFoundError, NotNowError, UnreachableError
@@ -36,20 +37,26 @@ class Moderator:
 
     async def sweep(self) -> None:
         """Judge all that run."""
-        async for view in self._api.streams("starting", "live", "degraded", "recovering"):
-            await self.watch(view.id)
+        await self._patiently("all", self._look_at_all)
 
     async def watch(self, stream: str) -> None:
         """Judge one stream, however long it takes until the API answers."""
+        await self._patiently(stream, lambda: self.look(stream))
+
+    async def _patiently(self, whom: str, judge: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                return await self.look(stream)
+                return await judge()
             except NotNowError as error:
                 wait_s, why = error.retry_after_s, str(error)
             except UnreachableError as error:
                 wait_s, why = ASK_AGAIN_S, str(error)
-            print(json.dumps({"stream": stream, "waiting_s": wait_s, "why": why}), flush=True)
+            print(json.dumps({"stream": whom, "waiting_s": wait_s, "why": why}), flush=True)
             await asyncio.sleep(wait_s)
+
+    async def _look_at_all(self) -> None:
+        async for view in self._api.streams("starting", "live", "degraded", "recovering"):
+            await self.watch(view.id)
 
     async def look(self, stream: str) -> None:
         """Judge one stream as it is now, and act."""

@@ -35,6 +35,13 @@ def stream(prompt: str) -> StreamView:
     )
 
 
+def problem(status: int) -> Problem:
+    return Problem(title="Later", status=status, detail="too many requests", retry_after_s=0.01)
+
+
+OVERWHELMED = NotNowError(problem(429))
+
+
 class Answering(Api):
     """An API that fails as it is told, call by call, and keeps what was asked of it."""
 
@@ -50,6 +57,9 @@ class Answering(Api):
         return self._view
 
     async def streams(self, *states: str) -> AsyncIterator[StreamView]:
+        self.asked.append("streams")
+        if self._failures and self._failures[0] is OVERWHELMED:
+            raise self._failures.pop(0)
         yield self._view
 
     async def patch(self, stream: str, **changes: Any) -> Receipt:
@@ -74,10 +84,6 @@ async def watched(api: Answering, instead: str = "") -> list[str]:
     return api.asked
 
 
-def problem(status: int) -> Problem:
-    return Problem(title="Later", status=status, detail="too many requests", retry_after_s=0.01)
-
-
 async def test_a_harmless_stream_is_left_alone() -> None:
     assert await watched(Answering("neon")) == ["stream"]
 
@@ -93,7 +99,13 @@ async def test_an_api_that_has_no_time_is_asked_again_when_it_said(capsys: pytes
 async def test_a_sweep_judges_what_runs() -> None:
     async with Answering("violent", NotNowError(problem(429))) as api:
         await runpy.run_path(str(EXAMPLE))["Moderator"](api, [re.compile("violent")], "").sweep()
-    assert api.asked == ["stream", "stream", "stop"]
+    assert api.asked == ["streams", "stream", "stream", "stop"]
+
+
+async def test_a_sweep_that_gets_no_list_asks_for_it_again() -> None:
+    async with Answering("violent", OVERWHELMED) as api:
+        await runpy.run_path(str(EXAMPLE))["Moderator"](api, [re.compile("violent")], "").sweep()
+    assert api.asked == ["streams", "streams", "stream", "stop"]
 
 
 async def test_an_outage_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
