@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,13 +43,15 @@ class PairSource:
         styles: tuple[str, ...],
         *,
         plain: float = 0.08,
-        often: Collection[str] = (),
+        often: Sequence[str] = (),
     ) -> None:
-        """``plain`` is the share of clips without a style; ``often``: styles drawn more often than even the hard ones."""
+        """``plain`` is the share of clips without a style; ``often``: styles drawn more often than even the hard ones, and one
+        that is named twice twice as often as that.
+        """
         self._code, self._pool, self._styles = code, pool, styles
         hard = 1.5 if often else 2.0
         weights = np.array(
-            [0.0 if s == NO_STYLE else OFTEN if s in often else hard if s in HARD else 1.0 for s in styles]
+            [0.0 if s == NO_STYLE else OFTEN * often.count(s) or (hard if s in HARD else 1.0) for s in styles]
         )
         self._shares = weights / weights.sum() * (1 - plain)
         self._shares[styles.index(NO_STYLE)] = plain

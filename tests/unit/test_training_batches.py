@@ -129,5 +129,6 @@ def test_a_style_that_a_run_is_about_is_drawn_more_often() -> None:
         return sum(source.style(rng) == styles.index(style) for _ in range(4000)) / 4000
 
     assert share("pixel art", "pixel art") > 2 * share("pixel art")
+    assert share("pixel art", "pixel art", "pixel art") > 1.5 * share("pixel art", "pixel art")
     assert share("neon", "pixel art") == pytest.approx(1.5 * share("thermal", "pixel art"), rel=0.25)
     assert share(NO_STYLE, "pixel art") == pytest.approx(0.08, abs=0.015)

@@ -99,8 +99,7 @@ class Head(nn.Module):
 
 def gated(hidden: Tensor) -> Tensor:
     """Values and gates [..., 2·n] → [..., n]. A gate is at most one: what is loud comes out as loud, not squared."""
-    value, gate = hidden.chunk(2, -1)
-    return value * gate.sigmoid()
+    return fn.glu(hidden, -1)
 
 
 def openness(sigma: Tensor) -> Tensor:

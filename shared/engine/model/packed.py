@@ -18,29 +18,29 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 @torch.library.custom_op("rheocast::packed_linear", mutates_args=())
-def _packed_linear(x: Tensor, packed: Tensor, bias: Tensor, rows: int, gelu: bool) -> Tensor:
+def _packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, gelu: bool) -> Tensor:
     """The product as one opaque operator, which the compiler leaves alone. ``rows`` is the number of output channels."""
     return _multiply(x, packed, bias, gelu)
 
 
 @_packed_linear.register_fake
-def _(x: Tensor, packed: Tensor, bias: Tensor, rows: int, gelu: bool) -> Tensor:
+def _(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, gelu: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
 
 
-def _multiply(x: Tensor, packed: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     operators: Any = torch.ops.mkldnn
     return operators._linear_pointwise(x, packed, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer with bias, optionally followed by a tanh GELU. Shares its parameters with the layer it was made of."""
+    """A linear layer, optionally followed by a tanh GELU. Shares its parameters with the layer it was made of."""
 
     packed: Tensor
 
     def __init__(self, plain: nn.Linear, *, gelu: bool = False) -> None:
         with torch.device("meta"):
-            super().__init__(plain.in_features, plain.out_features)
+            super().__init__(plain.in_features, plain.out_features, bias=False)
         self.weight, self.bias, self.gelu = plain.weight, plain.bias, gelu
         self.repack()
 
@@ -67,7 +67,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack(model: Dit) -> None:
-    """Pack the linear layers that a forward of the blocks runs, in place, after :meth:`Dit.fuse`."""
+    """Pack the linear layers that a forward runs for every token, in place, after :meth:`Dit.fuse`."""
     for block in model.layers():
         attention, cross, mlp = block.self_attn, block.cross_attn, block.ffn
         if attention.qkv is not None:
@@ -76,6 +76,14 @@ def pack(model: Dit) -> None:
         block.ffn = nn.Sequential(
             PackedLinear(_linear(mlp[0]), gelu=True), nn.Identity(), PackedLinear(_linear(mlp[2]))
         )
+    if model.is_last:
+        head = model.head
+        head.head = PackedLinear(head.head)
+        if head.gated_paths:
+            head.paths, head.gates = PackedLinear(head.paths), PackedLinear(head.gates)
+        if (cells := head.cells) is not None:
+            for name in ("near", "token", "mix", "out"):
+                setattr(cells, name, PackedLinear(_linear(getattr(cells, name))))
 
 
 def repack(model: nn.Module) -> None:
