@@ -239,6 +239,8 @@ class PipelineCore:
         for work in under_way:
             lost.setdefault(work.stream, []).extend(work.stamps)
         for stream, queue in self.streams.items():
+            if not queue.live and queue.holds_slots:
+                lost.setdefault(stream, [])  # even with nothing under way: what it would go on from is gone
             for work in queue.lose_slots():
                 lost.setdefault(stream, []).extend(work.stamps)
                 decisions.released.extend(work.inputs)

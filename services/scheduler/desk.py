@@ -241,7 +241,14 @@ class StreamDesk:
         self._dequeue(record)
         await self._messenger.leave("ingest", record, record.ingest, False, reason)
         await self._clock.sleep(0.3)
-        await self._wait_alive(record.egress)
+        if not await self._alive_again(record.egress):
+            other = self._fleet.pick("egress")
+            if other is None:  # nobody can close its ledger: it ends without
+                await self._let_go(record, drain=False, failure=reason, egress=True)
+                await self._ended(record, StreamState.FAILED)
+                await self.tell(stream, EventKind.FAILED, reason=reason)
+                return
+            record.egress = other
         await self._messenger.leave("egress", record, record.egress, False, reason)
 
     async def adopt_lost(self, stream: str, session: dict[str, object]) -> None:
@@ -263,6 +270,7 @@ class StreamDesk:
             ingest=assignment["ingest"],
             egress=assignment["egress"],
             motion=assignment["motion"],
+            phase=Phase.RUNNING,  # nobody is opening it, whatever its state says
         )
         self.records[stream] = record
         await self.fail(stream, "the scheduler was restarted")
@@ -309,10 +317,11 @@ class StreamDesk:
         if egress:
             await self._messenger.leave("egress", record, record.egress, drain, failure)
 
-    async def _wait_alive(self, instance: str, timeout_s: float = 15.0) -> None:
+    async def _alive_again(self, instance: str, timeout_s: float = 15.0) -> bool:
         until = self._clock.monotonic() + timeout_s
         while not self._fleet.alive(instance) and self._clock.monotonic() < until:
             await self._clock.sleep(0.1)
+        return self._fleet.alive(instance)
 
     async def _move(self, stream: str, *states: StreamState) -> None:
         for state in states:

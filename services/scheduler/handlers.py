@@ -240,6 +240,8 @@ class Handlers:
             await self.pump_core(core)
         await self._desk.tiering.tick()
         desk = self._desk
+        for renewal in desk.recovering.without_motion():
+            self._spawn(renewal)
         for record in desk.suspending.due(desk.records.values(), desk.cores, self._clock.monotonic()):
             self._spawn(desk.suspending.set_aside(record, desk.cores))
 
@@ -305,14 +307,14 @@ class Handlers:
 
     async def _act(self, decisions: Decisions) -> None:
         """Everything decided but the batches. What waits for an answer must not hold up the next decision."""
-        for drop in decisions.drops:
-            await self._bus.publish(subjects.stream(drop.stamp.stream, "frames"), drop)
-            self._count(f"dropped_{drop.reason}")
         self.release(decisions.released)
         for applied in decisions.applied:
             self._spawn(self._tell_applied(applied))
         for stream, reason in decisions.failed.items():
             self._spawn(self._desk.fail(stream, reason))
+        for drop in decisions.drops:  # last: what is above is done even where the broker is away
+            await self._bus.publish(subjects.stream(drop.stamp.stream, "frames"), drop)
+            self._count(f"dropped_{drop.reason}")
 
     async def _tell_applied(self, applied: Applied) -> None:
         """A change took effect: a user's, or the ladder's."""

@@ -168,9 +168,16 @@ class Migrator:
         """Until everything numbered before ``first`` is through the stages."""
         queue.flush = True  # live: a shorter frame block is better than waiting
         self._desk.pump()
+        asked = self._clock.monotonic()
         while not (queue.idle and (queue.gate.newest >= first - 1 or queue.ended)):
             await self._clock.sleep(POLL_S)
             self._still_running(record)
+            # What was skipped, dropped or lost on its way never comes here: its verdict says that it is done with.
+            if queue.idle and self._clock.monotonic() - asked >= EGRESS_POLL_S:
+                asked = self._clock.monotonic()
+                _, _, through = await self._store.ledger(record.stream)
+                if through >= first and queue.idle:
+                    return
 
     async def _copy(
         self, record: StreamRecord, queue: StreamQueue, source: Pipeline, target: Pipeline, former: int, epoch: int

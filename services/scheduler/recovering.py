@@ -86,6 +86,32 @@ class Recovering:
         recovery = self._begin(record, reason) if record.phase is Phase.RUNNING else None
         return None if recovery is None else self._recover(record, recovery)
 
+    def without_motion(self) -> list[Awaitable[None]]:
+        """What gives running streams whose motion estimator is gone another one; each must be awaited.
+
+        One that comes back under its own name goes on by itself, from its mirror.
+        """
+        renewals: list[Awaitable[None]] = []
+        for record in self._records.values():
+            former = record.motion
+            if record.phase is Phase.RUNNING and former and not self._fleet.alive(former):
+                other = self._fleet.pick("motion")
+                if other is not None:
+                    log.warning("stream %s: %s is gone, %s goes on from its mirror", record.stream, former, other)
+                    record.motion = other
+                    renewals.append(self._renew_motion(record, former))
+        return renewals
+
+    async def _renew_motion(self, record: StreamRecord, former: str) -> None:
+        """The session says which motion the stream has, and that one takes it."""
+        async with record.changing:  # a move keeps its own assignment meanwhile
+            try:
+                await self._store.put(record.stream, Owner.SCHEDULER, {"assignment": record.assignment()})
+                await self._messenger.take("motion", record, record.motion, wait=False)
+            except (StoreError, BusError) as error:
+                log.warning("stream %s has no motion yet: %s", record.stream, error)
+                record.motion = former  # asked for again at the next look
+
     def _begin(self, record: StreamRecord, reason: str) -> Recovery | None:
         """From here on nothing of the lost placement counts: a new epoch, and no queue."""
         core = self._cores.get(record.pipeline)

@@ -20,6 +20,7 @@ from services.scheduler.moves import new_move
 from services.scheduler.placement import best_cuts, check_cuts, cuts_of, ranges_of
 from services.scheduler.rebalancing import Phase, Rebalancing, gains, transfers, whole
 from services.scheduler.settings import Settings
+from shared.bus.port import BusError
 from shared.clock import Clock
 from shared.contracts.beats import Beat
 from shared.contracts.events import BatchDone, EventKind, MotionEstimated
@@ -214,7 +215,7 @@ class Recutter:
             why = str(error) or f"it took longer than {state.limit_s(self._settings.batch_timeout_s):g} s"
             watched.balancer.failed(now())
             if state.failed(why, now()):
-                await self._rebuild(core, f"its blocks were changing hands: {why}")
+                await self._rebuilt(core, f"its blocks were changing hands: {why}")
                 await self._repair(core, pipeline, watched)
             else:
                 await self._give_up(pipeline, state)
@@ -286,12 +287,19 @@ class Recutter:
         core.holding = True
         try:
             if core.streams:
-                await self._rebuild(core, reason)
+                await self._rebuilt(core, reason)
             await self._repair(core, pipeline, watched)
         finally:
             watched.unfit_since = None
             core.holding = False
             self._desk.pump()
+
+    async def _rebuilt(self, core: PipelineCore, reason: str) -> None:
+        """The core has decided before anything is told: telling may fail, and the repair goes on."""
+        try:
+            await self._rebuild(core, reason)
+        except BusError as error:
+            log.warning("pipeline %s was rebuilt, which could not be told everyone: %s", core.pipeline, error)
 
     async def _repair(self, core: PipelineCore, pipeline: Pipeline, watched: _Watched) -> None:
         """Cut every worker, with no slots to keep: the generation after is a rebuilt one."""
@@ -304,11 +312,14 @@ class Recutter:
             core.fault("its blocks changed hands")  # the next batch empties every slot
             state.done(now())
             log.info("pipeline %s: %s", pipeline.name, state.last)
-        except RefusedError as error:
-            state.failed(str(error), now())
-            log.warning("pipeline %s could not be cut: %s", pipeline.name, error)
-            for stream in list(core.streams):
-                await self._desk.fail(stream, f"pipeline {pipeline.name} is not whole: {error}")
+        except Exception as error:  # whatever it was: a pipeline that stays busy would take no stream ever again
+            why = str(error) or type(error).__name__
+            state.failed(why, now())
+            log.warning("pipeline %s could not be cut: %s", pipeline.name, why)
+            failing = (
+                self._desk.fail(each, f"pipeline {pipeline.name} is not whole: {why}") for each in list(core.streams)
+            )
+            await asyncio.gather(*failing, return_exceptions=True)
 
     def _unbroken(self, core: PipelineCore, generation: int) -> None:
         if core.generation != generation:

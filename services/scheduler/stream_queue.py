@@ -18,7 +18,7 @@ from shared.contracts.order import Arrival, OrderGate
 from shared.contracts.refs import TensorRef
 from shared.engine.plan.noise_controller import step_timesteps
 from shared.engine.plan.spec import ModelSpec
-from shared.engine.plan.stream_plan import StreamPlan
+from shared.engine.plan.stream_plan import PlanPhase, StreamPlan
 
 FIRST_CHUNK_LATENTS = 2
 MAX_WAITING = 64
@@ -357,6 +357,11 @@ class StreamQueue:
             self.waiting.popleft()
             self.arrived_ns.pop(stamp.chunk, None)
         self.dropped_in_row += len(work.stamps)
+
+    @property
+    def holds_slots(self) -> bool:
+        """Whether workers hold something of it that its next block goes on from."""
+        return self.plan.phase is not PlanPhase.EMPTY
 
     def lose_slots(self) -> list[Work]:
         """The pipeline was rebuilt: blocks waiting for a later step are lost, the next one is a first block again."""

@@ -131,7 +131,7 @@ class Tiering:
         steps, frames = patch.steps or now.steps, patch.frames_per_block or now.frames_per_block
         if wish is None or (ladder := self.ladders.get(record.pipeline)) is None or ladder.tier(record.stream) is None:
             return steps, frames
-        wanted = patched(wish, patch)
+        wanted = patched(wish, patch, record.spec.fps or record.fps_seen)
         if wanted == wish:
             return now.steps, now.frames_per_block
         record.wish = wanted
@@ -315,12 +315,17 @@ def wish_of(record: StreamRecord, asked: Demand) -> Wish:
     return Wish(asked, record.spec.quality, record.spec.max_frames_per_block or 0)
 
 
-def patched(wish: Wish, patch: StreamPatch) -> Wish:
-    """The wish with a user's changes; a bound that what is asked for passes moves along."""
+def patched(wish: Wish, patch: StreamPatch, source_fps: float = 0.0) -> Wish:
+    """The wish with a user's changes; a bound that what is asked for passes moves along.
+
+    ``source_fps`` is what the source gives (0: not known): nobody is priced for more than that.
+    """
     before = wish.asked
     steps = patch.steps or before.steps
     frames = patch.frames_per_block or before.frames_per_block
     fps = patch.fps or before.fps
+    if patch.fps and source_fps:
+        fps = min(patch.fps, source_fps)
     asked = replace(
         before,
         steps=steps,

@@ -332,6 +332,7 @@ def test_the_rate_a_user_asks_for_is_the_ladders_top() -> None:
     slower = patched(wish, StreamPatch(fps=6.0))
     assert (slower.asked.fps, slower.asked.min_fps) == (6.0, 6.0)
     assert patched(slower, StreamPatch(fps=12.0)).asked.fps == 12.0
+    assert patched(wish, StreamPatch(fps=240.0), 30.0).asked.fps == 30.0, "nobody pays for more than the source gives"
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,16 @@ def test_a_fault_rebuilds_the_pipeline_live_streams_go_on_and_lossless_ones_fail
     assert batch.entries[0].item.start_frame == 0, "its slots are empty: it begins anew"
 
 
+def test_a_fault_fails_a_lossless_stream_that_had_nothing_under_way_but_not_one_that_has_not_begun() -> None:
+    bench = Bench()
+    for name in ("idle", "new"):
+        bench.stream(name, live=False)
+    bench.offer(chunk("idle", 0, live=False))
+    bench.run()
+    assert bench.core.in_flight == {}
+    assert set(bench.core.fault("another stream's batch was lost").failed) == {"idle"}, "its caches are empty now"
+
+
 @pytest.mark.parametrize("live", [True, False])
 def test_a_batch_that_is_not_reported_is_overdue(live: bool) -> None:
     bench = Bench()
