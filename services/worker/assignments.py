@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
-
 from services.worker.core import Rank, Role
 from services.worker.device_thread import DeviceThread, QueueFullError
+from services.worker.embeddings import from_store, to_store
 from services.worker.holding import ChunkGate
 from services.worker.runtime import Runtime
 from shared.bus.port import Handler, Received, Subscription
@@ -191,10 +190,9 @@ class Assignments:
             if stored is None:
                 error = "the prompt's embedding is no longer in the session store"
             else:
-                _, shape, data = stored
-                embedding = torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(tuple(shape))
                 stage = self._runtime.stage
                 try:
+                    embedding = from_store(*stored)
                     await self._device.call(
                         Rank.CONTROL,
                         lambda: stage.set_prompt(message.stream, message.version, embedding, message.oldest),
@@ -236,8 +234,7 @@ class Assignments:
             except Exception as caught:
                 log.exception("cannot encode a prompt")
                 return TextEncoded(error=one_line(caught))
-            data = embedding.numpy().tobytes()
-            await self._context.store.put_embedding(key, "float32", tuple(embedding.shape), data)
+            await self._context.store.put_embedding(key, *to_store(embedding))
         return TextEncoded(digest=key)
 
 

@@ -11,6 +11,7 @@ from shared.contracts.commands import StreamSpec
 from shared.contracts.events import LedgerTotals
 from shared.session.port import (
     COSTS_TTL_S,
+    EMBEDDING_TTL_S,
     ENDED_TTL_S,
     NoSuchStreamError,
     StreamExistsError,
@@ -19,10 +20,10 @@ from shared.session.port import (
     totals_of,
     unpack,
     verdict_counts,
+    with_zeros,
+    without_zeros,
 )
 from shared.session.state import TERMINAL_STATES, Owner, StreamState, check_move, check_owner
-
-EMBEDDING_TTL_S = 86_400.0
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class MemoryStore:
         self._sessions: dict[str, dict[str, bytes]] = {}
         self._ledgers: dict[str, _Ledger] = {}
         self._forget_at: dict[str, float] = {}
-        self._embeddings: dict[str, tuple[float, str, tuple[int, ...], bytes]] = {}
+        self._embeddings: dict[str, tuple[float, str, tuple[int, ...], int, bytes]] = {}
         self._costs: dict[str, tuple[float, bytes]] = {}
         self._notes: dict[str, tuple[float, bytes]] = {}
         self._leases: dict[str, _Lease] = {}
@@ -113,16 +114,16 @@ class MemoryStore:
         now = self._clock.monotonic()
         for old in [key for key, value in self._embeddings.items() if value[0] <= now]:
             del self._embeddings[old]
-        self._embeddings[digest] = (now + EMBEDDING_TTL_S, dtype, tuple(shape), bytes(data))
+        self._embeddings[digest] = (now + EMBEDDING_TTL_S, dtype, tuple(shape), *without_zeros(bytes(data)))
 
     async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
         found = self._embeddings.get(digest)
         now = self._clock.monotonic()
         if found is None or found[0] <= now:
             return None
-        _, dtype, shape, data = found
-        self._embeddings[digest] = (now + EMBEDDING_TTL_S, dtype, shape, data)
-        return dtype, shape, data
+        _, dtype, shape, size, data = found
+        self._embeddings[digest] = (now + EMBEDDING_TTL_S, dtype, shape, size, data)
+        return dtype, shape, with_zeros(size, data)
 
     async def put_costs(self, place: str, costs: Mapping[str, Any]) -> None:
         self._costs[place] = (self._clock.monotonic() + COSTS_TTL_S, pack(dict(costs)))

@@ -15,6 +15,9 @@ VERDICTS = ("on_time", "late", "skipped")
 COSTS_TTL_S = 30 * 86_400.0
 ENDED_TTL_S = 3600.0
 """How long a stream that ended can still be read: its session, its ledger and its place in the list."""
+EMBEDDING_TTL_S = 600.0
+"""How long a prompt's embedding is kept after it was last asked for. Whatever prepares a prompt (a start, a change, a new
+size, a recovery) has it encoded first, which makes it anew where it is gone, and reads it within seconds."""
 
 
 class StoreError(RuntimeError):
@@ -42,6 +45,16 @@ def pack(value: Any) -> bytes:
 def unpack(data: bytes) -> Any:
     """The inverse of ``pack``; arrays come back as lists."""
     return msgpack.unpackb(data, raw=False, strict_map_key=False)
+
+
+def without_zeros(data: bytes) -> tuple[int, bytes]:
+    """(size, what is before the zeros at the end): an embedding is mostly padding."""
+    return len(data), data.rstrip(b"\0")
+
+
+def with_zeros(size: int, data: bytes) -> bytes:
+    """The inverse of ``without_zeros``."""
+    return data.ljust(size, b"\0")
 
 
 def decode_session(fields: Mapping[str, bytes]) -> dict[str, Any]:
@@ -111,11 +124,11 @@ class SessionStore(Protocol):
         ...
 
     async def put_embedding(self, digest: str, dtype: str, shape: Sequence[int], data: bytes) -> None:
-        """Keep a prompt embedding for a day under its content hash."""
+        """Keep a prompt embedding for EMBEDDING_TTL_S under its content hash. Zeros at its end (padding) take no room."""
         ...
 
     async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
-        """(dtype, shape, bytes); reading it renews its day."""
+        """(dtype, shape, bytes) as they were put, zeros included; reading it renews its time."""
         ...
 
     async def put_costs(self, place: str, costs: Mapping[str, Any]) -> None:

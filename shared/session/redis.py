@@ -2,8 +2,8 @@
 
 Keys, all under ``prefix``: ``index`` (ids by the time they are forgotten, UNIX ms, +inf while under way), ``stream:<id>``
 (hash), ``ledger:<id>`` (hash: closed, through, frames_in, ``n:<verdict>``, ``s:<ingest's drops>``), ``ledger:<id>:above``
-(set of closed chunks over the watermark),
-``embedding:<digest>`` (hash), ``costs:<place>``, ``note:<place>`` (packed), ``lease:<name>`` (hash), ``term:<name>`` (counter).
+(set of closed chunks over the watermark), ``embedding:<digest>`` (hash; data without the zeros at its end, and its whole size),
+``costs:<place>``, ``note:<place>`` (packed), ``lease:<name>`` (hash), ``term:<name>`` (counter).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from shared.contracts.events import LedgerTotals
 from shared.credentials import NOBODY, Credentials, without_password
 from shared.session.port import (
     COSTS_TTL_S,
+    EMBEDDING_TTL_S,
     ENDED_TTL_S,
     NoSuchStreamError,
     StoreUnavailableError,
@@ -33,6 +34,8 @@ from shared.session.port import (
     totals_of,
     unpack,
     verdict_counts,
+    with_zeros,
+    without_zeros,
 )
 from shared.session.state import (
     TERMINAL_STATES,
@@ -45,7 +48,6 @@ from shared.session.state import (
 
 CONNECT_S = 3.0
 ANSWER_S = 3.0
-EMBEDDING_TTL_S = 86_400
 MAX_CONNECTIONS = 16
 
 P = ParamSpec("P")
@@ -302,20 +304,21 @@ class RedisStore:
     @_reached
     async def put_embedding(self, digest: str, dtype: str, shape: Sequence[int], data: bytes) -> None:
         key = self._key("embedding", digest)
+        size, kept = without_zeros(bytes(data))
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(key, mapping={"dtype": dtype, "shape": pack(list(shape)), "data": bytes(data)})
-            pipe.expire(key, EMBEDDING_TTL_S)
+            pipe.hset(key, mapping={"dtype": dtype, "shape": pack(list(shape)), "size": size, "data": kept})
+            pipe.expire(key, round(EMBEDDING_TTL_S))
             await pipe.execute()
 
     @_reached
     async def get_embedding(self, digest: str) -> tuple[str, tuple[int, ...], bytes] | None:
         key = self._key("embedding", digest)
-        found: list[Any] = await self._redis.hmget(key, ["dtype", "shape", "data"])  # type: ignore[misc]
-        dtype, shape, data = found
+        found: list[Any] = await self._redis.hmget(key, ["dtype", "shape", "size", "data"])  # type: ignore[misc]
+        dtype, shape, size, data = found
         if dtype is None or shape is None or data is None:
             return None
-        await self._redis.expire(key, EMBEDDING_TTL_S)
-        return dtype.decode(), tuple(unpack(shape)), data
+        await self._redis.expire(key, round(EMBEDDING_TTL_S))
+        return dtype.decode(), tuple(unpack(shape)), with_zeros(int(size or 0), data)
 
     @_reached
     async def put_costs(self, place: str, costs: Mapping[str, Any]) -> None:

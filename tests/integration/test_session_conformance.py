@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from shared.clock import VirtualClock
 from shared.contracts.events import LedgerTotals
 from shared.embedded import free_port
 from shared.session.memory import MemoryStore
@@ -17,6 +18,7 @@ from shared.session.port import (
     SessionStore,
     StoreUnavailableError,
     StreamExistsError,
+    pack,
 )
 from shared.session.redis import RedisStore
 from shared.session.state import FieldOwnerError, IllegalMoveError, Owner, StreamState
@@ -213,6 +215,48 @@ async def test_embeddings_by_digest(store: SessionStore) -> None:
     assert await store.get_embedding("d1") is None
     await store.put_embedding("d1", "float32", (16, 256), data)
     assert await store.get_embedding("d1") == ("float32", (16, 256), data)
+
+
+async def taken(store: SessionStore) -> int:
+    """Bytes that the embedding d1 takes."""
+    if isinstance(store, RedisStore):
+        return await store._redis.memory_usage(store._key("embedding", "d1"))  # type: ignore[misc]
+    assert isinstance(store, MemoryStore)
+    return len(store._embeddings["d1"][-1])
+
+
+@pytest.mark.parametrize("words", [b"", b"\1\0\0\x80", b"\0" * 7 + b"\x80" + b"\0\1" * 40])
+async def test_an_embeddings_padding_takes_no_room(store: SessionStore, words: bytes) -> None:
+    data = words.ljust(8 << 20, b"\0")
+    await store.put_embedding("d1", "float32", (512, 4096), data)
+    assert await store.get_embedding("d1") == ("float32", (512, 4096), data)
+    assert await taken(store) < 1000
+
+
+async def test_an_embedding_is_forgotten_ten_minutes_after_it_was_last_read() -> None:
+    clock = VirtualClock()
+    store = MemoryStore(clock)
+    await store.put_embedding("d1", "float32", (2,), b"12345678")
+    for _ in range(3):
+        clock.jump(599.0)
+        assert await store.get_embedding("d1") is not None
+    clock.jump(601.0)
+    assert await store.get_embedding("d1") is None
+
+
+async def test_redis_forgets_an_embedding_ten_minutes_after_it_was_last_read(redis_store: RedisStore) -> None:
+    key = redis_store._key("embedding", "d1")
+    await redis_store.put_embedding("d1", "float32", (2,), b"12345678")
+    assert 590 < await redis_store._redis.ttl(key) <= 600
+    await redis_store._redis.expire(key, 5)
+    assert await redis_store.get_embedding("d1") is not None
+    assert 590 < await redis_store._redis.ttl(key) <= 600
+
+
+async def test_an_embedding_that_was_kept_with_its_padding_is_read(redis_store: RedisStore) -> None:
+    kept = {"dtype": "float32", "shape": pack([2, 1]), "data": b"1234" + bytes(4)}
+    await redis_store._redis.hset(redis_store._key("embedding", "d1"), mapping=kept)  # type: ignore[misc]
+    assert await redis_store.get_embedding("d1") == ("float32", (2, 1), b"1234" + bytes(4))
 
 
 async def test_costs_by_place(store: SessionStore) -> None:

@@ -76,6 +76,11 @@ class KvPool:
         self._free = list(range(slots))
 
     @property
+    def slots(self) -> int:
+        """Slots made, in use or not."""
+        return len(self.filled)
+
+    @property
     def blocks(self) -> int:
         """DiT blocks held."""
         return self.keys.shape[0]
@@ -105,7 +110,7 @@ class KvPool:
 
     def slot_bytes(self) -> int:
         """Bytes of one slot."""
-        return self.nbytes() // self.keys.shape[1]
+        return self.nbytes() // self.slots
 
     def reset(self, slot: int) -> None:
         """The slot becomes empty. Its kept inputs stay: a re-cache empties the slot and then runs them again."""
@@ -149,16 +154,16 @@ class KvPool:
     @property
     def idle(self) -> bool:
         """Whether no slot is in use."""
-        return len(self._free) == self.keys.shape[1]
+        return len(self._free) == self.slots
 
     def reserve(self, slots: int) -> None:
         """Make room for this many slots at once, up to the limit, so that nothing is allocated while streams run."""
-        if slots > self.keys.shape[1]:
+        if slots > self.slots:
             self._grow(slots)
 
     def expect(self, slots: int) -> None:
         """Raises NoSlotError where so many more cannot be taken."""
-        if len(self._free) + self.max_slots - self.keys.shape[1] < slots:
+        if len(self._free) + self.max_slots - self.slots < slots:
             raise NoSlotError(f"all {self.max_slots} KV slots of this latent size are in use")
 
     @property
@@ -202,16 +207,14 @@ class KvPool:
         return {**parts, **{name: record[block, slot] for name, record in self.rule.records().items()}}
 
     def _grow(self, least: int = 0) -> None:
-        held = self.keys.shape[1]
+        """More slots. Where the device has no room for all of it there are as many as before, whatever was made."""
+        held = self.slots
         slots = min(max(2 * held, least), self.max_slots)
         if slots <= held:
             raise NoSlotError(f"all {held} KV slots of this latent size are in use")
-        self.keys, self.values, self.means = (
-            torch.cat([t, t.new_zeros(t.shape[0], slots - held, *t.shape[2:])], 1)
-            for t in (self.keys, self.values, self.means)
-        )
-        self.inputs = torch.cat([self.inputs, self.inputs.new_zeros(slots - held, *self.inputs.shape[1:])])
-        self.generation += 1
+        self.generation += 1  # first: a tensor that was made has another address even where the next one finds no room
+        for name, axis in (("keys", 1), ("values", 1), ("means", 1), ("inputs", 0)):
+            setattr(self, name, _longer(getattr(self, name), slots, axis))  # one by one: so the old one is freed
         self.rule.grow(slots)
         self.filled += [0] * (slots - held)
         self.last_start += [None] * (slots - held)
@@ -220,3 +223,13 @@ class KvPool:
 
     def _index(self, rows: Sequence[int]) -> Tensor:
         return torch.tensor(list(rows)).to(self.device, non_blocking=True)
+
+
+def _longer(tensor: Tensor, size: int, axis: int) -> Tensor:
+    """The tensor with zeros at an axis' end; itself if it is that long already."""
+    held = tensor.shape[axis]
+    if held >= size:
+        return tensor
+    longer = tensor.new_zeros(*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
+    longer.narrow(axis, 0, held).copy_(tensor)
+    return longer
