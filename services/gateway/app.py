@@ -35,6 +35,7 @@ from services.gateway.core import RECORDINGS, UPLOADS
 from services.gateway.files import Folder, Uploads
 from services.gateway.guard import Guard
 from services.gateway.handlers import Desk
+from services.gateway.hls import drop_hls
 from services.gateway.idempotency import Idempotency
 from services.gateway.problems import install
 from services.gateway.recording import Recording
@@ -78,6 +79,7 @@ class Parts:
         self.uploads = Uploads(self.taken, settings.upload_max_bytes, settings.upload_tenant_bytes)
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         self.denied: dict[str, int] = {}
+        self.desk.on_begin.append(self.begin)
         self.watch.on_progress.append(self.chunks.on_progress)
         self.watch.on_ends.append(self.chunks.on_ends)
         self.watch.on_end.append(self.viewing.ended)
@@ -103,7 +105,9 @@ class Parts:
         return {**self.denied, **self.watch.counters, **{f"view_{k}": n for k, n in self.viewing.counters.items()}}
 
     async def begin(self, stream: str) -> None:
-        """A new stream of this id: nothing of one before it holds for it."""
+        """A new stream of this id is about to be asked for, and one before it has ended: nothing of that one holds for it."""
+        self.watch.begin(stream)
+        await drop_hls(self.settings.media_dir, stream)
         for part in (self.shares, self.recording, self.timelines):
             await part.forget(stream)
 
@@ -131,7 +135,7 @@ def build_api(parts: Parts) -> FastAPI:
         """The gateway answers."""
         return {"status": "ok"}
 
-    app.include_router(streams.router(desk, settings, seen, parts.once, parts.begin))
+    app.include_router(streams.router(desk, settings, seen, parts.once))
     app.include_router(watching.router(parts.watch, parts.chunks, parts.shares, settings, seen))
     app.include_router(webrtc.router(desk, parts.rtc, settings, seen))
     app.include_router(media.router(parts.viewing, desk, settings, seen))

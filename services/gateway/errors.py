@@ -73,6 +73,12 @@ class TooLargeError(GatewayError):
     status, title = 413, "Too large"
 
 
+class SlowError(GatewayError):
+    """What the client sends does not come; its connection is of no further use."""
+
+    status, title, headers = 408, "Too slow", {"Connection": "close"}
+
+
 class ForbiddenError(GatewayError):
     """The caller is known and may not do this; the message says what would."""
 

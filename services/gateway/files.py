@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import anyio
 from pydantic import BaseModel, Field
 
 from services.gateway.core import inside
-from services.gateway.errors import BusyError, InvalidError, TooLargeError, UnknownPartError
+from services.gateway.errors import BusyError, InvalidError, SlowError, TooLargeError, UnknownPartError
 from shared.contracts.views import FileView
 
 MAX_FILES = 1000  # listed of a tenant
-MAX_AT_ONCE = 4
+MAX_AT_ONCE = 4  # of a tenant
+MAX_IN_ALL = 64
+PIECE_S = 30.0  # a client that sends nothing for so long is let go
 HEAD_BYTES = 512  # enough to see what a file is
 MAX_STEM = 60
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$"
@@ -112,43 +115,74 @@ class Folder:
         await asyncio.to_thread(path.unlink, True)
 
 
+@dataclass(slots=True)
+class _Taking:
+    """A tenant's uploads under way: how many, their bytes so far, and those that have become files meanwhile."""
+
+    busy: int = 0
+    running: int = 0
+    finished: int = 0
+
+
 class Uploads:
     """Takes files in. ``max_bytes`` of one, ``tenant_bytes`` of all of a tenant's together."""
 
     def __init__(self, folder: Folder, max_bytes: int, tenant_bytes: int) -> None:
         self._folder, self._max_bytes, self._tenant_bytes = folder, max_bytes, tenant_bytes
-        self._under_way: dict[str, int] = {}  # bytes by tenant that are not files yet
-        self._busy = 0
+        self._taking: dict[str, _Taking] = {}
 
     async def list(self, tenant: str) -> FileList:
         """What the tenant has uploaded."""
         return await self._folder.list(tenant, self._tenant_bytes)
 
     async def take(self, tenant: str, name: str, announced: int | None, body: AsyncIterator[bytes]) -> FileView:
-        """Write a body to a file as it comes. Raises TooLargeError, InvalidError for what is no video or picture, BusyError."""
-        if self._busy >= MAX_AT_ONCE:
-            raise BusyError(f"{MAX_AT_ONCE} uploads are under way: try again")
-        if announced is not None and announced > self._max_bytes:
-            raise TooLargeError(f"an upload may have {self._max_bytes} bytes")
-        room = self._tenant_bytes - (await self._folder.list(tenant)).bytes - self._under_way.get(tenant, 0)
+        """Write a body to a file as it comes.
+
+        Raises TooLargeError, InvalidError for what is no video or picture, SlowError when nothing comes, BusyError.
+        """
+        with self._slot(tenant) as taking:
+            if announced is not None and announced > self._max_bytes:
+                raise TooLargeError(f"an upload may have {self._max_bytes} bytes")
+            return await self._take(tenant, name, body, taking)
+
+    @contextmanager
+    def _slot(self, tenant: str) -> Generator[_Taking]:
+        """One of the tenant's, taken before anything is awaited: another tenant's clients cannot have them all."""
+        taking = self._taking.get(tenant) or _Taking()
+        if taking.busy >= MAX_AT_ONCE:
+            raise BusyError(f"{MAX_AT_ONCE} of your uploads are under way: try again when one is done")
+        if sum(each.busy for each in self._taking.values()) >= MAX_IN_ALL:
+            raise BusyError(f"{MAX_IN_ALL} uploads are under way: try again")
+        self._taking[tenant] = taking
+        taking.busy += 1
+        try:
+            yield taking
+        finally:
+            taking.busy -= 1
+            if not taking.busy:
+                del self._taking[tenant]
+
+    async def _take(self, tenant: str, name: str, body: AsyncIterator[bytes], taking: _Taking) -> FileView:
+        kept = await self._kept(tenant, taking)
         folder = self._folder.of(tenant)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         mark = secrets.token_hex(3)
         part = folder / f"upload-{mark}{PART}"
-        self._busy += 1
         written = 0
         try:
             head = b""
             async with await anyio.open_file(part, "xb") as file:
-                async for piece in body:
+                async for piece in in_time(body):
                     written += len(piece)
-                    self._under_way[tenant] = self._under_way.get(tenant, 0) + len(piece)
+                    taking.running += len(piece)
                     if written > self._max_bytes:
                         raise TooLargeError(f"an upload may have {self._max_bytes} bytes")
-                    if written > room:
-                        raise TooLargeError(
-                            f"your uploads may have {self._tenant_bytes} bytes together: delete some first"
-                        )
+                    if kept + taking.finished + taking.running > self._tenant_bytes:
+                        kept = await self._kept(tenant, taking)  # some may have been deleted
+                        if kept + taking.finished + taking.running > self._tenant_bytes:
+                            raise TooLargeError(
+                                f"your uploads may have {self._tenant_bytes} bytes together: delete some first"
+                            )
                     head = (head + piece[:HEAD_BYTES])[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
                     if len(head) == HEAD_BYTES and kind_of(head) is None:
                         raise InvalidError("the file is no video or picture that could be streamed")
@@ -158,11 +192,9 @@ class Uploads:
                 raise InvalidError("the file is no video or picture that could be streamed")
             path = folder / safe_name(name, kind, mark)
             await asyncio.to_thread(part.replace, path)
+            taking.finished += written
         finally:
-            self._busy -= 1
-            self._under_way[tenant] = self._under_way.get(tenant, 0) - written
-            if self._under_way[tenant] <= 0:
-                del self._under_way[tenant]
+            taking.running -= written
             await asyncio.to_thread(part.unlink, True)
         state = await asyncio.to_thread(path.stat)
         return FileView(
@@ -171,3 +203,21 @@ class Uploads:
             bytes=state.st_size,
             modified_ns=state.st_mtime_ns,
         )
+
+    async def _kept(self, tenant: str, taking: _Taking) -> int:
+        """The bytes of the tenant's files but for those ``finished`` counts; one that ends meanwhile may count twice."""
+        finished = taking.finished
+        return (await self._folder.list(tenant)).bytes - finished
+
+
+async def in_time(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body's pieces. Raises SlowError when the next one does not come."""
+    while True:
+        try:
+            async with asyncio.timeout(PIECE_S):
+                piece = await anext(body, None)
+        except TimeoutError:
+            raise SlowError(f"nothing came for {PIECE_S:g} s: send the file again") from None
+        if piece is None:
+            return
+        yield piece

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 
 from services.gateway.core import sum_of, view_of
@@ -29,13 +29,13 @@ from shared.contracts.tiers import CapacityAsked, CapacityTold, Refusal
 from shared.contracts.views import StreamView, TotalLedger
 from shared.rates import Rates
 from shared.session.port import SessionStore
-from shared.session.state import StreamState
+from shared.session.state import TERMINAL_STATES, StreamState
 
 Command = StartStream | UpdateStream | StopStream | MigrateStream | AddSink | RemoveSink
 
 
 class Desk:
-    """Sends commands and waits for their receipts; reads sessions."""
+    """Sends commands and waits for their receipts; reads sessions. ``on_begin`` is awaited before a free id is started."""
 
     def __init__(self, bus: Bus, store: SessionStore, settings: Settings) -> None:
         self._bus = bus
@@ -43,6 +43,7 @@ class Desk:
         self._settings = settings
         self._waiting: dict[str, asyncio.Future[StreamEvent]] = {}
         self._rates = Rates(settings.tenant_commands_per_s, settings.tenant_burst)
+        self.on_begin: list[Callable[[str], Awaitable[None]]] = []
 
     async def start(self) -> None:
         """Listen for receipts."""
@@ -58,8 +59,16 @@ class Desk:
     async def create(self, stream: str, spec: StreamSpec) -> StreamEvent:
         """Start a stream; returns its accepted event. Raises RefusedError, NoAnswerError."""
         self.admit(spec.tenant)
+        await self._begin(stream)
         command = secrets.token_hex(8)
         return await self._ask(stream, StartStream(command=command, stream=stream, spec=spec))
+
+    async def _begin(self, stream: str) -> None:
+        """Before the command: its events, and its files, come as soon as it is sent. An id under way will be refused."""
+        former = await self._store.get(stream)
+        if former is None or former["state"] in TERMINAL_STATES:
+            for begin in self.on_begin:
+                await begin(stream)
 
     @asynccontextmanager
     async def beginning(self, stream: str, spec: StreamSpec) -> AsyncIterator[None]:

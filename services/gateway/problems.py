@@ -28,6 +28,7 @@ class GatewayError(Exception):
 
     status = 500
     title = "Failed"
+    headers: Mapping[str, str] = {}
 
     def more(self) -> dict[str, Any]:
         """Further members of the problem; ``retry_after_s`` becomes a header, too."""
@@ -91,7 +92,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(GatewayError)
     async def ours(_: Request, error: GatewayError) -> JSONResponse:
-        return problem(error.status, error.title, str(error), **error.more())
+        answer = problem(error.status, error.title, str(error), **error.more())
+        answer.headers.update(error.headers)
+        return answer
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

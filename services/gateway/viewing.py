@@ -147,7 +147,7 @@ class Viewing:
             feed.subscription = await self._bus.subscribe(
                 subjects.stream(stream, LEAVES[what]), on_picture, size=4, overflow=Overflow.DROP_OLDEST
             )
-            while idle_s < LINGER_S:
+            while feed.viewers or idle_s < LINGER_S:
                 if feed.viewers:
                     idle_s = 0.0
                     await self._bus.publish(subjects.stream(stream, "looking"), Looking(stream=stream, what=what))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from shared.contracts import subjects
 from shared.contracts.events import ChunkClosed, ChunkEnd, EventKind, StreamEvent
 from shared.contracts.sinks import SinkFigures
 from shared.contracts.views import LiveStats, ReceiptView
+from shared.session.port import ENDED_TTL_S
 
 MAX_STREAMS = 1024
 MAX_EVENTS = 256
@@ -58,6 +59,12 @@ class _Stream:
     newest_ns: int = 0
     sinks: tuple[SinkFigures, ...] = ()
 
+    def begin(self, kept: Iterable[Told] = ()) -> None:
+        """A new life of the id, of which only ``kept`` is known. Who follows stays."""
+        self.history = deque(kept, maxlen=MAX_EVENTS)
+        self.samples.clear()
+        self.newest, self.newest_ns, self.sinks = None, 0, ()
+
 
 class Watch:
     """Hears every stream's events and verdicts. ``counters`` has what was dropped."""
@@ -97,6 +104,8 @@ class Watch:
         told = Told(f"{event.at_ns}-{event.service}", event)
         if received.redelivered and any(told.id == other.id for other in held.history):
             return
+        if (kept := after_end(held.history, event)) is not None:
+            held.begin(kept)
         held.history.append(told)
         if event.event in ENDS:
             for tell_end in self.on_end:
@@ -126,6 +135,11 @@ class Watch:
             held.samples.append(_Sample(time.monotonic(), totals.on_time, totals.late, closed.latency_ms))
             for tell in self.on_progress:
                 tell(closed.stream, closed.through)
+
+    def begin(self, stream: str) -> None:
+        """A new stream of this id is about to be asked for: what was told of one before it is not of it. Who follows stays."""
+        if (held := self._streams.get(stream)) is not None:
+            held.begin()
 
     # --- what is asked -----------------------------------------------------------------------------------------------
 
@@ -224,6 +238,22 @@ class Watch:
         finally:
             self._following -= 1
             held.followers.remove(follower)
+
+
+def after_end(history: Iterable[Told], event: StreamEvent) -> list[Told] | None:
+    """What was told after the end of a former stream of the id, when ``event`` is of a new one; None when it is not.
+
+    Another gateway may have been asked for it, and after a restart the broker's events of both come again. The new one's epoch
+    is higher, or begins at 1 again once the session of the old one was forgotten; what the scheduler tells has none.
+    """
+    told = list(history)
+    ended = next((n for n in reversed(range(len(told))) if told[n].event.event in ENDS), None)
+    if ended is None:
+        return None
+    end = told[ended].event
+    accepted = event.event is EventKind.ACCEPTED and event.promise is not None  # a start, no change
+    later = 0 < end.epoch < event.epoch or (event.epoch > 0 and event.at_ns - end.at_ns > ENDED_TTL_S * 1e9)
+    return told[ended + 1 :] if accepted or later else None
 
 
 def since(history: list[Told], after: str) -> list[Told]:

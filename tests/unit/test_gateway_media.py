@@ -114,6 +114,21 @@ async def test_a_snapshot_waits_and_says_when_nothing_comes() -> None:
     await bus.close()
 
 
+async def test_who_comes_at_the_end_of_a_feeds_time_is_shown_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.viewing.LINGER_S", 0.6)
+    bus = MemoryBus(MemoryBroker())
+    viewing = Viewing(bus, 2)
+    with pytest.raises(NoAnswerError):
+        await viewing.snapshot("a", within_s=0.01)
+    await asyncio.sleep(2.0 + 0.5)  # it looks for 2 s, then lingers: the last third
+    late = asyncio.create_task(viewing.snapshot("a", within_s=2.0))
+    await asyncio.sleep(0.3)
+    await publish(bus, frame(3))
+    assert (await late).captured_ns == 3
+    await viewing.close()
+    await bus.close()
+
+
 @dataclass
 class Studio:
     """A gateway, and the scheduler's part that keeps sinks."""

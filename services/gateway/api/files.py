@@ -27,6 +27,7 @@ def router(uploads: Uploads, taken: Folder, recorded: Folder) -> APIRouter:
         "/uploads",
         status_code=201,
         operation_id="upload",
+        responses=responses(404, 408),
         openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}},
     )
     async def upload(
@@ -37,7 +38,10 @@ def router(uploads: Uploads, taken: Folder, recorded: Folder) -> APIRouter:
         named: Annotated[str, Header(alias="X-Upload-Name", max_length=255, examples=["walk.mp4"])] = "",
         announced: Annotated[int | None, Header(alias="Content-Length", ge=0, include_in_schema=False)] = None,
     ) -> FileView:
-        """Send a video or a picture as the body; its ``path`` is what a file source names. 413: too large."""
+        """Send a video or a picture as the body; its ``path`` is what a file source names.
+
+        413: too large. 408: nothing came for half a minute. 429: you send several already.
+        """
         return await uploads.take(tenant, name or named, announced, request.stream())
 
     @api.get("/uploads", operation_id="listUploads")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -56,10 +56,8 @@ class StreamList(BaseModel):
     next: str | None = None
 
 
-def router(
-    desk: Desk, settings: Settings, seen: Seen, once: Idempotency, begin: Callable[[str], Awaitable[None]]
-) -> APIRouter:
-    """The routes, bound to a desk. ``begin`` is told of every stream that was started."""
+def router(desk: Desk, settings: Settings, seen: Seen, once: Idempotency) -> APIRouter:
+    """The routes, bound to a desk."""
     api = APIRouter(prefix="/v1/streams", tags=["streams"], responses=PROBLEM_RESPONSES)
     found, changing = Depends(seen), Depends(seen.change)
 
@@ -76,7 +74,6 @@ def router(
             stream = body.id or new_stream_id()
             spec = spec_of_request(body, settings.media_dir, tenant, anywhere=caller.open, rules=settings.address_rules)
             await desk.create(stream, spec)
-            await begin(stream)
             return (await desk.view(stream)).model_dump(mode="json")
 
         view = StreamView.model_validate(await once.once(tenant, key, body.model_dump(mode="json"), make))
