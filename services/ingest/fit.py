@@ -15,6 +15,12 @@ from shared.media.probe import display_size
 
 # Shrinking by more than this, averaging areas is both faster and freer of moiré than a cubic kernel.
 AREA_ABOVE = 2.0
+# A crop scales the whole picture and cuts then: of one so much longer than the target nearly all would be scaled in vain.
+MOST_SCALED = 16
+
+
+class ShapeError(ValueError):
+    """A picture whose shape cannot be brought to the target. The message is one line and names the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +35,19 @@ class FitPlan:
 
 
 def plan_fit(width: int, height: int, target_width: int, target_height: int, fit: Fit) -> FitPlan:
-    """How a displayed picture of ``width`` × ``height`` square pixels gets to the target with its aspect kept."""
+    """How a displayed picture of ``width`` × ``height`` square pixels gets to the target with its aspect kept.
+
+    Raises ShapeError for a crop that would leave less than a part in ``MOST_SCALED`` of it.
+    """
     across, down = Fraction(target_width, width), Fraction(target_height, height)
     scale = max(across, down) if fit is Fit.CROP else min(across, down)
     if fit is Fit.CROP:
         scaled = max(target_width, round(width * scale)), max(target_height, round(height * scale))
+        if scaled[0] * scaled[1] > MOST_SCALED * target_width * target_height:
+            raise ShapeError(
+                f"a picture of {width}×{height} is too far from the shape of {target_width}×{target_height} "
+                "to be cropped: start the stream with fit pad"
+            )
     else:
         scaled = min(target_width, max(1, round(width * scale))), min(target_height, max(1, round(height * scale)))
     return FitPlan(scaled, ((target_width - scaled[0]) // 2, (target_height - scaled[1]) // 2))
@@ -57,7 +71,7 @@ class Fitter:
         self._wanted = (width, height)
 
     def fit(self, frame: Any, sample_aspect: Fraction | None) -> np.ndarray:
-        """A PyAV video frame → uint8 [height, width, 3] RGB, upright, in a buffer of its own."""
+        """A PyAV video frame → uint8 [height, width, 3] RGB, upright, in a buffer of its own. Raises ShapeError."""
         turn = of_frame(frame)
         if self._wanted != (self._width, self._height):
             (self._width, self._height), self._shape = self._wanted, ()

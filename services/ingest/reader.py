@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.ingest.feed import Feed
+from services.ingest.fit import ShapeError
 from services.ingest.pacing import LivePacer, Pace
 from services.ingest.sources.port import Picture, Sound, Source, SourceError
 from shared.media.errors import one_line
@@ -94,6 +95,8 @@ class Reader:
             self._read(source)
         except SourceError as error:
             error_line = str(error)
+        except ShapeError as error:
+            error_line = f"the source cannot be shown: {error}"
         except Exception as error:
             log.exception("a source could not be read on")
             error_line = f"the source could not be read on ({one_line(error)})"

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-MAX_CANDIDATES = 64
+MAX_CANDIDATES = 64  # of a whole session: the library pairs each one with each of ours, on the event loop
 _UFRAG = re.compile(r"^a=ice-ufrag:(\S+)\s*$", re.MULTILINE)
 
 
@@ -79,10 +79,15 @@ def is_useful(candidate: str) -> bool:
 def without_useless(sdp: str) -> str:
     """An offer without the candidates that are of no use. Raises FragmentError for too many of them."""
     lines = sdp.splitlines()
-    if sum(line.startswith("a=candidate:") for line in lines) > MAX_CANDIDATES:
+    if candidates_in(sdp) > MAX_CANDIDATES:
         raise FragmentError(f"more than {MAX_CANDIDATES} candidates: offer fewer")
     kept = [line for line in lines if not line.startswith("a=candidate:") or is_useful(line.strip()[2:])]
     return "\r\n".join(kept) + "\r\n"
+
+
+def candidates_in(sdp: str) -> int:
+    """How many candidates a description brings."""
+    return sum(line.startswith("a=candidate:") for line in sdp.splitlines())
 
 
 def advertised(sdp: str, public: str) -> str:

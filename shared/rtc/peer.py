@@ -20,7 +20,15 @@ from aiortc.exceptions import InvalidStateError, OperationError
 
 from shared.contracts.signalling import RtcRefusal
 from shared.media.errors import one_line
-from shared.rtc.fragments import Fragment, FragmentError, advertised, ufrag_of, without_useless
+from shared.rtc.fragments import (
+    MAX_CANDIDATES,
+    Fragment,
+    FragmentError,
+    advertised,
+    candidates_in,
+    ufrag_of,
+    without_useless,
+)
 from shared.rtc.places import EVERY, Places
 
 log = logging.getLogger(__name__)
@@ -65,6 +73,7 @@ class Peer:
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE))
         self._places, self._connect_s, self._on_end = places, connect_s, on_end
         self._remote_ufrag = ""
+        self._candidates = 0  # of the other side, since the offer
         self._ended = False
         self._closing: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -82,7 +91,9 @@ class Peer:
         """
         self._patience = asyncio.get_running_loop().call_later(self._connect_s, self._give_up)
         try:
-            await self.pc.setRemoteDescription(RTCSessionDescription(without_useless(sdp), "offer"))
+            offer = without_useless(sdp)
+            self._candidates = candidates_in(offer)
+            await self.pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             await prepare()
             self._bind()
             await self.pc.setLocalDescription(await self.pc.createAnswer())
@@ -103,12 +114,19 @@ class Peer:
         return advertised(answer, self._places.public)
 
     async def trickle(self, fragment: Fragment) -> None:
-        """Candidates of the other side. Raises RefusedOfferError for those of another ICE session."""
+        """Candidates of the other side; once connected they are of no use.
+
+        Raises RefusedOfferError for those of another ICE session, FragmentError for more than a session may have.
+        """
         if fragment.ufrag and fragment.ufrag != self._remote_ufrag:
             raise RefusedOfferError(
                 RtcRefusal.RESTART, "ICE restarts are not supported: delete the session and offer again"
             )
-        for trickled in fragment.candidates:
+        found = () if self.connected else fragment.candidates
+        if self._candidates + len(found) > MAX_CANDIDATES:
+            raise FragmentError(f"more than {MAX_CANDIDATES} candidates in one session: send fewer")
+        self._candidates += len(found)
+        for trickled in found:
             candidate = aiortc.sdp.candidate_from_sdp(trickled.line.partition(":")[2])
             candidate.sdpMid, candidate.sdpMLineIndex = trickled.mid, trickled.index
             if trickled.mid is not None:

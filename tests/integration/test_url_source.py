@@ -19,7 +19,7 @@ import pytest
 from services.ingest.feed import Feed
 from services.ingest.links import Links
 from services.ingest.reader import Item
-from services.ingest.sources.fetch import Fetched
+from services.ingest.sources.fetch import Fetched, Patience
 from services.ingest.sources.port import Picture, Sound, SourceError
 from services.ingest.sources.url import UrlSource
 from shared.bus.memory import MemoryBus
@@ -243,7 +243,58 @@ async def test_a_playlist_may_not_name_files_or_private_addresses(tmp_path: Path
 
 async def test_redirects_are_checked_like_what_was_given() -> None:
     with _web(_Redirects) as root, pytest.raises(AddressError, match=r"10\.0\.0\.1"):
-        await asyncio.to_thread(Fetched, f"{root}/a.mp4", AddressRules(hosts=("127.0.0.1",)), 5.0)
+        await asyncio.to_thread(Fetched, f"{root}/a.mp4", AddressRules(hosts=("127.0.0.1",)), Patience(5.0))
+
+
+class _Drips(_Files):
+    """A header or a body that comes byte by byte and never ends."""
+
+    drip = b"X"
+
+    def do_GET(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"X-" if self.path == "/header" else b"\r\n"))
+        with suppress(OSError):
+            while True:
+                self.wfile.write(self.drip)
+                time.sleep(0.05)
+
+
+class _RedirectsSlowly(_Redirects):
+    def do_GET(self) -> None:
+        time.sleep(0.4)
+        self.send_response(302)
+        self.send_header("Location", "/again")
+        self.end_headers()
+
+
+@pytest.mark.parametrize("handler", [_Drips, _RedirectsSlowly])
+async def test_a_request_ends_in_time_however_slowly_its_answer_comes(handler: type[_Files]) -> None:
+    began = time.monotonic()
+    with _web(handler) as root, pytest.raises(OSError, match=r"127\.0\.0\.1: "):
+        await asyncio.wait_for(asyncio.to_thread(Fetched, f"{root}/header", HERE, Patience(1.0)), 8)
+    assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("ends", ["stopped", "until"])
+async def test_a_body_that_drips_is_read_no_longer_than_somebody_waits(ends: str) -> None:
+    stopped = threading.Event()
+    with _web(_Drips) as root:
+        patience = Patience(5.0, stopped.is_set)
+        fetched = await asyncio.to_thread(Fetched, f"{root}/body", HERE, patience)
+        assert await asyncio.to_thread(fetched.read, 100)
+        if ends == "stopped":
+            stopped.set()
+        else:
+            patience.until = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(_read_all, fetched)
+        assert fetched.read(100) == b""
+        fetched.close()
+
+
+def _read_all(fetched: Fetched) -> None:
+    for _ in range(200):
+        fetched.read(100)
 
 
 @pytest.mark.parametrize(

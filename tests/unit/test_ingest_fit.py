@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
-from services.ingest.fit import plan_fit
+from services.ingest.feed import Feed
+from services.ingest.fit import Fitter, ShapeError, plan_fit
+from services.ingest.heard import Heard
+from services.ingest.links import Links
+from services.ingest.reader import End, Item, Reader
 from services.ingest.rmse import chunk_rmse, frame_rmse
 from services.ingest.sources.file import FileSource
 from services.ingest.sources.pattern import PatternSource, read_index
 from services.ingest.sources.port import Picture
+from services.ingest.sources.pushed import PushedSource
+from shared.bus.memory import MemoryBus
+from shared.bus.port import Received
 from shared.contracts.commands import Fit
+from shared.contracts.sources import PushedFrame
+from shared.media.addresses import AddressRules
+from shared.media.jpeg import JpegEncoder
 from shared.media.orientation import from_matrix
 from tests.support import clips
 
@@ -57,6 +70,51 @@ def test_the_aspect_is_kept(size: tuple[int, int], fit: Fit, scaled: tuple[int, 
     assert plan.scaled == scaled
     assert abs(plan.offset[0] - offset[0]) <= 1
     assert abs(plan.offset[1] - offset[1]) <= 1
+
+
+@pytest.mark.parametrize("size", [(8, 14_900), (14_900, 8), (1, 65_535)])
+def test_a_picture_far_too_long_is_not_cropped_but_padded(size: tuple[int, int]) -> None:
+    with pytest.raises(ShapeError, match="fit pad"):
+        plan_fit(*size, 832, 480, Fit.CROP)
+    frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 90, np.uint8), format="rgb24")
+    fitter = Fitter(832, 480, Fit.CROP)
+    for _ in range(2):
+        with pytest.raises(ShapeError):
+            fitter.fit(frame, None)
+    assert Fitter(832, 480, Fit.PAD).fit(frame, None).shape == (480, 832, 3)
+    assert plan_fit(3840, 480, 480, 832, Fit.CROP).scaled == (6656, 832), "a panorama on a phone is cropped"
+
+
+async def test_of_pushed_pictures_one_far_too_long_is_left_out() -> None:
+    bus = MemoryBus()
+    heard, feed = Heard("s", bus), Feed[Item](asyncio.get_running_loop(), asyncio.Event(), 8)
+    links = Links("s", lambda: 1, bus, feed, AddressRules())
+    source = PushedSource(96, 64, Fit.CROP, None, 0.0, links, heard)
+    encoder = JpegEncoder()
+    shapes = [(48, 64), (14_900, 8), (64, 48)]
+    for number, shape in enumerate(shapes):
+        data = encoder.encode(np.full((*shape, 3), 90, np.uint8))
+        message = PushedFrame(
+            stream="s", captured_ns=time.time_ns(), format="jpeg", data=data, last=number == len(shapes) - 1
+        )
+        await heard._on_push(Received("x", message, time.time_ns(), {}))
+    pictures = await asyncio.to_thread(lambda: list(source.read()))
+    assert [picture.pixels.shape for picture in pictures] == [(64, 96, 3)] * 2
+    assert heard.counters["pushed_unreadable"] == 1
+
+
+async def test_a_source_far_too_long_ends_with_a_line_that_names_the_fix(tmp_path: Path) -> None:
+    path = clips.make_clip(tmp_path / "in.mp4", width=16, height=2048, frames=2)
+    woken = asyncio.Event()
+    feed = Feed[Item](asyncio.get_running_loop(), woken, 8)
+    reader = Reader("s", lambda: FileSource(path, 832, 480, Fit.CROP, None, False), feed, behind_ns=None)
+    reader.start()
+    await asyncio.wait_for(woken.wait(), 10)
+    end = feed.pop()
+    await reader.stop()
+    assert isinstance(end, End)
+    assert end.error is not None
+    assert end.error.startswith("the source cannot be shown: a picture of 16×2048 is too far")
 
 
 @pytest.mark.parametrize(

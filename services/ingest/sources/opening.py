@@ -7,7 +7,7 @@ from services.ingest.links import Links
 from services.ingest.settings import Settings
 from services.ingest.sources.clock import ClockSource
 from services.ingest.sources.file import FileSource
-from services.ingest.sources.listening import DeviceSource, RtmpListenSource, check_device, listening_url
+from services.ingest.sources.listening import DeviceSource, RtmpListenSource, check_device
 from services.ingest.sources.looped import LoopedSource
 from services.ingest.sources.pattern import PatternSource
 from services.ingest.sources.port import Source, SourceError
@@ -52,8 +52,8 @@ def open_source(
     if isinstance(source, sources.UrlSource):
         return UrlSource(source.url, source.reconnect_s, width, height, spec.fit, spec.fps, spec.audio, links)
     if isinstance(source, sources.RtmpListenSource):
-        url = listening_url(settings.rtmp_host, settings.rtmp_range, source.key)
-        return RtmpListenSource(url, source.reconnect_s, width, height, spec.fit, spec.fps, spec.audio, links)
+        host, ports, back_s = settings.rtmp_host, settings.rtmp_range, source.reconnect_s
+        return RtmpListenSource(host, ports, source.key, back_s, width, height, spec.fit, spec.fps, spec.audio, links)
     if isinstance(source, sources.DeviceSource):
         url = check_device(source.device, settings.device_patterns)
         return DeviceSource(url, DEVICE_BACK_S, width, height, spec.fit, spec.fps, False, links)

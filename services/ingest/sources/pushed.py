@@ -27,7 +27,10 @@ MAX_AGE_NS = 10_000_000_000  # a capture time further off than this is another c
 
 
 class PushedSource:
-    """Pictures as they come, at most ``fps`` a second (None: all); one that cannot be read is counted and left out."""
+    """Pictures as they come, at most ``fps`` a second (None: all).
+
+    One that cannot be read or fitted is counted and left out.
+    """
 
     def __init__(
         self, width: int, height: int, fit: Fit, fps: float | None, idle_s: float, links: Links, heard: Heard
@@ -76,13 +79,13 @@ class PushedSource:
                 return None
             self._due_ns = max(self._due_ns + self._interval_ns, captured + self._interval_ns // 2)
         try:
-            frame = _frame_of(pushed)
+            pixels = self._fitter.fit(_frame_of(pushed), None)
         except (av.error.FFmpegError, ValueError) as error:
             self._heard.count("pushed_unreadable")
             log.debug("a pushed frame cannot be read: %s", error)
             return None
         self._last_pts = max(self._last_pts + 1, (captured - self._zero_ns) * 9 // 100_000)
-        return Picture(self._last_pts, 0, self._fitter.fit(frame, None), captured)
+        return Picture(self._last_pts, 0, pixels, captured)
 
 
 def _frame_of(pushed: PushedFrame) -> Any:

@@ -71,7 +71,7 @@ class UrlSource:
         try:
             self._open(first=True)
         except (MediaError, OSError, av.error.FFmpegError) as error:
-            self.close()
+            self._hang_up()
             raise SourceError(f"the source cannot be opened: {one_line(error)}; check its address") from None
 
     @property
@@ -85,6 +85,9 @@ class UrlSource:
 
     def close(self) -> None:
         """Hang up."""
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         self._sound = self._sound_stream = self._video = None
         self._early.clear()
         if self._container is not None:
@@ -100,7 +103,9 @@ class UrlSource:
                 if not self._live:
                     return
             except (MediaError, OSError, av.error.FFmpegError) as error:
-                reason = "nothing comes from it" if isinstance(error, av.error.ExitError) else one_line(error)
+                reason = (
+                    "nothing comes from it" if isinstance(error, av.error.ExitError | TimeoutError) else one_line(error)
+                )
             if self._links.stopped:
                 return
             self._come_back(reason)
@@ -109,7 +114,7 @@ class UrlSource:
 
     def _come_back(self, reason: str) -> None:
         """Opens it again, waiting longer each time. Raises SourceError when that takes too long, or may not be."""
-        self.close()
+        self._hang_up()
         if self._reconnect_s <= 0:
             raise SourceError(f"the source broke off: {reason}")
         self._links.tell(EventKind.SOURCE_LOST, reason)
@@ -120,7 +125,7 @@ class UrlSource:
             except AddressError as error:
                 raise SourceError(str(error)) from None
             except (MediaError, OSError, av.error.FFmpegError) as error:
-                self.close()
+                self._hang_up()
                 reason = one_line(error)
             else:
                 self._links.tell(EventKind.SOURCE_BACK, "the picture goes on")
@@ -130,7 +135,7 @@ class UrlSource:
             wait = min(LONGEST_WAIT_S, wait * 2)
 
     def _connect(self) -> Any:
-        return open_url(self._url, self._links.rules)
+        return open_url(self._url, self._links.rules, lambda: self._links.stopped)
 
     def _open(self, *, first: bool) -> None:
         self._container = self._connect()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import av
 
-from services.ingest.sources.fetch import opener
+from services.ingest.sources.fetch import Patience, opener
 from shared.media.addresses import AddressRules, Target, check_url, resolve
 
 SCHEMES = ("rtmp", "rtmps", "rtsp", "rtsps", "http", "https")
@@ -24,15 +26,21 @@ def is_live(url: str) -> bool:
     return urlsplit(url).scheme.lower().startswith(("rt", "device"))
 
 
-def open_url(url: str, rules: AddressRules) -> Any:
-    """A PyAV container. Blocks at most some ten seconds. Raises MediaError, OSError or FFmpegError."""
+def open_url(url: str, rules: AddressRules, stopped: Callable[[], bool] = lambda: False) -> Any:
+    """A PyAV container. Blocks at most some ten seconds. Raises MediaError, OSError or FFmpegError.
+
+    By HTTP neither this nor reading it goes on for long once ``stopped``.
+    """
     target = check_url(url, SCHEMES, rules)
     addresses = resolve(target, rules)
     if target.scheme in ("http", "https"):
         # FFmpeg's HLS would reuse its own connections: ours are not its.
         options = {**PROBE, "format_whitelist": WEB_FORMATS, "http_persistent": "0", "http_multiple": "0"}
-        io_open = opener(rules, HTTP_S)
-        return av.open(url, io_open=io_open, options=options, timeout=(OPEN_S + HTTP_S, HTTP_S))
+        patience = Patience(HTTP_S, stopped)
+        patience.until = time.monotonic() + OPEN_S + HTTP_S
+        container = av.open(url, io_open=opener(rules, patience), options=options, timeout=(OPEN_S + HTTP_S, HTTP_S))
+        patience.until = None
+        return container
     options = {**PROBE, "analyzeduration": "500000", "fflags": "nobuffer"}
     if target.scheme.startswith("rtsp"):
         options |= {"rtsp_transport": "tcp", "protocol_whitelist": "rtsp,rtsps,rtp,tcp,tls"}
