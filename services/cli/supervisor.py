@@ -38,7 +38,9 @@ class ChildState(StrEnum):
 
 
 _MOVES: Mapping[ChildState, frozenset[ChildState]] = {
-    ChildState.STARTING: frozenset({ChildState.RUNNING, ChildState.STOPPING, ChildState.EXITED}),
+    ChildState.STARTING: frozenset(
+        {ChildState.RUNNING, ChildState.BACKOFF, ChildState.STOPPING, ChildState.EXITED, ChildState.GIVEN_UP}
+    ),
     ChildState.RUNNING: frozenset({ChildState.BACKOFF, ChildState.STOPPING, ChildState.EXITED, ChildState.GIVEN_UP}),
     ChildState.BACKOFF: frozenset({ChildState.STARTING, ChildState.STOPPING, ChildState.EXITED}),
     ChildState.STOPPING: frozenset({ChildState.EXITED}),
@@ -56,6 +58,7 @@ class Child:
     state: ChildState = ChildState.STARTING
     process: asyncio.subprocess.Process | None = None
     deaths: list[float] = field(default_factory=list)
+    not_started: str = ""  # why the last try to start it failed
 
     def move(self, to: ChildState) -> None:
         """Change state; an illegal move is a defect of the supervisor."""
@@ -69,15 +72,36 @@ class Child:
         return self.process.pid if self.process is not None and self.process.returncode is None else None
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """An unexpected end. ``code`` None: it could not be started again, and ``line`` says why; else ``line`` is its log's
+    last one."""
+
+    name: str
+    code: int | None
+    line: str
+    restarted: bool
+
+    @property
+    def what(self) -> str:
+        """What happened."""
+        return f"{self.name} could not be started" if self.code is None else f"{self.name} ended with {self.code}"
+
+    @property
+    def next(self) -> str:
+        """What the supervisor does about it."""
+        return "restarting it" if self.restarted else "it is not restarted"
+
+
 class Supervisor:
-    """Owns the children. ``on_death`` is told (name, exit code, last log line) of every unexpected end."""
+    """Owns the children. ``on_death`` is told of every unexpected end."""
 
     def __init__(
         self,
         specs: list[ProcessSpec],
         env: Mapping[str, str],
         log_dir: Path,
-        on_death: Callable[[str, int, str], None] | None = None,
+        on_death: Callable[[Death], None] | None = None,
     ) -> None:
         self._env = {**os.environ, **env, "RHEOCAST_PARENT_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         self.children = {spec.name: Child(spec, log_dir / f"{spec.name}.log") for spec in specs}
@@ -99,7 +123,9 @@ class Supervisor:
         return [name for name, child in self.children.items() if child.state is ChildState.GIVEN_UP]
 
     def last_line(self, name: str) -> str:
-        """The newest line of a child's log, for an error message."""
+        """The newest line of a child's log, or why it could not be started, for an error message."""
+        if self.children[name].not_started:
+            return self.children[name].not_started
         with contextlib.suppress(OSError):
             lines = self.children[name].log_path.read_text(errors="replace").strip().splitlines()
             if lines:
@@ -149,20 +175,32 @@ class Supervisor:
             )
         child.move(ChildState.RUNNING)
 
+    async def _spawn_again(self, child: Child) -> None:
+        """Like ``_spawn``; a machine that has no process or file to give just then is one more death of the child."""
+        child.move(ChildState.STARTING)
+        try:
+            await self._spawn(child)
+            child.not_started = ""
+        except OSError as error:
+            child.not_started = " ".join(str(error).split()) or type(error).__name__
+
     async def _watch(self, child: Child) -> None:
         while child.process is not None:
-            code = await child.process.wait()
-            if self._on_death is not None:
-                self._on_death(child.spec.name, code, self.last_line(child.spec.name))
+            code = await child.process.wait() if not child.not_started else None
             now = time.monotonic()
             child.deaths = [at for at in child.deaths if now - at < RESTART_WINDOW_S] + [now]
-            if len(child.deaths) > MAX_RESTARTS or code == ServiceExit.BAD_SETTINGS:
-                child.move(ChildState.GIVEN_UP)
+            restarted = len(child.deaths) <= MAX_RESTARTS and code != ServiceExit.BAD_SETTINGS
+            child.move(ChildState.BACKOFF if restarted else ChildState.GIVEN_UP)
+            self._tell(Death(child.spec.name, code, self.last_line(child.spec.name), restarted))
+            if not restarted:
                 return
-            child.move(ChildState.BACKOFF)
             await asyncio.sleep(BACKOFF_S[min(len(child.deaths) - 1, len(BACKOFF_S) - 1)])
-            child.move(ChildState.STARTING)
-            await self._spawn(child)
+            await self._spawn_again(child)
+
+    def _tell(self, death: Death) -> None:
+        if self._on_death is not None:
+            with contextlib.suppress(OSError):  # a terminal that is gone must not end the watching
+                self._on_death(death)
 
 
 def refuse_if_given_up(supervisor: Supervisor) -> None:

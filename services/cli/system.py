@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from services.cli.errors import CommandError, ExitCode
-from services.cli.supervisor import Supervisor, refuse_if_given_up
+from services.cli.supervisor import Death, Supervisor, refuse_if_given_up
 from services.cli.topology import Topology, processes
-from services.cli.validate import check_server
+from services.cli.validate import check_server, shown_server
 from shared.bus.nats import NatsBus
 from shared.bus.port import BusUnavailableError, Received
 from shared.config import ServiceSettings
@@ -39,7 +39,7 @@ class System:
         self,
         topology: Topology,
         run_dir: Path | None = None,
-        on_death: Callable[[str, int, str], None] | None = None,
+        on_death: Callable[[Death], None] | None = None,
     ) -> None:
         self.topology = topology
         self.run_id = os.environ.get("RHEOCAST_RUN_ID") or secrets.token_hex(4)
@@ -123,7 +123,7 @@ class System:
         await asyncio.sleep(BEAT_INTERVAL_S)
         if self._beats:
             raise CommandError(
-                f"another Rheocast ({', '.join(sorted(self._beats))}) runs on {self.nats_url}; "
+                f"another Rheocast ({', '.join(sorted(self._beats))}) runs on {shown_server(self.nats_url, 'NATS')}; "
                 "use its API, or unset RHEOCAST_NATS_URL to start one of your own"
             )
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from services.cli.errors import CommandError, ExitCode
-from services.cli.supervisor import refuse_if_given_up
+from services.cli.supervisor import Death, refuse_if_given_up
 from services.cli.system import System
 from services.cli.topology import Topology
 from services.cli.validate import check_parts, check_port, model_of
@@ -57,8 +57,8 @@ async def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
 
-    def on_death(name: str, code: int, line: str) -> None:
-        click.echo(f"{name} ended with {code} ({line}); restarting it", err=True)
+    def on_death(death: Death) -> None:
+        click.echo(f"{death.what} ({death.line}); {death.next}", err=True)
 
     system = System(topology, run_dir, on_death)
     try:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from services.cli.errors import CommandError
 from shared.contracts.commands import FileSource, Fit, Mode, Mp4Sink, NoSource, StreamSpec
+from shared.credentials import without_password
 from shared.engine.plan.model_parts import Part, PartMissingError, find_parts, needed_parts
 from shared.engine.plan.registry import model_spec
 from shared.engine.plan.spec import ModelSpec, SpecError
@@ -22,6 +23,7 @@ from shared.media.salvage import part_path
 
 DEFAULT_MODELS = Path("models")
 OUTPUT_SUFFIXES = (".mp4", ".m4v")
+ANSWER_S = 3.0  # within which a server must answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,15 +227,21 @@ def _first_complaint(error: ValidationError) -> str:
     return f"--{place.replace('_', '-')}: {message}, not {first['input']!r}" if place and place != "prompt" else message
 
 
+def shown_server(url: str, name: str) -> str:
+    """A server's address as it may be shown: without a password, and with the scheme that may be left out."""
+    return without_password(url if "://" in url else f"{name.lower()}://{url.removeprefix('//')}")
+
+
 async def check_server(url: str, name: str, variable: str) -> None:
     """A TCP connection to the server a variable names. Refused with the variable to change."""
+    shown, usual = shown_server(url, name), 6379 if name == "Redis" else 4222
     try:
-        parts = urlsplit(url if "//" in url else f"//{url}")
-        host, port = parts.hostname or "127.0.0.1", parts.port or (6379 if name == "Redis" else 4222)
+        parts = urlsplit(shown)  # no piece of a password is taken for the host or the port
+        host, port = parts.hostname or "127.0.0.1", parts.port or usual
     except ValueError as error:
-        raise CommandError(f"{variable}={url} is no address ({error}); write it like 127.0.0.1:4222") from None
+        raise CommandError(f"{variable}={shown} is no address ({error}); write it like 127.0.0.1:{usual}") from None
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 3.0)
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), ANSWER_S)
     except (OSError, TimeoutError):
         raise CommandError(
             f"{name} does not answer at {host}:{port}; start it, or unset {variable} to use the built-in one"

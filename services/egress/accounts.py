@@ -24,6 +24,7 @@ class Accounts:
         self._waiting: deque[ChunkVerdict] = deque(maxlen=MAX_WAITING)
         self._complained = False
         self._unsure = False
+        self._drops: tuple[int, dict[str, int]] | None = None  # ingest's, as the store has them
 
     def add(self, verdicts: list[ChunkVerdict]) -> None:
         """Verdicts to be written."""
@@ -45,8 +46,11 @@ class Accounts:
                 if self._waiting and self._waiting[0] is verdict:
                     self._waiting.popleft()
                 written += 1
-            if written:
-                await self._store.put_ledger_frames_in(self._stream, *self._ledger.ingest_drops())
+            # Also while no chunk is closed, as in a pause: a successor takes what the store has for counted.
+            drops = self._ledger.ingest_drops()
+            if written or drops != self._drops:
+                await self._store.put_ledger_frames_in(self._stream, *drops)
+                self._drops = drops
             self._complained = False
         except StoreError as error:
             if not self._complained:

@@ -57,6 +57,7 @@ class Handlers:
         self._latency = latency
         self._ended_totals = LedgerTotals()
         self._streams: dict[str, EgressStream] = {}
+        self._ledgers: dict[str, StreamLedger] = {}
         self._files: dict[str, list[Path]] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._viewers: dict[str, WhepDesk] = {}
@@ -108,9 +109,10 @@ class Handlers:
         metrics.counts(names.INCIDENTS, "incident", self._all_counters)
 
     def _totals(self) -> LedgerTotals:
+        """What was counted here: of a stream that another egress has played, only what came after it."""
         total = self._ended_totals
-        for stream in self._streams.values():
-            total = total.plus(stream.totals)
+        for ledger in self._ledgers.values():
+            total = total.plus(ledger.totals_here())
         return total
 
     def _all_counters(self) -> dict[str, int]:
@@ -256,7 +258,7 @@ class Handlers:
             self._on_done,
             self._latency,
         )
-        self._streams[take.stream] = stream
+        self._streams[take.stream], self._ledgers[take.stream] = stream, ledger
         self._files[take.stream] = destinations(begun, roots)
         self._subscriptions[take.stream] = subscriptions
         self._live[take.stream] = live
@@ -329,7 +331,7 @@ class Handlers:
         del self._streams[stream.stream]
         self._files.pop(stream.stream, None)
         self._ended[stream.stream] = (stream.epoch, time.monotonic())
-        self._ended_totals = self._ended_totals.plus(stream.totals)
+        self._ended_totals = self._ended_totals.plus(self._ledgers.pop(stream.stream).totals_here())
         self._keep(stream.counters)
         task = asyncio.create_task(self._unsubscribe(stream.stream))
         self._tasks.add(task)

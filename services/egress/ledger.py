@@ -67,7 +67,7 @@ class StreamLedger:
     """
 
     def __init__(self, totals: LedgerTotals | None = None, closed_chunks: int = 0, through: int = 0) -> None:
-        base = totals or LedgerTotals()
+        base = self._base = totals or LedgerTotals()
         self.closed_chunks = closed_chunks
         self.through = through
         self.ended = False
@@ -191,6 +191,17 @@ class StreamLedger:
             late=self._late,
             skipped=self._skipped,
             dropped=dict(sorted(dropped.items())),
+        )
+
+    def totals_here(self) -> LedgerTotals:
+        """The ledger less what it began with: what a predecessor has counted is not counted again."""
+        totals, base = self.totals(), self._base
+        return LedgerTotals(
+            frames_in=totals.frames_in - base.frames_in,
+            on_time=totals.on_time - base.on_time,
+            late=totals.late - base.late,
+            skipped=totals.skipped - base.skipped,
+            dropped={key: n for key, frames in totals.dropped.items() if (n := frames - base.dropped.get(key, 0))},
         )
 
     def ingest_drops(self) -> tuple[int, dict[str, int]]:

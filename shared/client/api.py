@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from shared.client.errors import ClientError, NotFoundError, UnreachableError, error_of
+from shared.client.errors import ApiError, ClientError, NotFoundError, UnreachableError, error_of
 from shared.contracts.commands import StreamPatch, StreamSpec
 from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.sinks import Sink
@@ -63,6 +63,7 @@ class Api:
     ) -> None:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._url, self._timeout_s = url, timeout_s
+        self._heard = False  # somebody has answered at this address
         self._http = httpx.AsyncClient(
             base_url=url, headers=headers, timeout=timeout_s, trust_env=False, verify=tls or True
         )
@@ -131,27 +132,43 @@ class Api:
         return await self._ask(ReceiptView, "GET", f"{_at(stream)}/receipts/{quote(command, safe='')}")
 
     async def applied(self, receipt: Receipt | RecordingView, timeout_s: float = 30.0) -> ReceiptView:
-        """Wait until a command is in force. Raises ClientError when it was refused, could not be done, or took too long."""
+        """Wait until a command is in force; an API that is away meanwhile is asked again. Raises ClientError when it was
+        refused, could not be done, or took too long."""
         until = time.monotonic() + timeout_s
         while True:
-            with suppress(NotFoundError):  # another gateway that has not heard of it yet
+            wait_s, why = ASK_AGAIN_S, ""
+            try:
                 view = await self.receipt(receipt.stream, receipt.command)
+            except NotFoundError:
+                pass  # another gateway that has not heard of it yet
+            except (ApiError, UnreachableError) as error:
+                wait_s, why = self._away_s(error), f" ({error})"
+            else:
                 if view.state == EventKind.APPLIED:
                     return view
                 if view.state in (EventKind.REFUSED, EventKind.WARNING):
                     raise ClientError(f"command {receipt.command} of stream {receipt.stream}: {view.reason}")
-            if time.monotonic() > until:
-                raise UnreachableError(f"command {receipt.command} was accepted but not applied within {timeout_s:g} s")
-            await asyncio.sleep(ASK_AGAIN_S)
+            if (left_s := until - time.monotonic()) < 0:
+                raise UnreachableError(
+                    f"command {receipt.command} was accepted but not applied within {timeout_s:g} s{why}"
+                )
+            await asyncio.sleep(min(wait_s, left_s))
 
     async def ended(self, stream: str, timeout_s: float = 60.0) -> StreamView:
-        """Wait for a stream's end; the view has its ledger and its figures."""
+        """Wait for a stream's end; an API that is away meanwhile is asked again. The view has its ledger and its figures."""
         until = time.monotonic() + timeout_s
-        while (view := await self.stream(stream)).state not in DONE or view.stats is None:
-            if time.monotonic() > until:
-                raise UnreachableError(f"stream {stream} is still {view.state} after {timeout_s:g} s")
-            await asyncio.sleep(ASK_AGAIN_S)
-        return view
+        while True:
+            try:
+                view = await self.stream(stream)
+            except (ApiError, UnreachableError) as error:
+                wait_s, why = self._away_s(error), f"not known to have ended after {timeout_s:g} s ({error})"
+            else:
+                if view.state in DONE and view.stats is not None:
+                    return view
+                wait_s, why = ASK_AGAIN_S, f"still {view.state} after {timeout_s:g} s"
+            if (left_s := until - time.monotonic()) < 0:
+                raise UnreachableError(f"stream {stream} is {why}")
+            await asyncio.sleep(min(wait_s, left_s))
 
     async def stats(self, stream: str) -> StatsView:
         """How a stream runs now."""
@@ -169,10 +186,11 @@ class Api:
         """What happens to a stream, to its last event; a connection that is cut goes on where it was.
 
         ``after`` "0": from the first event that is kept; None: only what happens from now on. Raises UnreachableError when
-        nobody answers at first.
+        nobody answers at first, and ApiError for a refusal; later 429 and 5xx are waited out like a cut.
         """
         heard = False
         while True:
+            wait_s = COME_BACK_S
             headers = {} if after is None else {"Last-Event-ID": after}
             try:
                 async with self._streamed("GET", f"{_at(stream)}/events", headers=headers) as answer:
@@ -187,8 +205,12 @@ class Api:
             except httpx.HTTPError as error:
                 if not heard:
                     raise self._unreachable(error) from error
+            except ApiError as error:
+                if not heard:
+                    raise
+                wait_s = _mended_s(error)
             after = after or f"{time.time_ns()}-"
-            await asyncio.sleep(COME_BACK_S)
+            await asyncio.sleep(wait_s)
 
     # --- sinks and files ---------------------------------------------------------------------------------------------
 
@@ -244,6 +266,7 @@ class Api:
             answer = await self._http.request(method, path, **request)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+        self._heard = True
         if answer.is_error:
             raise error_of(_problem_of(answer))
         return answer
@@ -258,6 +281,15 @@ class Api:
                 raise error_of(_problem_of(answer))
             yield answer
 
+    def _away_s(self, error: ApiError | UnreachableError) -> float:
+        """How long to wait for an API that is away. Raises the error when waiting does not help: nobody ever answered, or
+        it is a refusal."""
+        if isinstance(error, ApiError):
+            return _mended_s(error)
+        if not self._heard:
+            raise error
+        return COME_BACK_S
+
     def _unreachable(self, error: httpx.HTTPError) -> UnreachableError:
         if isinstance(error, httpx.TimeoutException):
             return UnreachableError(f"{self._url} did not answer within {self._timeout_s:g} s")
@@ -268,6 +300,13 @@ class Api:
 def _at(stream: str) -> str:
     """A stream's place; an id that is none stays one part of the path, for the API to refuse."""
     return f"/v1/streams/{quote(stream, safe='')}"
+
+
+def _mended_s(error: ApiError) -> float:
+    """After how long the same may be asked again. Raises the error when it is about what was asked."""
+    if error.status != 429 and error.status < 500:
+        raise error
+    return error.problem.retry_after_s or COME_BACK_S
 
 
 def _problem_of(answer: httpx.Response) -> Problem:

@@ -13,7 +13,7 @@ import pytest
 from services.cli import demo_clip
 from services.cli.errors import CommandError, ExitCode
 from services.cli.interrupts import HeldInterrupt
-from services.cli.supervisor import MAX_RESTARTS, Child, ChildState, Supervisor, refuse_if_given_up
+from services.cli.supervisor import MAX_RESTARTS, Child, ChildState, Death, Supervisor, refuse_if_given_up
 from services.cli.topology import ProcessSpec, Topology, processes, worker_threads
 from services.cli.validate import default_size, parse_size
 from shared.engine.plan.registry import model_spec
@@ -75,9 +75,9 @@ def test_illegal_moves_of_a_child_are_named() -> None:
 
 async def test_a_killed_child_is_restarted_and_stop_leaves_none(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text("import time\nprint('hello', flush=True)\ntime.sleep(60)\n")
-    deaths: list[tuple[str, int, str]] = []
+    deaths: list[Death] = []
     env = {"PYTHONPATH": str(tmp_path)}
-    supervisor = Supervisor([ProcessSpec("a", "sleeper")], env, tmp_path / "logs", lambda *death: deaths.append(death))
+    supervisor = Supervisor([ProcessSpec("a", "sleeper")], env, tmp_path / "logs", deaths.append)
     await supervisor.start()
     first = supervisor.children["a"].pid
     assert first is not None
@@ -92,7 +92,7 @@ async def test_a_killed_child_is_restarted_and_stop_leaves_none(tmp_path: Path) 
         await asyncio.sleep(0.05)
     second = supervisor.children["a"].pid
     assert second not in (None, first)
-    assert deaths == [("a", -signal.SIGKILL, "hello")]
+    assert deaths == [Death("a", -signal.SIGKILL, "hello", restarted=True)]
     await supervisor.stop(5)
     assert supervisor.children["a"].pid is None
     await supervisor.stop(5)

@@ -88,6 +88,13 @@ def test_dashboards_are_whole() -> None:
     assert provider["options"]["path"] in (ROOT / "compose.yaml").read_text(encoding="utf-8")
 
 
+def test_a_scheduler_that_stands_by_is_not_shown_as_not_ready() -> None:
+    (panel,) = (each for each in dashboards()["fleet"]["panels"] if each["title"] == "Not ready")
+    assert [target["expr"] for target in panel["targets"]] == [
+        'count(rheocast_service_ready{job!="scheduler"} == 0) or vector(0)'
+    ]
+
+
 def test_the_collector_keeps_every_bad_chunk() -> None:
     collector = loaded("collector.yaml")
     parts = {kind: set(collector[kind]) for kind in ("receivers", "processors", "exporters")}

@@ -104,6 +104,7 @@ export const api = {
   models: () => json("/v1/models"),
   styles: (model) => json(`/v1/models/${encodeURIComponent(model)}/styles`),
   iceServers: () => json("/v1/ice-servers"),
+  snapshot: async (id, signal) => createImageBitmap(await (await request(of(id, "/snapshot.jpg"), { signal })).blob()),
   async blob(path) {
     return (await request(path)).blob();
   },

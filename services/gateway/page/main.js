@@ -18,6 +18,7 @@ import { Stream } from "./stream.js";
 import { Timeline } from "./timeline.js";
 import { Waterfall } from "./waterfall.js";
 
+const NEWS_MS = 60_000;
 const SIZES = [[256, 160], [320, 192], [384, 224], [480, 272]];
 
 class Page {
@@ -152,7 +153,8 @@ class Page {
     if (event.event in reasons) stream.lost = reasons[event.event];
     if (event.event === "listening") stream.listening = event.reason;
     if (event.event === "source_back" || event.event === "live") stream.listening = "";
-    if (event.event === "warning" && stream === this.focused && event.reason) toast(event.reason);
+    const news = Date.now() - event.at_ns / 1e6 < NEWS_MS; // a page that comes later is told of old ones, too
+    if (event.event === "warning" && stream === this.focused && event.reason && news) toast(event.reason);
     if (["tier_changed", "stopped", "failed", "recovering", "resumed"].includes(event.event)) stream.refresh().catch(() => {});
     this.settle();
   }
@@ -163,8 +165,8 @@ class Page {
     this.picture.show(stream);
     $("source-frame").querySelector(".player")?.remove();
     $("source-frame").prepend(stream.source.element);
-    for (const each of this.streams) if (each !== stream && !each.media) each.source.stop();
-    stream.source.start();
+    for (const each of this.streams) if (each !== stream) each.attend(false);
+    stream.attend(true);
     stream.source.placed();
     if (stream.view.prompt && document.activeElement !== $("prompt")) $("prompt").value = stream.view.prompt;
     this.chips.light(stream.view.prompt);

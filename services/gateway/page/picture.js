@@ -34,7 +34,6 @@ export class Picture {
     $("tools").hidden = !stream;
     if (!stream) return this.compare(false);
     $("picture").prepend(stream.player.element);
-    stream.player.start();
     stream.player.placed();
     stream.player.video.onvolumechange = () => $("t-sound").setAttribute("aria-pressed", !stream.player.video.muted);
     this.settle();

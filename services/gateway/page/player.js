@@ -5,16 +5,43 @@ import { supported, watch } from "./rtc.js";
 
 const FIRST_FRAME_MS = 5000; // so long WebRTC may take until its first picture, then JPEGs come beside it
 const STALL_MS = 1500;
+const GLANCE_MS = 1000;
+const GLANCE_WAIT_MS = 3000; // so long one glance may keep the others waiting
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+let glances = Promise.resolve();
+
+// One glance at a time, whichever stream's it is: a browser allows six connections to one server.
+function inTurn(signal, look) {
+  const mine = glances.then(async () => {
+    if (signal.aborted) return null;
+    const waiting = new AbortController();
+    const enough = () => waiting.abort();
+    const timer = setTimeout(enough, GLANCE_WAIT_MS);
+    signal.addEventListener("abort", enough);
+    try {
+      return await look(waiting.signal);
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", enough);
+    }
+  });
+  glances = mine.catch(() => {});
+  return mine;
+}
 
 /**
  * Shows a stream's result (or its source) in ``element``. Events: "frame", "state" (detail: connecting, live, held),
- * "refused" (detail: an ApiError).
+ * "refused" (detail: an ApiError). ``still``: nothing new comes now, e.g. while the stream is paused.
  */
 export class Player extends EventTarget {
   constructor(id, what = "result") {
     super();
     this.id = id;
     this.what = what;
+    this.near = what === "source"; // it is started while it is looked at only
+    this.still = false;
     this.state = "off";
     this.shown = 0; // when the newest frame came, in ms
     this.frames = 0;
@@ -59,6 +86,17 @@ export class Player extends EventTarget {
     this.to("off");
   }
 
+  /** Whether it is the large picture: only then a connection is held for its JPEGs, else they come now and then. */
+  attend(near) {
+    if (near === this.near) return;
+    this.near = near;
+    if (!this.jpegs) return;
+    if (near) this.shown = performance.now(); // glances are far apart: that is no trouble to speak of
+    this.jpegs.abort();
+    this.jpegs = null;
+    this.receiveJpegs();
+  }
+
   /** It stands in the document again: a browser pauses a video that is moved. */
   placed() {
     if (this.video.srcObject) this.video.play().catch(() => {});
@@ -81,38 +119,51 @@ export class Player extends EventTarget {
   async receiveJpegs() {
     if (this.jpegs || !this.running) return;
     const mine = (this.jpegs = new AbortController());
+    const { near } = this;
     const path = api.path(this.id, this.what === "result" ? "/mjpeg" : "/source/mjpeg");
     for (let tries = 0; !mine.signal.aborted; tries++) {
       try {
-        for await (const bitmap of pictures(path, mine.signal)) {
+        for await (const bitmap of near ? pictures(path, mine.signal) : this.glance(mine.signal)) {
           tries = 0;
-          if (this.byVideo) return this.endJpegs(mine, bitmap);
-          this.draw(bitmap);
-          bitmap.close();
-          this.came();
+          this.showJpeg(mine, bitmap);
         }
+        if (!near) tries = 0;
       } catch (error) {
-        if (error.name === "AbortError") return;
+        if (mine.signal.aborted) return;
         if ([401, 403].includes(error.status)) this.dispatchEvent(new CustomEvent("refused", { detail: error }));
         if ([401, 403].includes(error.status)) return;
       }
-      await new Promise((resolve) => setTimeout(resolve, Math.min(5000, 300 * 2 ** tries)));
+      await pause(Math.min(5000, (near ? 300 : GLANCE_MS) * 2 ** tries));
     }
   }
 
-  // WebRTC shows pictures now: JPEGs are no longer needed.
-  endJpegs(mine, bitmap) {
+  // One picture, or none where none is to be expected or seen.
+  async *glance(signal) {
+    if (this.still || document.hidden) return;
+    const bitmap = await inTurn(signal, (waiting) => api.snapshot(this.id, waiting));
+    if (bitmap) yield bitmap;
+  }
+
+  // Once WebRTC shows pictures, JPEGs are no longer needed.
+  showJpeg(mine, bitmap) {
+    if (this.byVideo) {
+      mine.abort();
+      if (this.jpegs === mine) this.jpegs = null;
+    }
+    if (!mine.signal.aborted) {
+      this.draw(bitmap);
+      this.came();
+    }
     bitmap.close();
-    mine.abort();
-    if (this.jpegs === mine) this.jpegs = null;
   }
 
   watchFrames() {
     const each = () => {
+      this.video.requestVideoFrameCallback(each);
+      if (!this.video.srcObject) return; // it was stopped meanwhile
       this.byVideo = true;
       this.video.hidden = false;
       this.came();
-      this.video.requestVideoFrameCallback(each);
     };
     if ("requestVideoFrameCallback" in this.video) this.video.requestVideoFrameCallback(each);
     else this.video.addEventListener("timeupdate", () => this.video.readyState > 1 && ((this.byVideo = true), this.came()));
@@ -183,6 +234,7 @@ export class LocalPicture extends Player {
   stop() {
     this.hold();
     this.running = false;
+    this.video.srcObject = null;
     for (const track of this.media.getTracks()) track.stop();
     this.to("off");
   }

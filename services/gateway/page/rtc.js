@@ -5,11 +5,20 @@ import { api, request } from "./api.js";
 /** WebRTC is there at all. */
 export const supported = typeof RTCPeerConnection === "function";
 
-let servers = null;
+const SERVERS_MS = 5 * 60_000; // their credentials expire
 
+let servers = { list: [], at: -Infinity };
+let asking = null;
+
+// A failure is not kept: what was told last may still do, and the next connection asks again.
 async function iceServers() {
-  servers ??= await api.iceServers().then((told) => told.iceServers, () => []);
-  return servers;
+  if (Math.abs(Date.now() - servers.at) < SERVERS_MS) return servers.list;
+  asking ??= api
+    .iceServers()
+    .then((told) => (servers = { list: told.iceServers, at: Date.now() }), () => {})
+    .finally(() => (asking = null));
+  await asking;
+  return servers.list;
 }
 
 function fragment(pc, candidates) {

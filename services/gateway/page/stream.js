@@ -21,7 +21,8 @@ export class Stream extends EventTarget {
     this.trace = { chunks: [] };
     this.changes = new Map();
     this.applied = [];
-    this.lastId = "";
+    this.lastId = "0"; // before all: what was told while nobody listened is told first
+    this.near = false;
     this.trouble = null;
     this.reachable = true;
     this.player = new Player(view.id);
@@ -43,14 +44,28 @@ export class Stream extends EventTarget {
         this.dispatchEvent(new CustomEvent("link", { detail: state }));
       });
     }
-    this.player.start();
-    this.hear();
+    if (!this.ended) this.player.start();
     this.poll();
+  }
+
+  /**
+   * Whether it is the one in focus. Only then connections are held for it, for its events, its source and its JPEGs: a
+   * browser allows six to one server, and what goes beyond waits without a word. The others are polled.
+   */
+  attend(near) {
+    if (near === this.near) return;
+    this.near = near;
+    this.player.attend(near);
+    if (near && !this.ended) this.source.start();
+    else if (!this.media) this.source.stop();
+    if (near) this.hear();
+    else this.hearing.abort();
   }
 
   /** Let go of everything of it in this page; the stream itself goes on unless it was deleted. */
   close(tell = true) {
     this.closing.abort();
+    this.hearing?.abort();
     clearTimeout(this.polling);
     this.link?.stop(tell);
     this.player.stop(tell);
@@ -58,7 +73,7 @@ export class Stream extends EventTarget {
   }
 
   async hear() {
-    const { signal } = this.closing;
+    const { signal } = (this.hearing = new AbortController());
     for (let tries = 0; !signal.aborted; tries++) {
       try {
         for await (const message of serverEvents(api.path(this.id, "/events"), signal, this.lastId)) {
@@ -68,7 +83,7 @@ export class Stream extends EventTarget {
           this.take(message);
         }
       } catch (error) {
-        if (error.name === "AbortError" || error.status === 404) return;
+        if (signal.aborted || error.status === 404) return;
         if (!error.status) this.reached(false);
       }
       if (this.ended) return;
@@ -105,11 +120,18 @@ export class Stream extends EventTarget {
     if (!this.closing.signal.aborted) this.polling = setTimeout(() => this.poll(), this.ended ? 10_000 : POLL_MS);
   }
 
-  async refresh() {
+  /** Ask for its state and figures; who asks meanwhile waits for the same answer. */
+  refresh() {
+    this.refreshing ??= this.askState().finally(() => (this.refreshing = null));
+    return this.refreshing;
+  }
+
+  async askState() {
     const [view, stats] = await Promise.all([api.get(this.id), api.stats(this.id).catch(() => null)]);
     this.reached(true);
     const was = this.view.state;
     this.view = view;
+    this.player.still = view.paused;
     if (stats) this.stats = stats.live;
     this.dispatchEvent(new Event("view"));
     if (was !== view.state && this.ended) this.end(view.reason);
@@ -119,6 +141,7 @@ export class Stream extends EventTarget {
     this.view = { ...this.view, state: ENDED.has(this.view.state) ? this.view.state : "stopped", reason };
     this.link?.stop(false);
     this.player.stop(false);
+    this.source.stop();
     this.dispatchEvent(new Event("ended"));
     this.dispatchEvent(new Event("view"));
   }
