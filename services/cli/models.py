@@ -148,7 +148,9 @@ def _from_hub(wanted: tuple[Download, ...], download: Download, root: Path) -> N
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise CommandError('huggingface_hub is not installed: pip install "rheocast[cli]"', ExitCode.FAILED) from None
+        raise CommandError(
+            'huggingface_hub is not installed: in the checkout pip install -e ".[cli]"', ExitCode.FAILED
+        ) from None
     click.echo(f"{download.repository}: {', '.join(download.files)}", err=True)
     try:
         snapshot_download(download.repository, allow_patterns=list(download.files), local_dir=root / download.into)

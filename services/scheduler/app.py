@@ -78,7 +78,7 @@ class Scheduler:
         """What the leader sees."""
         metrics.value(names.LEADING, lambda: float(self._leading))
         metrics.counts(names.STREAMS, "state", self._states)
-        metrics.counts(names.WORKERS, "state", self._handlers.operating.worker_states)
+        metrics.counts(names.WORKERS, "state", self._workers)
         metrics.counts(names.INCIDENTS, "incident", lambda: self._handlers.counters)
         for name, read in (
             (names.QUEUED, lambda core: core.queued),
@@ -87,6 +87,10 @@ class Scheduler:
         ):
             metrics.read(name, partial(self._by_pipeline, read))
         metrics.read(names.COST_ERROR, self._cost_errors)
+
+    def _workers(self) -> dict[str, int]:
+        """Who stands by hears beats too, and finds nobody lost: it would count every worker a second time."""
+        return self._handlers.operating.worker_states() if self._leading else {}
 
     def _states(self) -> dict[str, int]:
         return dict(Counter(record.phase.value for record in self._desk.records.values()))

@@ -7,7 +7,7 @@
 ...         async for frame in frames: ...
 
 Everything is typed with ``shared.contracts``; what goes wrong is an error of ``shared.client.errors``. It knows no service:
-``pip install "rheocast[client]"`` is all that it needs.
+``pip install -e ".[client]"`` in the checkout is all that it needs.
 """
 
 from shared.client.api import Api, Told

@@ -14,11 +14,13 @@ COMPOSE = ROOT / "compose.yaml"
 OVERLAYS = tuple(sorted((ROOT / "deploy/compose").glob("*.yaml")))
 TLS = ROOT / "deploy/compose/tls.yaml"
 FRONT = ROOT / "deploy/compose/two-hosts/front.yaml"
+GPUS = ("two-gpus", "four-gpus")
 BACK = ROOT / "deploy/compose/two-hosts/back.yaml"
 """The second of two hosts: a file of its own, on top of nothing."""
 WAYS: dict[str, tuple[Path, ...]] = {
     "compose": (COMPOSE,),
-    **{path.stem: (COMPOSE, path) for path in OVERLAYS},
+    **{path.stem: (COMPOSE, path) for path in OVERLAYS if not path.stem.startswith("tls-")},
+    **{f"tls-{gpus}": (COMPOSE, TLS.with_stem(gpus), TLS, TLS.with_stem(f"tls-{gpus}")) for gpus in GPUS},
     "front": (COMPOSE, TLS, FRONT),
     "back": (BACK,),
 }

@@ -129,7 +129,7 @@ def test_ports_are_published_on_loopback_only() -> None:
         assert {address for address, _, _ in published(service)} <= {"127.0.0.1"}, name
 
 
-@pytest.mark.parametrize("way", ["tls", "front"])
+@pytest.mark.parametrize("way", ["tls", "tls-two-gpus", "tls-four-gpus", "front"])
 def test_with_tls_nobody_speaks_to_nats_or_redis_in_clear(way: str) -> None:
     for name, service in ours(FILES[way]).items():
         given = environment(service)
@@ -205,7 +205,7 @@ def test_a_service_has_its_own_users_secrets_and_no_others(found: dict[str, Any]
                 assert value.removeprefix("/secrets/") in ("nats", "redis", "turn"), variable
     if "setup" in found:
         assert {volume.split(":")[1] for volume in found["setup"]["volumes"] if "secrets" in volume} == {
-            f"/secrets/{folder}" for folder in FOLDERS
+            f"/prepared/{folder}" for folder in FOLDERS
         }
 
 
@@ -225,7 +225,7 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
     for path in EVERY:
         for name, default in variables(path).items():
             read.setdefault(name, default)
-    own = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
+    own = {"COMPOSE_FILE", "COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"}
     assert set(told) - own == set(read)
     for name, default in read.items():
         assert told[name] == (default or ""), name

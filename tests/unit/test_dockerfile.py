@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.operated.prepare import FOLDERS
-from tests.support.compose import COMPOSE, OVERLAYS, ROOT, module_of, ours, services
+from tests.support.compose import COMPOSE, ROOT, WAYS, module_of, ours, services
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (ROOT / "deploy/docker/Dockerfile").read_text()
@@ -90,10 +90,14 @@ def needed_by(module: str) -> set[str]:
 
 
 def built(target: str) -> str:
-    """The text of the stage whose environment an image holds."""
+    """The text of the stage whose environment an image holds, and of the stages that it begins with."""
     copied = re.search(r"COPY --from=(\S+) /opt/venv /opt/venv", STAGES[target][1])
     assert copied is not None
-    return STAGES[copied.group(1)][1]
+    stage, text = copied.group(1), ""
+    while stage in STAGES:
+        stage, body = STAGES[stage]
+        text += body
+    return text
 
 
 def extras_of(target: str) -> set[str]:
@@ -104,8 +108,8 @@ def extras_of(target: str) -> set[str]:
 
 USED = {
     (module_of(service), service["build"]["target"])
-    for path in (None, *OVERLAYS)
-    for service in ours(services(COMPOSE, *([path] if path else []))).values()
+    for paths in WAYS.values()
+    for service in ours(services(*paths)).values()
     if "build" in service
 }
 
@@ -151,17 +155,33 @@ def test_the_user_is_the_one_compose_names() -> None:
 def test_folders_that_volumes_are_mounted_on_belong_to_that_user() -> None:
     made = re.search(r"mkdir -p (.*?) \\?\n", STAGES["base"][1])
     assert made is not None
-    folders = set(made.group(1).split()) | {"/secrets"}
+    folders = set(made.group(1).split())
     each = re.search(r"for user in ([a-z ]+);", STAGES["base"][1])
     assert each is not None
     assert set(each.group(1).split()) == set(FOLDERS)
-    folders |= {f"/secrets/{folder}" for folder in FOLDERS}
-    for path in (COMPOSE, *OVERLAYS):
-        for service in services(COMPOSE, path).values():
+    folders |= {f"/prepared/{folder}" for folder in FOLDERS}
+    for target, source in mounted():
+        assert target in folders or source.startswith("secrets"), source
+
+
+def mounted() -> set[tuple[str, str]]:
+    """Where which volume is mounted in an image of ours."""
+    found: set[tuple[str, str]] = set()
+    for paths in WAYS.values():
+        for service in services(*paths).values():
             for volume in service.get("volumes", ()):
                 source, target = volume.split(":")[:2]
                 if source[0] not in "./" and service["image"].startswith("rheocast/"):
-                    assert target in folders, volume
+                    found.add((target, source))
+    return found
+
+
+def test_no_volume_gets_what_an_image_has_elsewhere() -> None:
+    """A new volume is filled from the image of whoever is made first: a service, before ``setup`` has made its secrets."""
+    assert "/secrets" not in re.findall(r"[\w/]+", STAGES["base"][1].split("RUN", 1)[1])
+    secrets = {(target, source) for target, source in mounted() if source.startswith("secrets-")}
+    assert {target for target, _ in secrets if not target.startswith("/prepared/")} == {"/secrets"}
+    assert {source.removeprefix("secrets-") for target, source in secrets if target != "/secrets"} == set(FOLDERS)
 
 
 def test_what_the_build_copies_exists_and_is_not_ignored() -> None:

@@ -247,7 +247,7 @@ def test_fp8_says_what_it_needs() -> None:
 
 @pytest.mark.gpu
 def test_fp8_halves_the_weights_and_stays_near() -> None:
-    pytest.importorskip("torchao", reason="pip install 'rheocast[fp8]'")
+    pytest.importorskip("torchao", reason="pip install -e '.[fp8]'")
     wide = replace(NANO, dim=512, ffn_dim=2048, heads=4, layers=2)
     weights = random_dit_weights(wide, range(2))
     plain, small = (Stage.load(wide, weights, None, "cuda", torch.bfloat16, fp8=fp8) for fp8 in (False, True))

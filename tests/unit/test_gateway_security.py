@@ -333,6 +333,9 @@ def test_tokens_are_kept_as_hashes(tmp_path: Path) -> None:
     assert token not in path.read_text()
     assert again not in path.read_text()
     assert path.stat().st_mode & 0o077 == 0
+    path.chmod(0o644)
+    add_token(path, newer)
+    assert path.stat().st_mode & 0o777 == 0o644, "a container's user may still read it"
     assert list(read_tokens(path)) == [hash_token(again)], "the same name: replaced"
     for text, word in (("{", "JSON"), ('{"tokens": [{"name": "a"}]}', "sha256"), ('{"token": []}', "token")):
         path.write_text(text)

@@ -29,7 +29,9 @@ def to_fp8(model: Dit) -> None:
     try:
         quantisation: Any = importlib.import_module("torchao.quantization")
     except ImportError as error:
-        raise Fp8Error(f"fp8 needs torchao ({error}): pip install 'rheocast[fp8]', or leave fp8 off") from None
+        raise Fp8Error(
+            f"fp8 needs torchao ({error}): in the checkout pip install -e '.[fp8]', or leave fp8 off"
+        ) from None
     config = quantisation.Float8DynamicActivationFloat8WeightConfig(granularity=quantisation.PerRow())
     for block in model.layers():
         quantisation.quantize_(block, config, filter_fn=_is_served)
