@@ -192,7 +192,9 @@ class Intake(Generic[Pixels]):
             self._progress_s = now_s
 
     def stalled_s(self, now_s: float) -> float:
-        """For how long chunks have been under way without any verdict."""
+        """For how long chunks have been under way without any verdict. In a pause a longer block waits for its rest."""
+        if self.paused:
+            self._progress_s = now_s
         if self.in_flight == 0 or self._progress_s is None:
             return 0.0
         return now_s - self._progress_s

@@ -310,7 +310,7 @@ class PipelineCore:
         queue = self.streams.get(stream)
         if queue is None:
             return
-        if queue.skips:
+        if queue.hurries:
             self._skippers[stream] = queue
         if not queue.waiting and not queue.later:
             return

@@ -104,7 +104,9 @@ class StreamQueue:
     ended: bool = False
     paused: bool = False  # no chunk follows for now
     skips: bool = False  # chunks in which nothing moves do not come
-    hurried: bool = False  # the rest of a longer block did not come in its time: it was skipped
+    hurried: bool = (
+        False  # the rest of a longer block did not come in its time: it was skipped, or its source is silent
+    )
     shown: int = 0  # the prompt version that most of the newest bound block is made of; 0: none is bound yet
     fade: Fade | None = None
     recache: bool = False
@@ -255,16 +257,29 @@ class StreamQueue:
         """Whether the plan lets a block in; before a new beginning, what is under way goes through to its end."""
         return not self.plan.under_way if self.restarts else self.plan.can_enter(self.settings.steps)
 
+    @property
+    def hurries(self) -> bool:
+        """Whether its blocks may wait for chunks that do not come: :meth:`hurry` must be asked."""
+        return self.live and (self.skips or self.settings.frames_per_block > 1)
+
     def hurry(self, now_ns: int) -> bool:
-        """Whether a longer block is to go on short from now on: its next chunk should have come, so it was skipped."""
-        if not self.skips or self.hurried or not self.live or not self.waiting:
+        """Whether a longer block is to go on short from now on: its next chunk should have come.
+
+        Where chunks are skipped it was; else the source is silent, and is given more time: two chunks' and half of what the
+        chunk that waits has left. What waited for ever would outlive its latents.
+        """
+        if self.hurried or not self.hurries or not self.waiting:
             return False
         if len(self.waiting) >= self.settings.frames_per_block:
             return False
         newest = self.waiting[-1].stamp
-        frames = newest.frames
+        frames, arrived_ns = newest.frames, self.arrived_ns[newest.chunk]
         chunk_ns = (frames[-1].captured_ns - frames[0].captured_ns) * len(frames) // max(1, len(frames) - 1)
-        if now_ns - self.arrived_ns[newest.chunk] > chunk_ns + chunk_ns // SKIPPED_AFTER:
+        if self.skips:
+            waits_ns = chunk_ns + chunk_ns // SKIPPED_AFTER
+        else:
+            waits_ns = max(2 * chunk_ns, (frames[-1].deadline_ns - arrived_ns) // 2)
+        if now_ns - arrived_ns > waits_ns:
             self.hurried = True
         return self.hurried
 

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 LIVE_TTL_S = 30.0
 LOSSLESS_TTL_S = 900.0
+PAUSED_TTL_S = 86400.0
+"""Of a lossless stream's latents before step 0: a block of several chunks waits out a pause."""
 CLOSE_DELAY_S = 2.0
 
 
@@ -49,6 +51,11 @@ class Placed:
         """How long a reference of this stream may wait for its reader."""
         return LIVE_TTL_S if self.take.spec.mode is Mode.LIVE else LOSSLESS_TTL_S
 
+    @property
+    def waiting_ttl_s(self) -> float:
+        """The same of latents that wait for the scheduler."""
+        return LIVE_TTL_S if self.take.spec.mode is Mode.LIVE else PAUSED_TTL_S
+
 
 class Assignments:
     """The streams of one worker. ``on_chunk`` and ``on_denoised`` are subscribed per stream, by role."""
@@ -63,6 +70,7 @@ class Assignments:
         self._settings = runtime.settings
         self._on_chunk, self._on_denoised = on_chunk, on_denoised
         self.streams: dict[str, Placed] = {}
+        self._taking: set[str] = set()  # being opened: a close that comes late leaves them alone
         self.on_move: Callable[[Move], None] = lambda _: None
 
     def find(self, stamp: ChunkStamp) -> Placed | None:
@@ -104,16 +112,26 @@ class Assignments:
             try:
                 if known is None:
                     self.check_room()
-                await self._device.call(Rank.CONTROL, lambda: self._runtime.open(take.stream, take.height, take.width))
+                self._taking.add(take.stream)
+                # One that is here: behind its batches that were admitted before.
+                rank = Rank.CONTROL if known is None else Rank.STAGE
+                await self._device.call(rank, partial(self._open, take))
                 await self._place(take)
             except Exception as caught:
                 log.exception("cannot take stream %s", take.stream)
                 await self._undo(take.stream)
                 error = f"{self._context.instance} cannot hold the stream: {one_line(caught)}"
+            finally:
+                self._taking.discard(take.stream)
+            if error is not None:
+                self._close_later(take.stream)
         answer = StreamTaken(
             service="worker", instance=self._context.instance, stream=take.stream, epoch=take.epoch, error=error
         )
         await self._bus.publish(subjects.TAKEN, answer)
+
+    def _open(self, take: TakeStream) -> None:
+        self._runtime.open(take.stream, take.height, take.width, take.spec.steps)
 
     async def _go_on(self, placed: Placed, take: TakeStream) -> None:
         """The stream is here: it keeps its state in a newer epoch, or what waits of this one may come."""
@@ -163,7 +181,7 @@ class Assignments:
 
         def close() -> None:
             for stream in gone:
-                if stream not in self.streams:
+                if not self._is_here(stream):
                     self._runtime.close(stream)
 
         # With the stage's rank: batches that were admitted run whole, and find their slots.
@@ -171,14 +189,17 @@ class Assignments:
 
     def _close_later(self, stream: str) -> None:
         def close() -> None:
-            if stream not in self.streams:
+            if not self._is_here(stream):
                 self._runtime.close(stream)
 
-        if stream not in self.streams:
+        if not self._is_here(stream):
             try:  # with the stage's rank: behind every batch that was admitted before
                 self._device.submit(Rank.STAGE, close, lambda _: None)
             except QueueFullError:
                 log.warning("stream %s keeps its state: the device has too much to do", stream)
+
+    def _is_here(self, stream: str) -> bool:
+        return stream in self.streams or stream in self._taking
 
     async def _prepare(self, message: PreparePrompt) -> None:
         placed = self.streams.get(message.stream)

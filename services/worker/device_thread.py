@@ -188,6 +188,10 @@ class DeviceThread:
             value, mark = timeline.mark(lane, job.work.run)
         except Exception as error:
             self._hand_on(job, None, error, started_ns, (time.perf_counter() - begin) * 1e3)
+            if self._lost is not None and timeline.is_lost(
+                error
+            ):  # an earlier job's kernel failed while this one was made
+                self._lost(error)
             return
         if mark is None:
             self._hand_on(job, value, None, started_ns, (time.perf_counter() - begin) * 1e3)

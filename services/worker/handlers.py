@@ -145,7 +145,7 @@ class Handlers:
                 self._outbox.put(lambda: self._reports.dropped_by(outcome, stamp))
                 return
             try:
-                ref = self._latents_ref(outcome.value.latents, placed.ttl_s, local=self._is_stage(0))
+                ref = self._latents_ref(outcome.value.latents, placed.waiting_ttl_s, local=self._is_stage(0))
             except TensorError as error:
                 self._outbox.put(lambda reason=f"no_room: {error}": self._reports.drop(stamp, reason))
                 return

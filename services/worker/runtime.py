@@ -117,13 +117,13 @@ class Runtime:
             log.info("the text encoder (%.1f GiB) goes to %s", needed / 2**30, chosen)
         return TextRole(load_text_encoder(self.spec, parts, chosen, dtype), beside=chosen != device)
 
-    def open(self, stream: str, height: int, width: int) -> None:
-        """Give a stream its state in every role; anew if it was here."""
+    def open(self, stream: str, height: int, width: int, steps: int = 0) -> None:
+        """Give a stream its state in every role, with room for so many steps; anew if it was here."""
         for role in (self.encode, self.decode):
             if role is not None:
                 role.caches.open(stream)
         if self.stage is not None:
-            self.stage.open(stream, height, width)
+            self.stage.open(stream, height, width, steps)
 
     def close(self, stream: str) -> None:
         """Free a stream's state in every role."""

@@ -41,6 +41,10 @@ class Timeline(Protocol):
         """Run a job on its lane; returns its value, and its end where that is still to come."""
         ...
 
+    def is_lost(self, error: Exception) -> bool:
+        """Whether what a job raised came from the device itself, which can do nothing more."""
+        ...
+
 
 class HostTimeline:
     """A CPU: a job is done when it returns."""
@@ -50,6 +54,10 @@ class HostTimeline:
     def mark(self, lane: str, run: Callable[[], Any]) -> tuple[Any, Mark | None]:
         """See Timeline."""
         return run(), None
+
+    def is_lost(self, error: Exception) -> bool:
+        """See Timeline: a CPU goes on."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,10 @@ class CudaTimeline:
             value = run()
             end.record()
         return value, _CudaMark(begin, end)
+
+    def is_lost(self, error: Exception) -> bool:
+        """See Timeline: an illegal access or an uncorrectable memory error ends the context. Too little memory does not."""
+        return isinstance(error, torch.AcceleratorError)
 
 
 def timeline_for(device: torch.device) -> Timeline:

@@ -85,9 +85,12 @@ class HeldStage:
 
     # --- streams and prompts -----------------------------------------------------------------------------------------
 
-    def open(self, stream: str, latent_height: int, latent_width: int) -> None:
-        """Make the stream known, with empty slots. An open stream is reset; its prompts stay."""
-        self._streams.open(stream, latent_height, latent_width)
+    def open(self, stream: str, latent_height: int, latent_width: int, slots: int = 0) -> None:
+        """Make the stream known, with empty slots. An open stream is reset; its prompts stay. Room for so many ``slots``.
+
+        Raises StageError where there is no room, or for a size of no whole patches.
+        """
+        self._streams.open(stream, latent_height, latent_width, slots)
 
     def close(self, stream: str) -> None:
         """Forget the stream and free its slots. Unknown streams are no error."""

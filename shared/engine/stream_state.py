@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from shared.engine.model.attention import ContextKv
-from shared.engine.model.kv_cache import KvPool, SlotHead
+from shared.engine.model.kv_cache import KvPool, NoSlotError, SlotHead
 from shared.engine.model.prompt_pool import PromptPool
 from shared.engine.moving import Carried
 from shared.engine.plan.items import Item, SlotOpKind, check_batch
 from shared.engine.plan.spec import PATCH, ModelSpec
+
+T = TypeVar("T")
 
 MAX_MIXES = 8
 """Mixtures of two prompts kept per stream: more than a stream has blocks under way."""
@@ -38,6 +42,7 @@ class StreamState:
     aside: Carried | None = None  # its slots, while they are on the host
     ahead: Carried | None = None  # slots of blocks that this stage is about to get
     missing: set[int] = field(default_factory=set[int])  # blocks whose slots have not come: it cannot run
+    promised: int = 0  # slots that there must be room for
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,16 +65,27 @@ class Streams:
         self._pools: dict[tuple[int, int], KvPool] = {}
         self.states: dict[str, StreamState] = {}
 
-    def open(self, stream: str, height: int, width: int) -> None:
-        """Make the stream known, with empty slots; its prompts stay. Raises StageError for a size of no whole patches."""
+    def open(self, stream: str, height: int, width: int, slots: int = 0) -> None:
+        """Make the stream known, with empty slots; its prompts stay. Room for so many ``slots`` is made at once.
+
+        Raises StageError for a size of no whole patches, and where there is no room: the stream is not known then.
+        """
         if height % PATCH or width % PATCH or min(height, width) < PATCH:
             raise StageError(f"stream {stream}: {height}×{width} latents are no multiple of the patch {PATCH}")
         known = self.states.get(stream)
         self.empty(stream)
-        fresh = StreamState(height, width)
+        fresh = StreamState(height, width, promised=slots)
         if known is not None:
             fresh.prompts, fresh.mixes, fresh.embeddings = known.prompts, known.mixes, known.embeddings
         self.states[stream] = fresh
+        if slots:
+            try:
+                self._reserve(height, width)
+            except (torch.OutOfMemoryError, NoSlotError) as error:
+                self.close(stream)
+                raise StageError(
+                    f"there is no room for {slots} KV slots of {width * 8}×{height * 8}: {error}"
+                ) from None
 
     def close(self, stream: str) -> None:
         """Forget the stream and free what it held. Unknown streams are no error."""
@@ -109,6 +125,26 @@ class Streams:
             self._pools[height, width] = self._make_pool(height, width)
         return self._pools[height, width]
 
+    def _reserve(self, height: int, width: int) -> None:
+        """Room for what the streams of this size were promised. Those on the host get theirs when they come back."""
+        held = [known for known in self.states.values() if known.size == (height, width) and known.aside is None]
+        needed = sum(max(known.promised, len(known.slots)) for known in held)
+        self._with_room((height, width), lambda: self.pool(height, width).reserve(needed))
+
+    def _with_room(self, size: tuple[int, int], make: Callable[[], T]) -> T:
+        """Make something in the pool of this size; where memory is short, without the pools that nobody uses."""
+        try:
+            return make()
+        except torch.OutOfMemoryError:
+            unused = [other for other, pool in self._pools.items() if pool.idle and other != size]
+            if not unused:
+                raise
+            for other in unused:
+                self._pool_gone(self._pools.pop(other))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return make()
+
     def empty(self, stream: str) -> None:
         """Give the stream's slots back, wherever they are."""
         known = self.states.get(stream)
@@ -132,7 +168,8 @@ class Streams:
         """The pool's slot of a step index; taken now, next to the one before, if there is none yet."""
         known = self.states[stream]
         if step not in known.slots:
-            known.slots[step] = self.pool(*known.size).take(known.slots.get(step - 1))
+            near = known.slots.get(step - 1)
+            known.slots[step] = self._with_room(known.size, lambda: self.pool(*known.size).take(near))
         return known.slots[step]
 
     # --- prompts -----------------------------------------------------------------------------------------------------

@@ -43,6 +43,9 @@ class FakeDevice:
         self.marks[lane].append(mark)
         return value, mark
 
+    def is_lost(self, error: Exception) -> bool:
+        return "illegal" in str(error)
+
 
 async def until(what: Callable[[], bool]) -> None:
     for _ in range(500):
@@ -145,6 +148,13 @@ async def test_an_error_of_the_device_itself_is_told() -> None:
     with pytest.raises(ZeroDivisionError):
         await asyncio.gather(thread.call(Rank.CONTROL, lambda: 1 // 0))
     assert len(lost) == 1, "an error of a job's own code is no such thing"
+
+    def fail() -> None:
+        raise RuntimeError("illegal memory access, of a kernel that this job had made")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        await thread.call(Rank.STAGE, fail)
+    await until(lambda: len(lost) == 2)
     for mark in device.marks[DIT]:
         mark.ended.set()
     thread.stop()

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.worker.roles.stage import StageRole
+from shared.engine.model import kv_cache
 from shared.engine.model.dit import MENDING, STEEPNESS
 from shared.engine.model.head import openness
 from shared.engine.model.kv_cache import NoSlotError
@@ -187,6 +189,65 @@ def test_a_size_no_longer_used_frees_its_memory() -> None:
     assert stage.memory().kv > small
     stage.close("big")
     assert stage.memory().kv == small
+
+
+def no_room_past(pool_count: int, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose memory holds so many pools and no more, and none that grow."""
+    streams, longer = stage._streams, kv_cache._longer
+    make = streams._make_pool
+
+    def scarce_pool(height: int, width: int) -> kv_cache.KvPool:
+        if len(streams.pools) >= pool_count:
+            raise torch.OutOfMemoryError("no room for a pool")
+        return make(height, width)
+
+    def scarce(tensor: Tensor, size: int, axis: int) -> Tensor:
+        if size > tensor.shape[axis]:
+            raise torch.OutOfMemoryError("no room to grow")
+        return longer(tensor, size, axis)
+
+    monkeypatch.setattr(streams, "_make_pool", scarce_pool)
+    monkeypatch.setattr(kv_cache, "_longer", scarce)
+
+
+def test_memory_of_a_size_that_nobody_uses_is_given_to_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    (stage,) = stages_of()
+    no_room_past(1, stage, monkeypatch)
+    open_on([stage], "a")
+    stage.run([item("a", 0)], latents(0, 2)[None])
+    stage.close("a")
+    assert len(stage._streams.pools) == 1, "kept for the next stream of its size"
+    stage.open("big", 2 * HEIGHT, WIDTH, 2)
+    assert [pool.tokens for pool in stage._streams.pools] == [2 * HEIGHT * WIDTH // 4]
+
+
+def test_a_stream_that_finds_no_room_is_refused_before_it_costs_others_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (stage,) = stages_of()
+    open_on([stage], "a")
+    stage.run([item("a", 0)], latents(0, 2)[None])
+    no_room_past(1, stage, monkeypatch)
+    with pytest.raises(StageError, match="no room for 4 KV slots"):
+        stage.open("b", HEIGHT, WIDTH, 4)
+    with pytest.raises(StageError, match="not open"):
+        stage.set_prompt("b", 1, prompt(1))
+    with pytest.raises(StageError, match="no room"):
+        stage.open("big", 2 * HEIGHT, WIDTH, 1)
+    stage.open("c", HEIGHT, WIDTH, 1)  # there are two slots
+    stage.run([item("a", 1)], latents(1, 1)[None])
+
+
+def test_items_of_a_former_epoch_run_after_the_stream_was_taken_anew() -> None:
+    stage = StageRole(stages_of()[0])
+    for _ in range(2):
+        stage.open("a", 8 * HEIGHT, 8 * WIDTH, 2)
+        stage.set_prompt("a", 1, prompt(1))
+    expected = stage.run([item("a", 0)], [latents(0, 2)]).latents[0]
+    stage.open("a", 8 * HEIGHT, 8 * WIDTH, 2)
+    stage.run([item("a", 5)], [latents(5, 1)])  # its prompt is there
+    again = stage.run([item("a", 0)], [latents(0, 2)]).latents[0]
+    assert torch.equal(again, expected), "the first block empties what the late one left"
 
 
 def test_slots_are_given_back_and_used_again() -> None:

@@ -96,6 +96,17 @@ def test_standing_still_is_measured_from_the_last_verdict() -> None:
     assert intake.stalled_s(500.0) == 0
 
 
+def test_a_pause_is_no_standstill_however_long_it_is() -> None:
+    """A longer block of a lossless stream waits for the rest of its chunks meanwhile."""
+    intake: Intake[int] = Intake(live=False, credits=2)
+    offer(intake, 5)
+    intake.take(100.0)
+    intake.pause()
+    assert intake.stalled_s(1000.0) == 0
+    intake.resume()
+    assert intake.stalled_s(1010.0) == 10.0
+
+
 def test_stopping_drops_what_has_no_number() -> None:
     intake: Intake[int] = Intake(live=False, credits=2)
     offer(intake, 5)

@@ -93,6 +93,15 @@ def test_doubling_never_holds_all_of_the_old_beside_all_of_the_new() -> None:
     assert peak.bytes < 2.6 * held
 
 
+def test_where_twice_as_many_would_not_fit_it_grows_by_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(slots=4)
+    monkeypatch.setattr(kv_cache, "room_on", lambda device: 7 * pool.slot_bytes())
+    assert pool.take() == 4
+    assert pool.slots == 5
+    pool.reserve(7)
+    assert pool.slots == 7
+
+
 @pytest.mark.parametrize("made", range(4))
 def test_where_the_device_has_no_room_the_slots_stay_and_a_later_try_goes_on(
     made: int, monkeypatch: pytest.MonkeyPatch

@@ -256,6 +256,35 @@ def test_a_longer_block_does_not_wait_for_chunks_that_are_skipped() -> None:
     assert not queue.hurried, "the next block waits again"
 
 
+def test_a_longer_block_of_a_source_that_fell_silent_goes_on_short_while_it_can() -> None:
+    """What waited for ever would outlive its latents, and the whole pipeline would be rebuilt for it."""
+    bench = Bench(step_ms=20.0)
+    queue = bench.stream("a", frames_per_block=2)
+    bench.offer(chunk("a", 0))
+    bench.now = 290 * MS
+    assert bench.schedule().batches == [], "its next chunk may come yet"
+    bench.now = 310 * MS
+    (batch,) = bench.schedule().batches
+    assert [stamp.chunk for stamp in batch.entries[0].stamps] == [0]
+    assert not queue.hurried, "the next block waits again"
+    bench.finish()
+    bench.run()
+    bench.offer(chunk("a", 1, captured_ms=1000))
+    bench.now = 40_000 * MS
+    decisions = bench.schedule()
+    assert [(drop.stamp.chunk, drop.reason) for drop in decisions.drops] == [(1, "stale")]
+    assert decisions.released == [REF]
+
+
+def test_a_longer_block_of_a_lossless_stream_waits_for_its_chunks_however_long() -> None:
+    bench = Bench()
+    bench.stream("a", live=False, frames_per_block=2)
+    bench.offer(chunk("a", 0, live=False))
+    bench.now = 10**15
+    decisions = bench.schedule()
+    assert (decisions.batches, decisions.drops) == ([], [])
+
+
 def test_lossless_work_is_never_dropped() -> None:
     bench = Bench()
     bench.stream("a", live=False)

@@ -26,11 +26,13 @@ class StageRole:
         self.stage = stage
         self._open: set[str] = set()
 
-    def open(self, stream: str, height: int, width: int) -> None:
-        """Give a stream its slots; sizes in pixels."""
-        if stream in self._open:
-            self.stage.close(stream)
-        self.stage.open(stream, height // 8, width // 8)
+    def open(self, stream: str, height: int, width: int, steps: int = 0) -> None:
+        """Give a stream room for the slots of so many steps; sizes in pixels. Raises StageError where there is none.
+
+        One that is here keeps its prompts and loses its slots: items of its former epoch that are still under way find what
+        they need, and what they leave in a slot the first block empties.
+        """
+        self.stage.open(stream, height // 8, width // 8, steps)
         self._open.add(stream)
 
     def close(self, stream: str) -> None:

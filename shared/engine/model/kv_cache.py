@@ -7,6 +7,7 @@ attention looks at that prefix and needs no mask. What a forward does with it: :
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,13 @@ class SlotHead:
     def place(self) -> tuple[int, int | None]:
         """The part that is the same on every stage."""
         return self.filled, self.last_start
+
+
+def room_on(device: torch.device) -> float:
+    """Bytes that can still be allocated on the device; of a CPU nothing is said."""
+    if device.type != "cuda":
+        return math.inf
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 class KvPool:
@@ -210,6 +218,8 @@ class KvPool:
         """More slots. Where the device has no room for all of it there are as many as before, whatever was made."""
         held = self.slots
         slots = min(max(2 * held, least), self.max_slots)
+        if self.slot_bytes() * slots > room_on(self.device):  # the new one beside the old one, tensor by tensor
+            slots = min(max(held + 1, least), self.max_slots)
         if slots <= held:
             raise NoSlotError(f"all {held} KV slots of this latent size are in use")
         self.generation += 1  # first: a tensor that was made has another address even where the next one finds no room
