@@ -9,16 +9,22 @@ MAX_WAITING = 8
 
 
 class AudioOrder:
-    """Parts come numbered densely; the bus may lose, repeat or delay any of them."""
+    """Parts come numbered densely; the bus may lose, repeat or delay any of them.
 
-    def __init__(self) -> None:
+    ``resumed``: a predecessor had the parts before the first that comes.
+    """
+
+    def __init__(self, *, resumed: bool = False) -> None:
         self.next = 0
+        self._resumed = resumed
         self.lost = 0
         self.repeated = 0
         self._waiting: dict[int, AudioCaptured] = {}
 
     def push(self, part: AudioCaptured) -> list[AudioCaptured]:
         """A part that came; the parts that are now next, in order."""
+        if self._resumed:
+            self.next, self._resumed = part.seq, False
         if part.seq < self.next or part.seq in self._waiting:
             self.repeated += 1
             return []

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from services.egress.sinks.port import OutFrame, Sink, SinkError
@@ -43,7 +44,7 @@ class SinkThread:
         self._steadier = Steadier(steadying) if steadying else None
         self._sinks, self._limit, self._poke = dict(sinks), frames, poke
         self._loop = asyncio.get_running_loop()
-        self._items: deque[OutFrame | AudioCaptured | bool | _Remove] = deque()
+        self._items: deque[OutFrame | AudioCaptured | bool | Fraction | _Remove] = deque()
         self._frames = 0
         self._parts = 0
         self._changed = threading.Condition()
@@ -85,6 +86,14 @@ class SinkThread:
         """Whether the source has sound; in order with the frames."""
         with self._changed:
             self._items.append(expected)
+            self._changed.notify()
+
+    def still(self, until_s: Fraction | None) -> None:
+        """The last picture stands until that second of the source, None: of no news; in order with the frames."""
+        if until_s is None:
+            return
+        with self._changed:
+            self._items.append(until_s)
             self._changed.notify()
 
     def remove(self, name: str) -> asyncio.Future[str] | None:
@@ -181,5 +190,7 @@ def _give(sink: Sink, item: Any) -> None:
         sink.write(item)
     elif isinstance(item, AudioCaptured):
         sink.audio(item)
+    elif isinstance(item, Fraction):
+        sink.still(item)
     else:
         sink.expect_audio(item)

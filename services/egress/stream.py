@@ -20,6 +20,7 @@ from services.egress.settings import Settings
 from services.egress.sink_thread import SinkThread
 from services.egress.sinks.port import Sink
 from services.egress.stats import StreamMeter
+from services.egress.stills import Stills
 from services.egress.waiting import Waiting
 from shared.bus.port import Bus, BusError
 from shared.clock import Clock
@@ -82,7 +83,7 @@ class EgressStream:
         self.figures: Due = nothing_told
         self._meter = StreamMeter(clock.now_ns())
         self._waiting = Waiting(self._count)
-        self._sound = AudioOrder()
+        self._sound, self._stills = AudioOrder(resumed=ledger.closed_chunks > 0), Stills()
         self._audio_parts, self._paused, self._audio_known = 0, 0, False
         self._source_error: str | None = None
         self._ending: tuple[str | None, str] | None = None  # (failure, drop key) once told to leave at once
@@ -176,6 +177,7 @@ class EgressStream:
             self._count("drops_ignored")
         elif message.skipped:
             self._meter.excuse(len(message.stamp.frames))
+            self._stills.add(message.stamp, self._core.delay)
         self._wake.set()
 
     def leave(self, message: LeaveStream) -> None:
@@ -232,6 +234,7 @@ class EgressStream:
             room = self._sinks.room
             decisions = self._core.due(now, room)
             self._act(decisions, now)
+            self._sinks.still(self._stills.due(now))
             failure = decisions.failure or self._sinks.error
             if failure is not None:
                 key = "egress:sink" if decisions.failure is None else "egress:lost"
@@ -244,7 +247,7 @@ class EgressStream:
     async def _wait(self, may_go_on: bool) -> None:
         """Until the next frame is due, a message comes, or a second has passed."""
         now = self._clock.now_ns()
-        due = self._core.next_at(now)
+        due = min((at for at in (self._core.next_at(now), self._stills.next_at) if at is not None), default=None)
         seconds = IDLE_S if due is None else min(IDLE_S, max(0.0, (due - now) / 1e9))
         if seconds <= 0 and may_go_on:
             await asyncio.sleep(0)

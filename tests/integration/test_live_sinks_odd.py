@@ -214,3 +214,18 @@ async def test_a_flash_and_its_beep_stay_together_whatever_they_go_through(tmp_p
             offsets = clips.lip_sync(made)
             assert len(offsets) >= 2, f"{made.name}: {offsets}"
             assert max(map(abs, offsets)) <= MAX_OFFSET_S, f"{made.name}: {offsets}"
+
+
+@pytest.mark.parametrize(("codec", "in_hls"), [("libmp3lame", True), ("eac3", False)])
+async def test_sound_that_a_container_can_hold_is_in_it(tmp_path: Path, run_id: str, codec: str, in_hls: bool) -> None:
+    """Decoders call themselves otherwise than their codec: mp3float."""
+    source = clips.make_clip(tmp_path / "in.mp4", frames=40, fps=20, audio=clips.Audio(codec, seconds=2.0))
+    async with bench(tmp_path, run_id, latency_ms=3000) as media:
+        media.delay_s = 0.3
+        stream = await media.begin(source, mode=Mode.LIVE, deadline_ms=3000, credits=40)
+        for sink in (Mp4Sink(id="rec", path="rec.mp4"), HlsSink(id="hls", segment_s=0.5, window=20)):
+            added = await change(media, stream, sink)
+            assert added.event is EventKind.APPLIED, added.reason
+        assert (await media.end()).event is EventKind.STOPPED
+    assert len(times_of(tmp_path / "rec.mp4")["audio"]) > 20
+    assert ("audio" in times_of(tmp_path / "hls" / stream / "index.m3u8")) is in_hls

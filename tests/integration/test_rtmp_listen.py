@@ -17,14 +17,14 @@ import pytest
 from services.ingest.feed import Feed
 from services.ingest.links import Links
 from services.ingest.reader import Item
-from services.ingest.sources import amf
 from services.ingest.sources.listening import RtmpListenSource
 from services.ingest.sources.port import Picture, Sound, SourceError
-from services.ingest.sources.rtmp_messages import HANDSHAKE, Kind, Messages
 from shared.bus.memory import MemoryBus
 from shared.contracts.commands import Fit
 from shared.contracts.events import EventKind
 from shared.media.addresses import AddressRules
+from shared.media.rtmp import amf
+from shared.media.rtmp.messages import HANDSHAKE, Kind, Messages
 
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="needs ffmpeg: apt-get install ffmpeg")

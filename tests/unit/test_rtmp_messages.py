@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from services.ingest.sources import amf
-from services.ingest.sources.rtmp_messages import ACKNOWLEDGED, Kind, LeftError, Message, Messages, RtmpError
+from shared.media.rtmp import amf
+from shared.media.rtmp.messages import ACKNOWLEDGED, Kind, LeftError, Message, Messages, RtmpError
 
 
 def head(form: int, channel: int, *numbers: int) -> bytes:

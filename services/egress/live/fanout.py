@@ -143,6 +143,12 @@ class Fanout:
                 feeds = list(self._feeds.values())
             self._hand_sound(feeds, self._sound.popleft())
 
+    def still(self, until_s: Fraction) -> None:
+        """The sound up to there."""
+        with self._lock:
+            feeds = list(self._feeds.values())
+        self._release(feeds, until_s)
+
     def finish(self) -> str:
         """End every sink."""
         with self._lock:

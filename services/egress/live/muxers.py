@@ -15,11 +15,12 @@ import av
 import av.error
 
 from services.egress.live.h264 import EncodedFrame, SharedEncoder
+from services.egress.live.rtmp_push import RtmpPush
 from services.egress.sinks.mp4 import PART_OPTIONS
 from services.egress.sinks.port import SinkError
 from shared.contracts.events import AudioCaptured
 from shared.contracts.sinks import HlsSink, Mp4Sink, RtmpSink
-from shared.media.addresses import AddressError, AddressRules, check_url, resolve
+from shared.media.addresses import AddressError, AddressRules, check_url
 from shared.media.audio_header import AudioTemplate
 from shared.media.errors import MediaError, one_line
 from shared.media.salvage import discard, finalise_part, keep_foreign, part_path, set_aside
@@ -27,11 +28,10 @@ from shared.media.salvage import discard, finalise_part, keep_foreign, part_path
 log = logging.getLogger(__name__)
 
 RTMP = ("rtmp", "rtmps")
-RTMP_TIMEOUT_US = 5_000_000
 PLAYABLE = {
     "hls": {"aac", "mp3", "opus", "ac3"},
     "flv": {"aac", "mp3"},
-    "mp4": {"aac", "mp3", "opus", "ac3", "alac", "flac"},
+    "mp4": {"aac", "mp3", "opus", "ac3", "eac3", "alac", "flac"},
 }
 
 
@@ -64,14 +64,14 @@ class PacketMuxer(ABC):
         self._last_dts: dict[int, int] = {}
 
     @abstractmethod
-    def place(self) -> tuple[str, dict[str, str]]:
-        """Where to write, and the muxer's options. Raises SinkError, OSError."""
+    def place(self) -> tuple[Any, dict[str, str]]:
+        """The file to write, by path or open, and the muxer's options. Raises SinkError, AddressError, OSError."""
 
     def open(self, encoder: SharedEncoder, header: bytes) -> None:
         """Open the container. ``header`` describes the sound, b"" for none. Raises SinkError."""
         try:
             where, options = self.place()
-            self._container = av.open(where, "w", format=self.format, options=options, timeout=(5.0, 5.0))
+            self._container = av.open(where, "w", format=self.format, options=options)
             self._video = self._container.add_stream_from_template(encoder.stream)
             self._video.codec_context.extradata = encoder.extradata
             if header:
@@ -114,7 +114,9 @@ class PacketMuxer(ABC):
     def _add_sound(self, header: bytes) -> None:
         try:
             self._template = AudioTemplate(header)
-            codec = self._template.stream.codec_context.name
+            codec = (
+                self._template.stream.codec_context.codec.canonical_name
+            )  # a decoder's own name may be another: mp3float
             if codec not in PLAYABLE[self.format]:
                 log.warning("%s goes without sound: it cannot hold %s", self.format, codec)
                 return
@@ -168,7 +170,7 @@ class HlsMuxer(PacketMuxer):
 
 
 class RtmpMuxer(PacketMuxer):
-    """FLV to an RTMP server; worth opening again when it breaks."""
+    """FLV to an RTMP server (:class:`RtmpPush`); worth opening again when it breaks."""
 
     format = "flv"
     again = True
@@ -176,10 +178,24 @@ class RtmpMuxer(PacketMuxer):
     def __init__(self, spec: RtmpSink, rules: AddressRules) -> None:
         super().__init__()
         self._url, self._rules = spec.url, rules
+        self._push: RtmpPush | None = None
 
-    def place(self) -> tuple[str, dict[str, str]]:
-        resolve(check_url(self._url, RTMP, self._rules), self._rules)  # before every opening
-        return self._url, {"rw_timeout": str(RTMP_TIMEOUT_US), "flvflags": "no_duration_filesize", "rtmp_live": "live"}
+    def place(self) -> tuple[RtmpPush, dict[str, str]]:
+        self._push = RtmpPush(check_url(self._url, RTMP, self._rules), self._rules)
+        return self._push, {"flvflags": "no_duration_filesize", "flush_packets": "1"}
+
+    def close(self) -> str:
+        push, self._push = self._push, None
+        try:
+            super().close()
+            if push is not None:
+                push.end()
+        except OSError as error:
+            raise SinkError(self.broken(error)) from None
+        finally:
+            if push is not None:
+                push.close()
+        return ""
 
     def broken(self, error: BaseException) -> str:
         why = one_line(error).replace(self._url, "…")  # the key in the address is nobody's business

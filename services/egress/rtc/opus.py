@@ -36,7 +36,7 @@ class OpusTrack:
         self._decoder.extradata = context.extradata
         self._decoder.sample_rate = part.sample_rate
         self._decoder.layout = part.layout
-        self._resampler = av.AudioResampler(format="s16", layout="stereo", rate=OPUS_RATE, frame_size=FRAME)
+        self._resampler = _resampler()
         self._encoder: Any = av.CodecContext.create("libopus", "w")
         self._encoder.bit_rate, self._encoder.format, self._encoder.layout = BIT_RATE, "s16", "stereo"
         self._encoder.sample_rate, self._encoder.time_base = OPUS_RATE, Fraction(1, OPUS_RATE)
@@ -63,9 +63,21 @@ class OpusTrack:
         except av.error.FFmpegError:
             return
         for frame in frames:
-            for even in self._resampler.resample(frame):
+            for even in self._even(frame):
                 for made in self._encoder.encode(even):
                     yield Fraction(made.pts, OPUS_RATE), Encoded(bytes(made), made.pts)
+
+    def _even(self, frame: Any) -> list[Any]:
+        """As frames of 20 ms in stereo. One of another layout or rate, or after a gap, begins anew."""
+        try:
+            return self._resampler.resample(frame)
+        except ValueError:
+            self._resampler = _resampler()
+            return self._resampler.resample(frame)
+
+
+def _resampler() -> Any:
+    return av.AudioResampler(format="s16", layout="stereo", rate=OPUS_RATE, frame_size=FRAME)
 
 
 def track_of(part: AudioCaptured) -> OpusTrack | None:

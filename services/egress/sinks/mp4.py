@@ -85,6 +85,9 @@ class Mp4Sink:
             return
         self._mux_audio(part)
 
+    def still(self, until_s: Fraction) -> None:
+        """A file has its sound as it comes."""
+
     def finish(self) -> str:
         """Complete the part and make the final file of it. Without a single frame there is no file."""
         if self._finished is not None:

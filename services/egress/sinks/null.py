@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from services.egress.sinks.port import OutFrame
 from shared.contracts.events import AudioCaptured
 
@@ -17,6 +19,9 @@ class NullSink:
 
     def audio(self, part: AudioCaptured) -> None:
         """Discarded."""
+
+    def still(self, until_s: Fraction) -> None:
+        """Nothing is shown."""
 
     def finish(self) -> str:
         """Nothing was made."""

@@ -51,6 +51,10 @@ class Sink(Protocol):
         """Sound, in order."""
         ...
 
+    def still(self, until_s: Fraction) -> None:
+        """The last picture stands until that second of the source: nothing moved. Sound goes on."""
+        ...
+
     def finish(self) -> str:
         """Complete the output; what was made in words, "" for nothing. Idempotent."""
         ...

@@ -18,14 +18,14 @@ from shared.contracts.events import AudioCaptured
 
 log = logging.getLogger(__name__)
 
-MAX_SOUND = 1500  # packets that wait for their picture: 30 s
+MAX_SOUND = 512  # parts that wait for their picture
 
 
 class WhepSink:
     """Runs in the sink thread; packets are handed to the loop, where ``fanout`` lives.
 
-    Sound comes as soon as it is captured, the picture when it has been made: sound waits for the picture of its time.
-    An encoder that breaks costs the viewers their picture, and the stream nothing.
+    Sound comes as soon as it is captured, the picture when it has been made: sound waits for the picture of its time, and
+    is made Opus then. An encoder that breaks costs the viewers their picture or their sound, and the stream nothing.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class WhepSink:
         self._last_pts: int | None = None
         self._track: OpusTrack | None = None
         self._no_sound = False
-        self._sound: deque[tuple[Fraction, Encoded]] = deque(maxlen=MAX_SOUND)
+        self._parts: deque[AudioCaptured] = deque(maxlen=MAX_SOUND)
+        self._sound: deque[tuple[Fraction, Encoded]] = deque()  # of the part whose time it is
         self._broken = False
         self.viewers = 0  # set on the loop
 
@@ -50,7 +51,7 @@ class WhepSink:
         shown_s = frame.pts * frame.time_base
         if not self.viewers or self._broken:
             self._encoder = None  # what it refers to is not seen by whoever comes next
-            self._release(shown_s, send=False)
+            self.still(shown_s)
             return
         try:
             self._encode(frame, round(shown_s * VIDEO_RATE))
@@ -61,16 +62,18 @@ class WhepSink:
 
     def audio(self, part: AudioCaptured) -> None:
         """Keep it for its picture."""
-        if self._track is None and not self._no_sound:
-            self._track = track_of(part)
-            self._no_sound = self._track is None
-        if self._track is not None:
-            self._sound.extend(self._track.feed(part))
+        if part.packets:
+            self._parts.append(part)
+
+    def still(self, until_s: Fraction) -> None:
+        """The sound up to there."""
+        self._release(until_s, send=self.viewers > 0)
+        if not self.viewers:
+            self._end_track()  # whoever comes next hears no rest of it
 
     def finish(self) -> str:
         """Nothing is kept."""
-        if self._track is not None:
-            self._track.close()
+        self._end_track()
         return ""
 
     def _encode(self, frame: OutFrame, pts: int) -> None:
@@ -87,13 +90,38 @@ class WhepSink:
             self._hand(self.fanout.video, packet)
 
     def _release(self, until_s: Fraction, *, send: bool) -> None:
+        while self._parts and _begins(self._parts[0]) <= until_s:
+            part = self._parts.popleft()
+            if send and not self._no_sound:
+                self._sound.extend(self._encoded(part))
         while self._sound and self._sound[0][0] <= until_s:
             _, packet = self._sound.popleft()
             if send:
                 self._hand(self.fanout.audio, packet)
+
+    def _encoded(self, part: AudioCaptured) -> list[tuple[Fraction, Encoded]]:
+        try:
+            self._track = self._track or track_of(part)
+            self._no_sound = self._track is None
+            return list(self._track.feed(part)) if self._track is not None else []
+        except Exception:
+            log.exception("viewers get no sound any more")
+            self._no_sound = True
+            return []
+
+    def _end_track(self) -> None:
+        if self._track is not None:
+            self._track.close()
+            self._track = None
+        self._sound.clear()
 
     def _hand(self, take: Callable[[Encoded], None], packet: Encoded) -> None:
         try:
             self._loop.call_soon_threadsafe(take, packet)
         except RuntimeError:  # the loop is closed
             return
+
+
+def _begins(part: AudioCaptured) -> Fraction:
+    """The second at which a part with packets begins."""
+    return part.packets[0][0] * Fraction(*part.time_base)

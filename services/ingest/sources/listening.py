@@ -18,12 +18,12 @@ import av.error
 from services.ingest.links import Links
 from services.ingest.sources.port import Picture, Sound, SourceError
 from services.ingest.sources.rtmp import APP, Publisher
-from services.ingest.sources.rtmp_messages import RtmpError
 from services.ingest.sources.url import UrlSource
 from services.ingest.sources.url_opening import OPEN_S, PROBE, SILENT_S
 from shared.contracts.commands import Fit
 from shared.contracts.events import EventKind
 from shared.media.errors import MediaError, one_line
+from shared.media.rtmp.messages import RtmpError
 
 log = logging.getLogger(__name__)
 

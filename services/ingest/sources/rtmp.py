@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from services.ingest.sources import amf
 from services.ingest.sources.fetch import Patience, patient_reads
-from services.ingest.sources.rtmp_messages import HANDSHAKE, Kind, LeftError, Message, Messages, RtmpError
+from shared.media.rtmp import amf
+from shared.media.rtmp.messages import HANDSHAKE, Kind, LeftError, Message, Messages, RtmpError
 
 APP = "live"
 LET_IN_S = 4.0  # by then a publisher has said who they are

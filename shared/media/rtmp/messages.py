@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Protocol
 
 HANDSHAKE = 1536
 MOST_CHANNELS = 64
 MOST_WAITING = 16 << 20  # bytes of messages that are not complete
 EXTENDED = 0xFFFFFF
+FIRST_CHUNK = 128  # bytes of a piece, before anything else was agreed
 ACKNOWLEDGED = 1 << 20
 
 
 class RtmpError(OSError):
-    """A publisher who is not read on. The message is one line."""
+    """A peer who is not spoken to any longer. The message is one line."""
 
 
 class LeftError(RtmpError):
-    """A publisher who hung up."""
+    """A peer who hung up."""
+
+
+class Readable(Protocol):
+    """What messages are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """So many bytes, fewer at the end only. Raises OSError."""
+        ...
 
 
 class Kind(IntEnum):
@@ -65,11 +74,11 @@ class Messages:
     ``largest`` bounds a message; raise it for one who may send pictures.
     """
 
-    def __init__(self, stream: io.BufferedReader, send: Callable[[bytes], None], largest: int) -> None:
+    def __init__(self, stream: Readable, send: Callable[[bytes], None], largest: int) -> None:
         self.largest = largest
         self._stream, self._send = stream, send
         self._channels: dict[int, _Channel] = {}
-        self._chunk = 128
+        self._chunk = self._own_chunk = FIRST_CHUNK
         self._waiting = self._came = self._told = 0
 
     def exactly(self, size: int) -> bytes:
@@ -80,21 +89,34 @@ class Messages:
         self._came += size
         return data
 
-    def write(self, kind: Kind, body: bytes, *, channel: int = 3, stream: int = 0) -> None:
-        """A message of ours, in pieces as small as they are before anything else was agreed."""
-        header = struct.pack(">B3xBHB", channel, len(body) >> 16, len(body) & 0xFFFF, kind) + struct.pack("<I", stream)
-        pieces = [body[start : start + 128] for start in range(0, len(body), 128)]
-        self._send(header + bytes([0xC0 | channel]).join(pieces))
+    def write(self, kind: int, body: bytes, *, channel: int = 3, stream: int = 0, at_ms: int = 0) -> None:
+        """A message of ours, in pieces as small as they are before :meth:`cut_larger`."""
+        size, more = self._own_chunk, bytes([0xC0 | channel])
+        stamp = min(at_ms, EXTENDED)
+        header = struct.pack(">BBHBHB", channel, stamp >> 16, stamp & 0xFFFF, len(body) >> 16, len(body) & 0xFFFF, kind)
+        header += struct.pack("<I", stream)
+        if stamp == EXTENDED:  # before every piece
+            header, more = header + struct.pack(">I", at_ms), more + struct.pack(">I", at_ms)
+        self._send(header + more.join(body[start : start + size] for start in range(0, len(body), size)))
+
+    def cut_larger(self, chunk: int) -> None:
+        """Have our messages come in pieces of so many bytes from now on."""
+        self.write(Kind.CHUNK_SIZE, struct.pack(">I", chunk), channel=2)
+        self._own_chunk = chunk
 
     def read(self) -> Message:
         """The next one that is not about the transport itself."""
-        while True:
-            message = self._piece()
-            if self._came - self._told >= ACKNOWLEDGED:
-                self._told = self._came
-                self.write(Kind.ACKNOWLEDGE, struct.pack(">I", self._came & 0xFFFFFFFF), channel=2)
-            if message is not None and not self._is_transport(message):
-                return message
+        while (message := self.advance()) is None:
+            pass
+        return message
+
+    def advance(self) -> Message | None:
+        """One piece; the message that it was the last of, if that is not about the transport itself."""
+        message = self._piece()
+        if self._came - self._told >= ACKNOWLEDGED:
+            self._told = self._came
+            self.write(Kind.ACKNOWLEDGE, struct.pack(">I", self._came & 0xFFFFFFFF), channel=2)
+        return None if message is None or self._is_transport(message) else message
 
     def _is_transport(self, message: Message) -> bool:
         body = message.body
