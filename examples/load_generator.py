@@ -69,6 +69,7 @@ async def load(options: argparse.Namespace) -> None:
     width, _, height = options.size.partition("x")
     spec = StreamSpec(
         source=PatternSource(look="scene"),
+        model=options.model,
         prompt=options.prompt,
         width=int(width),
         height=int(height),

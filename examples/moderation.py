@@ -14,8 +14,18 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from shared.client import Api, Broker, ClientError, ConflictError, NotFoundError, NotNowError, UnreachableError
-from shared.contracts.events import EventKind
+from shared.client import (
+    Api,
+    ApiError,
+    Broker,
+    ClientError,
+    ConflictError,
+    Feed,
+    NotFoundError,
+    NotNowError,
+    UnreachableError,
+)
+from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.views import StreamView
 
 LOOK_AT = (EventKind.ACCEPTED, EventKind.APPLIED)  # every start and every change is told by one of these
@@ -39,6 +49,12 @@ class Moderator:
         """Judge all that run."""
         await self._patiently("all", self._look_at_all)
 
+    async def sweep_after_outages(self, broker: Broker) -> None:
+        """Judge all that run whenever the broker was away: nobody told us meanwhile."""
+        while True:
+            await broker.back()
+            await self.sweep()
+
     async def watch(self, stream: str) -> None:
         """Judge one stream, however long it takes until the API answers."""
         await self._patiently(stream, lambda: self.look(stream))
@@ -50,6 +66,10 @@ class Moderator:
             except NotNowError as error:
                 wait_s, why = error.retry_after_s, str(error)
             except UnreachableError as error:
+                wait_s, why = ASK_AGAIN_S, str(error)
+            except ApiError as error:
+                if error.status < 500:  # it would be refused for ever
+                    raise
                 wait_s, why = ASK_AGAIN_S, str(error)
             print(json.dumps({"stream": whom, "waiting_s": wait_s, "why": why}), flush=True)
             await asyncio.sleep(wait_s)
@@ -88,15 +108,24 @@ async def moderate(options: argparse.Namespace) -> None:
         moderator = Moderator(api, rules, options.instead)
         await moderator.sweep()  # what ran before we came
         print(json.dumps({"watching": options.forbid}), flush=True)
-        lost = 0
-        async for event in events:
-            if events.dropped > lost:  # more was told than is kept, while the API did not answer
-                lost = events.dropped
-                await moderator.sweep()
-            if event.event in LOOK_AT:
-                await moderator.watch(event.stream)
-            if moderator.actions == options.actions:
-                return
+        outages = asyncio.create_task(moderator.sweep_after_outages(broker))
+        try:
+            await follow(events, moderator, options.actions)
+        finally:
+            outages.cancel()
+
+
+async def follow(events: Feed[StreamEvent], moderator: Moderator, actions: int) -> None:
+    """Judge whatever is told of; ``actions`` below 0: for ever."""
+    lost = 0
+    async for event in events:
+        if events.dropped > lost:  # more was told than is kept, while the API did not answer
+            lost = events.dropped
+            await moderator.sweep()
+        if event.event in LOOK_AT:
+            await moderator.watch(event.stream)
+        if moderator.actions == actions:
+            return
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""Take a stream's restyled frames over NATS, as JPEG files: a sink is added for it, and taken away at the end."""
+"""Take a stream's restyled frames over NATS, as JPEG files: a sink is added for it and taken away at the end, by Ctrl-C too."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,15 +13,20 @@ from shared.client import Api, ApiError, Broker, ClientError, Feed
 from shared.contracts.events import EventKind, StreamEvent
 from shared.contracts.sinks import FramePublished, NatsSink
 
-SINK = "subscriber"
+SINK = f"subscriber-{secrets.token_hex(3)}"  # others may watch the same stream
 
 
 async def subscribe(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     taken, latencies = 0, list[float]()
-    async with Api(options.api, options.token) as api, Broker.connect(options.nats) as broker:
-        async with broker.frames(options.stream) as frames, broker.events(options.stream) as events:
-            ending = asyncio.create_task(end_of(events, frames))
+    async with (
+        Api(options.api, options.token) as api,
+        Broker.connect(options.nats) as broker,
+        broker.frames(options.stream) as frames,
+        broker.events(options.stream) as events,
+    ):
+        ending = asyncio.create_task(end_of(events, frames))
+        try:
             await api.applied(await api.add_sink(options.stream, NatsSink(id=SINK, format="jpeg", quality=85)))
             async for frame in frames:
                 latencies.append((frame.shown_ns - frame.captured_ns) / 1e6)
@@ -29,10 +35,11 @@ async def subscribe(options: argparse.Namespace) -> None:
                 taken += 1
                 if taken == options.frames:
                     break
+        finally:
             ending.cancel()
-            dropped = frames.dropped
-        with suppress(ApiError):  # the stream may have ended
-            await api.remove_sink(options.stream, SINK)
+            with suppress(ApiError):  # the stream may have ended
+                await api.remove_sink(options.stream, SINK)
+        dropped = frames.dropped
     median = sorted(latencies)[taken // 2] if taken else 0.0
     print(json.dumps({"frames": taken, "missed": dropped, "latency_ms": round(median, 1), "folder": str(options.out)}))
 
@@ -54,6 +61,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("frames"))
     try:
         asyncio.run(subscribe(parser.parse_args()))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except ClientError as error:
         raise SystemExit(str(error)) from None
 

@@ -76,10 +76,15 @@ class Feed(Generic[Message]):
 
 
 class Broker:
-    """``async with Broker.connect(url) as broker``. The connection is made again for ever; frames of an outage are lost."""
+    """``async with Broker.connect(url) as broker``. The connection is made again for ever; frames of an outage are lost.
+
+    ``dropped`` counts those that :meth:`push` had no connection for. Whoever must miss no event waits for :meth:`back` too.
+    """
 
     def __init__(self, nc: Client) -> None:
+        self.dropped = 0
         self._nc = nc
+        self._returned = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -101,10 +106,20 @@ class Broker:
         async def quiet(error: Exception) -> None:
             """The client comes back by itself."""
 
+        async def returned() -> None:
+            broker._returned.set()
+
+        broker = cls(nc)
         try:
             async with asyncio.timeout(timeout_s):
                 await nc.connect(
-                    url, name=name, tls=tls, error_cb=quiet, max_reconnect_attempts=-1, reconnect_time_wait=1
+                    url,
+                    name=name,
+                    tls=tls,
+                    error_cb=quiet,
+                    reconnected_cb=returned,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
                 )
         except (OSError, TimeoutError, ValueError, nats_errors.Error) as error:
             with suppress(AssertionError):  # of an address that is none nothing has been opened
@@ -115,9 +130,14 @@ class Broker:
                 f"no NATS server at {where} ({reason}): is that the address Rheocast uses?"
             ) from error
         try:
-            yield cls(nc)
+            yield broker
         finally:
             await nc.close()
+
+    async def back(self) -> None:
+        """Wait until the connection was away and is there again: what happened meanwhile was told to nobody here."""
+        await self._returned.wait()
+        self._returned.clear()
 
     async def push(
         self,
@@ -131,12 +151,16 @@ class Broker:
     ) -> None:
         """One picture into a stream with a ``push`` source; ``captured_ns`` is its wall-clock time, None: now.
 
-        ``jpeg``: a JPEG file; ``rgb24``: ``height`` × ``width`` × 3 bytes. Raises ClientError above 900,000 bytes.
+        ``jpeg``: a JPEG file; ``rgb24``: ``height`` × ``width`` × 3 bytes. Without a connection it is dropped and counted: it
+        would come too late. Raises ClientError above 900,000 bytes.
         """
         if len(data) > MAX_PUSHED_BYTES:
             raise ClientError(
                 f"a picture of {len(data)} bytes: at most {MAX_PUSHED_BYTES} fit, send a JPEG or a smaller one"
             )
+        if not self._nc.is_connected:
+            self.dropped += 1
+            return
         captured = time.time_ns() if captured_ns is None else captured_ns
         frame = PushedFrame(stream=stream, format=format, width=width, height=height, captured_ns=captured, data=data)
         await self._publish(subjects.stream(stream, "push"), frame)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from shared.client import Api, ClientError, NotFoundError, NotNowError, UnreachableError
+from shared.client import Api, ClientError, NoAccessError, NotFoundError, NotNowError, UnreachableError
+from shared.client.errors import error_of
 from shared.contracts.commands import Mode
 from shared.contracts.events import LedgerTotals
 from shared.contracts.views import Problem, Receipt, ReceiptView, StreamView
@@ -94,6 +95,20 @@ async def test_an_api_that_has_no_time_is_asked_again_when_it_said(capsys: pytes
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line.get("waiting_s") for line in told] == [0.01, 0.01, None]
     assert told[-1]["did"] == "stop"
+
+
+async def test_a_gateway_that_is_being_replaced_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    failures = [error_of(problem(status)) for status in (500, 502, 504)]
+    assert await watched(Answering("violent", *failures)) == ["stream"] * 4 + ["stop"]
+    assert len(slept) == 3
+    with pytest.raises(NoAccessError):
+        await watched(Answering("violent", error_of(problem(401))))
 
 
 async def test_a_sweep_judges_what_runs() -> None:
