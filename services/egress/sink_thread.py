@@ -50,6 +50,8 @@ class SinkThread:
         self._changed = threading.Condition()
         self._ending = False
         self._results: list[str] = []
+        self._finishing: list[threading.Thread] = []  # of sinks that were removed
+        self._over = asyncio.Event()
         self._wants_poke = False
         self.error: str | None = None
         self.compute_ms = 0.0  # of the newest frame
@@ -111,7 +113,7 @@ class SinkThread:
         with self._changed:
             self._ending = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        await self._over.wait()
         return [result for result in self._results if result]
 
     # --- in the thread -----------------------------------------------------------------------------------------------
@@ -138,6 +140,10 @@ class SinkThread:
                 self._tell()
         for sink in self._sinks.values():
             self._results.append(self._finish(sink))
+        for thread in self._finishing:
+            thread.join()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._over.set)
 
     def _steadied(self, item: Any) -> Any:
         if self._steadier is None or not isinstance(item, OutFrame) or item.place is None:
@@ -157,7 +163,14 @@ class SinkThread:
             return ""
 
     def _take_out(self, removal: _Remove) -> None:
-        sink = self._sinks.pop(removal.name, None)
+        """Finish it in a thread of its own: a long recording takes a while, and the other sinks go on."""
+        thread = threading.Thread(
+            target=self._end, args=(self._sinks.pop(removal.name, None), removal), name="sink-ends", daemon=True
+        )
+        self._finishing = [other for other in self._finishing if other.is_alive()] + [thread]
+        thread.start()
+
+    def _end(self, sink: Sink | None, removal: _Remove) -> None:
         made = self._finish(sink) if sink is not None else ""
         self._results.append(made)
         with suppress(RuntimeError):  # the loop is closed

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 MAX_PUBLISHED_BYTES = 900_000  # the broker's default limit, with room for the rest
 MAX_REMEMBERED = 256
-JOIN_S = 10.0
 
 
 class LiveDesk:
@@ -152,8 +151,8 @@ class LiveDesk:
         other = self.remove_other(name)
         made = await other if other is not None else ""
         feed: Feed | None = self.sink.remove(name)
-        if feed is not None and not await asyncio.to_thread(feed.join, JOIN_S):
-            await self._answer(command, f"sink {name} did not end within {JOIN_S:g} s")
+        if feed is not None and not await has_ended(feed):
+            await self._answer(command, f"sink {name} did not end within {feed.patience_s:g} s")
             return
         self.files.pop(name, None)
         self.others.pop(name, None)
@@ -232,6 +231,21 @@ class LiveDesk:
         task = asyncio.ensure_future(work)  # pyright: ignore[reportArgumentType, reportCallIssue]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def has_ended(feed: Feed) -> bool:
+    """Whether it ends within its patience. No thread waits for it meanwhile."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(over.set)
+
+    feed.when_ended(tell)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(feed.patience_s):
+            await over.wait()
+    return over.is_set()
 
 
 def encoder_of(setting: str) -> str:

@@ -26,7 +26,6 @@ LOOKING_S = 5.0
 MAX_FEEDS = 16
 MAX_PUBLISHING = 4
 MAX_SOUND = 512  # parts that wait for the picture of their time
-CLOSE_S = 10.0
 
 Publish = Callable[[OutFrame, bytes, str], Awaitable[None]]
 """(frame, data, format) → on the bus."""
@@ -72,7 +71,7 @@ class Fanout:
                 self._frames[sink.id], self._sent[sink.id] = sink, [0, 0, 0]
                 return
             if self._encoder is None:
-                self._encoder = SharedEncoder(*self._size, self._rate, self._encoder_name())
+                self._encoder = SharedEncoder(*self._size, self._rate, self._encoder_name)
             if isinstance(sink, HlsSink):
                 self._segment_s = min(self._segment_s or sink.segment_s, sink.segment_s)
             self._feeds[sink.id] = Feed(sink.id, make, self._encoder, self._tell, sink.kind)
@@ -156,10 +155,10 @@ class Fanout:
         self._release(feeds, None)
         for feed in feeds:
             feed.end()
-        until = time.monotonic() + CLOSE_S
+        since = time.monotonic()
         for feed in feeds:
-            if not feed.join(max(0.1, until - time.monotonic())):
-                log.warning("sink %s did not end within %g s", feed.name, CLOSE_S)
+            if not feed.join(max(0.1, since + feed.patience_s - time.monotonic())):
+                log.warning("sink %s did not end within %g s", feed.name, feed.patience_s)
         return "; ".join(feed.made for feed in feeds if feed.made)
 
     def _encode(self, frame: OutFrame, feeds: list[Feed]) -> None:

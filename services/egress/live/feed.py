@@ -22,6 +22,8 @@ MAX_FRAMES = 192  # a few seconds: more than any disk's hiccup, less than anybod
 MAX_PARTS = 1024
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 15.0
+ENDS_S = 10.0
+RECORDING_ENDS_S = 600.0  # hours of it are copied once more
 
 
 _MOVES = {
@@ -78,6 +80,8 @@ class Feed:
         self._begun = False  # what came before its first keyframe was never its
         self._ending = False
         self._changed = threading.Condition()
+        self._over = False
+        self._ended: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
         self._thread.start()
 
@@ -143,6 +147,19 @@ class Feed:
             self._ending = True
             self._changed.notify()
 
+    @property
+    def patience_s(self) -> float:
+        """How long its end may take."""
+        return RECORDING_ENDS_S if self.kind == "mp4" else ENDS_S
+
+    def when_ended(self, told: Callable[[], None]) -> None:
+        """Have this called once it has ended, in its thread; at once if it has."""
+        with self._changed:
+            if not self._over:
+                self._ended.append(told)
+                return
+        told()
+
     def join(self, timeout_s: float) -> bool:
         """Whether the thread has ended."""
         self._thread.join(timeout_s)
@@ -184,6 +201,10 @@ class Feed:
             except Exception as error:
                 self._break(None, error, gone=True)
         self._move(SinkState.CLOSED)
+        with self._changed:
+            self._over, told = True, self._ended
+        for each in told:
+            each()
 
     def _next(self) -> EncodedFrame | AudioCaptured | None:
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -24,6 +25,12 @@ log = logging.getLogger(__name__)
 
 HARDWARE = ("h264_nvenc", "h264_qsv", "h264_vaapi", "h264_v4l2m2m", "h264_videotoolbox")
 SOFTWARE = "libx264"
+OPTIONS = {
+    SOFTWARE: {"forced-idr": "1"},
+    "h264_nvenc": {"forced-idr": "1", "delay": "0", "zerolatency": "1"},
+    "h264_qsv": {"forced_idr": "1", "async_depth": "1"},
+}
+"""So that a frame which is to be a keyframe is one that a sink can begin with, and gives its packet at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +48,44 @@ class EncodedFrame:
 
 @lru_cache(maxsize=1)
 def best_encoder() -> str:
-    """The first hardware encoder that really encodes a frame on this machine, else libx264."""
+    """The first hardware encoder that really works on this machine, else libx264. Opens devices: not for the event loop."""
     for name in HARDWARE:
         try:
-            context: Any = av.CodecContext.create(name, "w")
-            context.width, context.height, context.pix_fmt, context.time_base = 320, 192, "yuv420p", Fraction(1, 30)
-            frame = av.VideoFrame.from_ndarray(np.zeros((192, 320, 3), np.uint8), format="rgb24")
-            made = context.encode(frame.reformat(format="yuv420p")) + context.encode(None)
+            works = obeys(name)
         except (av.error.FFmpegError, ValueError, OSError):
             continue
-        if made:
+        if works:
             log.info("H.264 is encoded by %s", name)
             return name
     return SOFTWARE
 
 
+def obeys(name: str) -> bool:
+    """Whether an encoder gives a packet for every frame, and a keyframe where one is asked for.
+
+    Raises av.error.FFmpegError, ValueError, OSError where this machine has it not.
+    """
+    context: Any = av.CodecContext.create(name, "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 320, 192, "yuv420p", Fraction(1, 30)
+    context.gop_size, context.max_b_frames, context.options = 48, 0, OPTIONS.get(name, {})
+    packets: list[Any] = []
+    for index, wanted in enumerate((PictureType.I, PictureType.NONE, PictureType.I)):
+        picture = av.VideoFrame.from_ndarray(np.full((192, 320, 3), 40 * index, np.uint8), format="rgb24")
+        frame: Any = picture.reformat(format="yuv420p")
+        frame.pts, frame.time_base, frame.pict_type = index, Fraction(1, 30), wanted
+        packets += context.encode(frame)
+    packets += context.encode(None)
+    return [bool(packet.is_keyframe) for packet in packets] == [True, False, True]
+
+
 class SharedEncoder:
     """Frames in, packets out. Begun with the first frame; without reordering, so every frame gives its packet at once."""
 
-    def __init__(self, width: int, height: int, rate: Fraction, encoder: str = SOFTWARE) -> None:
+    def __init__(self, width: int, height: int, rate: Fraction, encoder: str | Callable[[], str] = SOFTWARE) -> None:
         self.frames = 0
         self.size, self._rate = (width, height), rate
-        self._encoder = encoder
+        self._choose = encoder if callable(encoder) else lambda: encoder
+        self._encoder = ""  # until the first frame: choosing one may take a moment
         self._mother: Any = None
         self._context: Any = None
         self._time_base = Fraction(1, 90_000)
@@ -78,6 +101,7 @@ class SharedEncoder:
     def encode(self, frame: OutFrame, key: bool) -> list[EncodedFrame]:
         """One frame; ``key``: as a keyframe. Raises av.error.FFmpegError."""
         if self._context is None:
+            self._encoder = self._choose()
             self._context = self._open_any(frame.time_base)
         picture = self._yuv.convert(frame.pixels)
         picture.pts, picture.time_base = int(frame.pts * frame.time_base / self._time_base), self._time_base
@@ -112,7 +136,10 @@ class SharedEncoder:
     def _open(self, time_base: Fraction) -> Any:
         self._time_base = time_base
         width, height = self.size
-        options = {**h264_options(width, height), "forced-idr": "1"} if self._encoder == SOFTWARE else {}
+        options = {
+            **(h264_options(width, height) if self._encoder == SOFTWARE else {}),
+            **OPTIONS.get(self._encoder, {}),
+        }
         # The container is never written to: its stream is what muxers copy their parameters from.
         self._mother = av.open(io.BytesIO(), "w", format="matroska")
         stream: Any = self._mother.add_stream(self._encoder, rate=self._rate, options=options)
