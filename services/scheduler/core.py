@@ -15,6 +15,7 @@ from operator import attrgetter
 from services.scheduler.batch_messages import stage_batch
 from services.scheduler.batching import NEVER_NS, LosslessShare, Ready, choose
 from services.scheduler.cost_model import CostModel
+from services.scheduler.flights import Flight, Shape, overdue
 from services.scheduler.forecast import NS_PER_MS, Forecast
 from services.scheduler.policies import SLACK, Growth, Policy
 from services.scheduler.stream_queue import Applied, Offer, StreamQueue, Work
@@ -51,16 +52,6 @@ class Decisions:
         self.batches, self.drops, self.applied, self.failed, self.released = [], [], [], {}, []
 
 
-@dataclass(slots=True)
-class Flight:
-    """A batch that stage 0 has been given and the last stage has not reported."""
-
-    works: tuple[Work, ...]
-    sent_ns: int
-    units: int  # latent tokens of one item's forward
-    live: bool
-
-
 class PipelineCore:
     """Queues, batches in flight and the pipeline's generation.
 
@@ -88,6 +79,7 @@ class PipelineCore:
         self.next_seq = 0
         self.streams: dict[str, StreamQueue] = {}
         self.in_flight: dict[int, Flight] = {}
+        self._met: set[Shape] = set()  # shapes of forwards that were done
         self.holding = False  # nothing is dispatched: blocks are about to change hands
         self._stage0_free_ns = 0
         self._share = LosslessShare()
@@ -177,6 +169,7 @@ class PipelineCore:
         flight = self.in_flight.pop(done.seq, None)
         if flight is None:
             return decisions
+        self._met.add(flight.shape)
         if self.stages == 1:  # the one stage is free now, but for what is in flight behind
             behind = sum([self.forecast.stage0_ms(other.units, len(other.works)) for other in self.in_flight.values()])
             self._stage0_free_ns = now_ns + int(behind * NS_PER_MS)
@@ -222,10 +215,7 @@ class PipelineCore:
 
     def overdue(self, now_ns: int, live_timeout_ns: int, lossless_timeout_ns: int) -> int | None:
         """The oldest batch in flight that should have been reported by now, or None."""
-        for seq, flight in self.in_flight.items():
-            if now_ns - flight.sent_ns > (live_timeout_ns if flight.live else lossless_timeout_ns):
-                return seq
-        return None
+        return overdue(self.in_flight, now_ns, live_timeout_ns, lossless_timeout_ns)
 
     def fault(self, reason: str) -> Decisions:
         """Rebuild: a new generation, every slot empty. Live streams lose the blocks under way, lossless ones fail."""
@@ -385,7 +375,9 @@ class PipelineCore:
         batch = stage_batch(
             self.pipeline, self.term, self.generation, self.next_seq, works, first.height, first.width, now_ns
         )
-        self.in_flight[self.next_seq] = Flight(tuple(works), now_ns, units, any(work.live for work in works))
+        shape = (*members[0].bucket, len(works))
+        live, met = any(work.live for work in works), shape in self._met
+        self.in_flight[self.next_seq] = Flight(tuple(works), now_ns, units, live, shape, met)
         takes_ns = int(self.forecast.stage0_ms(units, len(works)) * NS_PER_MS)
         self._stage0_free_ns = max(self._stage0_free_ns, now_ns) + takes_ns
         self.next_seq += 1
