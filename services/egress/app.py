@@ -8,6 +8,7 @@ from contextlib import suppress
 import cv2
 
 from services.egress.handlers import Handlers
+from services.egress.live.desk import encoder_of
 from services.egress.settings import Settings
 from shared.lifecycle import Context, run_service
 from shared.telemetry import names
@@ -18,6 +19,7 @@ class Egress:
     """One egress process."""
 
     def __init__(self, context: Context, settings: Settings) -> None:
+        self._encoder = settings.h264_encoder
         self._handlers = Handlers(
             context.instance,
             settings,
@@ -30,7 +32,8 @@ class Egress:
         )
 
     async def start(self) -> None:
-        """Take assignments."""
+        """Take assignments. Hardware is tried before: while FFmpeg opens it no thread of the process goes on."""
+        await asyncio.to_thread(encoder_of, self._encoder)
         await self._handlers.start()
 
     def declare(self, metrics: Metrics) -> None:

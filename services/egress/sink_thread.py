@@ -99,26 +99,43 @@ class SinkThread:
             self._changed.notify()
 
     def remove(self, name: str) -> asyncio.Future[str] | None:
-        """Finish one sink, after the frames put so far; what it made, in words. None: there is none of that name."""
+        """Finish one sink, after the frames put so far; what it made, in words. None: there is none of that name.
+
+        Raises SinkError where it cannot be completed, which is nobody else's.
+        """
         with self._changed:
-            if name not in self._sinks or self._ending:
+            if name not in self._sinks:
                 return None
+            if self._ending:
+                return asyncio.ensure_future(self._with_the_rest())
             removal = _Remove(name, self._loop.create_future())
             self._items.append(removal)
             self._changed.notify()
         return removal.made
 
+    async def _with_the_rest(self) -> str:
+        await self._over.wait()
+        return ""
+
     async def finish(self) -> list[str]:
         """Write what waits, complete every sink, end the thread. What was made, in words. ``error`` may be set."""
         with self._changed:
-            self._ending = True
+            first, self._ending = not self._ending, True
             self._changed.notify()
+        if first:  # no daemon: the process does not end before its files are there
+            threading.Thread(target=self._thread.join, name="sinks-end").start()
         await self._over.wait()
         return [result for result in self._results if result]
 
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._on_loop(self._over.set)
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._items or self._ending)
@@ -142,8 +159,6 @@ class SinkThread:
             self._results.append(self._finish(sink))
         for thread in self._finishing:
             thread.join()
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._over.set)
 
     def _steadied(self, item: Any) -> Any:
         if self._steadier is None or not isinstance(item, OutFrame) or item.place is None:
@@ -171,10 +186,16 @@ class SinkThread:
         thread.start()
 
     def _end(self, sink: Sink | None, removal: _Remove) -> None:
-        made = self._finish(sink) if sink is not None else ""
+        try:
+            made = sink.finish() if sink is not None else ""
+        except Exception as error:
+            if not isinstance(error, SinkError):
+                log.error("a sink broke", exc_info=error)
+            failed = SinkError(one_line(error))
+            self._on_loop(lambda: removal.made.done() or removal.made.set_exception(failed))
+            return
         self._results.append(made)
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(lambda: removal.made.done() or removal.made.set_result(made))
+        self._on_loop(lambda: removal.made.done() or removal.made.set_result(made))
 
     def _each(self, work: Callable[[Sink], None]) -> None:
         began = time.perf_counter()
@@ -192,10 +213,11 @@ class SinkThread:
         self.error = self.error or one_line(error)
 
     def _tell(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._poke)
-        except RuntimeError:  # the loop is closed
-            return
+        self._on_loop(self._poke)
+
+    def _on_loop(self, work: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(work)
 
 
 def _give(sink: Sink, item: Any) -> None:

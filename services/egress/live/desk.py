@@ -57,6 +57,7 @@ class LiveDesk:
         self._subscription: Subscription | None = None
         self._asked: OrderedDict[str, StreamEvent | None] = OrderedDict()  # command → its answer, for repetitions
         self._opening: dict[str, str] = {}  # sink → the command that waits for it
+        self._leaving: set[str] = set()  # removed; their ids and files are taken until they have ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._too_big = False
 
@@ -85,7 +86,10 @@ class LiveDesk:
         while len(self._asked) > MAX_REMEMBERED:
             self._asked.popitem(last=False)
         if message.add is not None:
+            leaving = message.add.id in self._leaving
             try:
+                if leaving:
+                    raise SinkError(f"sink {message.add.id} has not ended yet: wait for that, or give another id")
                 if self.sink.has(message.add.id) or message.add.id in self.others:
                     raise SinkError(f"there is a sink {message.add.id} already")
                 if isinstance(message.add, Mp4Sink | HlsSink | RtmpSink):
@@ -93,7 +97,7 @@ class LiveDesk:
                 self._add(message.add)
             except SinkError as error:
                 self._opening.pop(message.add.id, None)
-                gone = not self.sink.has(message.add.id) and message.add.id not in self.others
+                gone = leaving or (not self.sink.has(message.add.id) and message.add.id not in self.others)
                 await self._answer(message.command, str(error), sink=message.add.id, gone=gone)
                 return
             if message.add.id not in self._opening:
@@ -148,17 +152,36 @@ class LiveDesk:
         self.sink.add(sink, make)
 
     async def _remove(self, name: str, command: str) -> None:
-        other = self.remove_other(name)
-        made = await other if other is not None else ""
-        feed: Feed | None = self.sink.remove(name)
-        if feed is not None and not await has_ended(feed):
-            await self._answer(command, f"sink {name} did not end within {feed.patience_s:g} s")
+        """Answered when it has ended: a recording's file is there then."""
+        if name in self._leaving:
+            await self._answer(command, f"sink {name} is being removed already", sink=name)
             return
+        self._leaving.add(name)
+        other, feed = self.remove_other(name), self.sink.remove(name)
+        made, failed = "", ""
+        if other is not None:
+            try:
+                made = await other
+            except SinkError as error:
+                failed = str(error)
+        if feed is not None:
+            if not await has_ended(feed):
+                feed.when_ended(on_loop(partial(self._free, name)))
+                await self._answer(command, f"sink {name} did not end within {feed.patience_s:g} s", sink=name)
+                return
+            made = feed.made
+            if feed.gone and feed.kind != "rtmp":  # of a push nothing is left to be complete
+                failed = feed.error
+        self._free(name)
+        log.info("stream %s: sink %s removed: %s", self.stream, name, failed or made or "done")
+        await self._answer(command, f"sink {name}: {failed}" if failed else "", sink=name if failed else "")
+
+    def _free(self, name: str) -> None:
+        """It has ended."""
+        self._leaving.discard(name)
         self.files.pop(name, None)
         self.others.pop(name, None)
         self._opening.pop(name, None)
-        log.info("stream %s: sink %s removed: %s", self.stream, name, made or (feed.made if feed else "") or "done")
-        await self._answer(command, "")
 
     def _hear(self, told: Told) -> None:
         name, gone = told.sink, told.news is News.GONE
@@ -235,17 +258,23 @@ class LiveDesk:
 
 async def has_ended(feed: Feed) -> bool:
     """Whether it ends within its patience. No thread waits for it meanwhile."""
-    loop, over = asyncio.get_running_loop(), asyncio.Event()
-
-    def tell() -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(over.set)
-
-    feed.when_ended(tell)
+    over = asyncio.Event()
+    feed.when_ended(on_loop(over.set))
     with suppress(TimeoutError):
         async with asyncio.timeout(feed.patience_s):
             await over.wait()
     return over.is_set()
+
+
+def on_loop(work: Callable[[], None]) -> Callable[[], None]:
+    """For any thread to call: it is done on this loop."""
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(work)
+
+    return tell
 
 
 def encoder_of(setting: str) -> str:

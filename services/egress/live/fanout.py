@@ -47,6 +47,7 @@ class Fanout:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._feeds: dict[str, Feed] = {}
+        self._leaving: list[Feed] = []  # removed, and not ended yet
         self._frames: dict[str, NatsSink] = {}  # sinks that take whole pictures
         self._sent: dict[str, list[int]] = {}  # … and the pictures and bytes that each was sent, and missed
         self._encoder: SharedEncoder | None = None
@@ -77,11 +78,13 @@ class Fanout:
             self._feeds[sink.id] = Feed(sink.id, make, self._encoder, self._tell, sink.kind)
 
     def remove(self, name: str) -> Feed | None:
-        """Finish one; join the feed off the loop. None for one that takes whole pictures, or is not here."""
+        """Finish one; the end waits for it. None for one that takes whole pictures, or is not here."""
         with self._lock:
             self._frames.pop(name, None)
             self._sent.pop(name, None)
             feed = self._feeds.pop(name, None)
+            if feed is not None:
+                self._leaving = [*(other for other in self._leaving if not other.join(0)), feed]
         if feed is not None:
             feed.end()
         return feed
@@ -149,14 +152,14 @@ class Fanout:
         self._release(feeds, until_s)
 
     def finish(self) -> str:
-        """End every sink."""
+        """End every sink, and wait for those that were removed."""
         with self._lock:
-            feeds = list(self._feeds.values())
+            feeds, leaving = list(self._feeds.values()), list(self._leaving)
         self._release(feeds, None)
         for feed in feeds:
             feed.end()
         since = time.monotonic()
-        for feed in feeds:
+        for feed in leaving + feeds:
             if not feed.join(max(0.1, since + feed.patience_s - time.monotonic())):
                 log.warning("sink %s did not end within %g s", feed.name, feed.patience_s)
         return "; ".join(feed.made for feed in feeds if feed.made)

@@ -68,6 +68,7 @@ class Feed:
     ) -> None:
         self.name, self.kind = name, kind
         self.error = ""  # what broke it last
+        self.gone = False  # … and for good
         self.slow = False
         self.state = SinkState.WAITING
         self.made = ""
@@ -221,7 +222,7 @@ class Feed:
         if not isinstance(error, SinkError):
             log.error("sink %s broke", self.name, exc_info=error)
         self.counters["breaks"] += 1
-        self.error = one_line(error)
+        self.error, self.gone = one_line(error), gone
         if self.state is not SinkState.BROKEN:
             self._move(SinkState.BROKEN)
             self._tell(Told(self.name, News.GONE if gone else News.BROKEN, self.error))

@@ -37,7 +37,9 @@ class OutFrame:
 
 
 class Sink(Protocol):
-    """All methods run in one thread of the stream's. Any but ``expect_audio`` may raise SinkError."""
+    """All methods run in one thread of the stream's, at last ``finish`` maybe in another. Any but ``expect_audio`` may raise
+    SinkError.
+    """
 
     def expect_audio(self, expected: bool) -> None:
         """Whether the source has sound; known once its first chunk is."""
