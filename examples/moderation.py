@@ -1,8 +1,8 @@
 """Watch every stream's prompt, at its start and at every change, and act on those that break a rule.
 
 A rule is a regular expression. A stream that breaks one is stopped, or gets another prompt (--instead); where that cannot
-be done it is stopped. While the API has no time or does not answer, it is asked again until it does: nothing goes by unseen.
-Each action is a JSON line.
+be done it is stopped. While the API has no time or does not answer, it is asked again until it does, and after an outage of
+NATS all that run are judged: nothing goes by unseen. Each action is a JSON line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from shared.client import (
     ConflictError,
     Feed,
     NotFoundError,
-    NotNowError,
     UnreachableError,
 )
 from shared.contracts.events import EventKind, StreamEvent
@@ -31,6 +30,7 @@ from shared.contracts.views import StreamView
 LOOK_AT = (EventKind.ACCEPTED, EventKind.APPLIED)  # every start and every change is told by one of these
 OVER = ("stopping", "stopped", "failed")
 ASK_AGAIN_S = 1.0  # where nobody answered
+LOOK_UP_S = 1.0  # from the events, where none comes
 
 
 class Moderator:
@@ -49,12 +49,6 @@ class Moderator:
         """Judge all that run."""
         await self._patiently("all", self._look_at_all)
 
-    async def sweep_after_outages(self, broker: Broker) -> None:
-        """Judge all that run whenever the broker was away: nobody told us meanwhile."""
-        while True:
-            await broker.back()
-            await self.sweep()
-
     async def watch(self, stream: str) -> None:
         """Judge one stream, however long it takes until the API answers."""
         await self._patiently(stream, lambda: self.look(stream))
@@ -63,13 +57,11 @@ class Moderator:
         while True:
             try:
                 return await judge()
-            except NotNowError as error:
-                wait_s, why = error.retry_after_s, str(error)
-            except UnreachableError as error:
-                wait_s, why = ASK_AGAIN_S, str(error)
             except ApiError as error:
-                if error.status < 500:  # it would be refused for ever
+                if error.status != 429 and error.status < 500:  # it would be refused for ever
                     raise
+                wait_s, why = error.problem.retry_after_s or ASK_AGAIN_S, str(error)
+            except UnreachableError as error:
                 wait_s, why = ASK_AGAIN_S, str(error)
             print(json.dumps({"stream": whom, "waiting_s": wait_s, "why": why}), flush=True)
             await asyncio.sleep(wait_s)
@@ -108,24 +100,27 @@ async def moderate(options: argparse.Namespace) -> None:
         moderator = Moderator(api, rules, options.instead)
         await moderator.sweep()  # what ran before we came
         print(json.dumps({"watching": options.forbid}), flush=True)
-        outages = asyncio.create_task(moderator.sweep_after_outages(broker))
-        try:
-            await follow(events, moderator, options.actions)
-        finally:
-            outages.cancel()
+        await follow(broker, events, moderator, options.actions)
 
 
-async def follow(events: Feed[StreamEvent], moderator: Moderator, actions: int) -> None:
-    """Judge whatever is told of; ``actions`` below 0: for ever."""
-    lost = 0
-    async for event in events:
-        if events.dropped > lost:  # more was told than is kept, while the API did not answer
-            lost = events.dropped
+async def follow(broker: Broker, events: Feed[StreamEvent], moderator: Moderator, actions: int) -> None:
+    """Judge whatever is told of, and all that run when something was not; ``actions`` below 0: for ever."""
+    missed = 0
+    while actions < 0 or moderator.actions < actions:
+        event = await soon(events)
+        if events.dropped + broker.reconnects > missed:  # more was told than is kept, or while NATS was away
+            missed = events.dropped + broker.reconnects
             await moderator.sweep()
-        if event.event in LOOK_AT:
+        if event is not None and event.event in LOOK_AT:
             await moderator.watch(event.stream)
-        if moderator.actions == actions:
-            return
+
+
+async def soon(events: Feed[StreamEvent]) -> StreamEvent | None:
+    """The next event; None: there is none just now."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LOOK_UP_S):
+            return await anext(events)
+    return None
 
 
 def main() -> None:

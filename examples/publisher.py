@@ -1,4 +1,7 @@
-"""Push frames into a stream over NATS: a video file, or pictures drawn here. Prints the stream's id first."""
+"""Push frames into a stream over NATS: a video file, or pictures drawn here. Prints the stream's id first.
+
+What an outage of NATS keeps from being sent is left out (``unsent`` at the end); of more than 10 s it ends the stream.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ async def publish(options: argparse.Namespace) -> None:
             await asyncio.sleep(max(0.0, begun + (number + 1) / options.fps - time.monotonic()))
         await broker.end(stream)
         view = await api.ended(stream)
-        print(json.dumps({"stream": stream, "state": view.state, "ledger": view.ledger.model_dump(mode="json")}))
+        ledger = view.ledger.model_dump(mode="json")
+        print(json.dumps({"stream": stream, "state": view.state, "unsent": broker.dropped, "ledger": ledger}))
 
 
 def size(text: str) -> tuple[int, int]:

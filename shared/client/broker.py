@@ -78,13 +78,14 @@ class Feed(Generic[Message]):
 class Broker:
     """``async with Broker.connect(url) as broker``. The connection is made again for ever; frames of an outage are lost.
 
-    ``dropped`` counts those that :meth:`push` had no connection for. Whoever must miss no event waits for :meth:`back` too.
+    ``dropped`` counts those that :meth:`push` had no connection for. ``reconnects`` counts how often the connection was made
+    again: what was told before that reached no feed and is in no feed's ``dropped``.
     """
 
     def __init__(self, nc: Client) -> None:
         self.dropped = 0
+        self.reconnects = 0
         self._nc = nc
-        self._returned = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -107,7 +108,8 @@ class Broker:
             """The client comes back by itself."""
 
         async def returned() -> None:
-            broker._returned.set()
+            """Feeds are fed again from here on."""
+            broker.reconnects += 1
 
         broker = cls(nc)
         try:
@@ -134,11 +136,6 @@ class Broker:
         finally:
             await nc.close()
 
-    async def back(self) -> None:
-        """Wait until the connection was away and is there again: what happened meanwhile was told to nobody here."""
-        await self._returned.wait()
-        self._returned.clear()
-
     async def push(
         self,
         stream: str,
@@ -152,13 +149,13 @@ class Broker:
         """One picture into a stream with a ``push`` source; ``captured_ns`` is its wall-clock time, None: now.
 
         ``jpeg``: a JPEG file; ``rgb24``: ``height`` × ``width`` × 3 bytes. Without a connection it is dropped and counted: it
-        would come too late. Raises ClientError above 900,000 bytes.
+        would come too late. Raises ClientError above 900,000 bytes, UnreachableError when the connection is closed for good.
         """
         if len(data) > MAX_PUSHED_BYTES:
             raise ClientError(
                 f"a picture of {len(data)} bytes: at most {MAX_PUSHED_BYTES} fit, send a JPEG or a smaller one"
             )
-        if not self._nc.is_connected:
+        if not self._nc.is_connected and not self._nc.is_closed:  # it is being made again
             self.dropped += 1
             return
         captured = time.time_ns() if captured_ns is None else captured_ns
@@ -166,7 +163,8 @@ class Broker:
         await self._publish(subjects.stream(stream, "push"), frame)
 
     async def end(self, stream: str) -> None:
-        """The pushed source is over: what is under way is finished, then the stream stops."""
+        """The pushed source is over: what is under way is finished, then the stream stops. Sent later where there is no
+        connection."""
         await self._publish(subjects.stream(stream, "push"), PushedFrame(stream=stream, last=True))
 
     async def send(self, command: Command) -> None:

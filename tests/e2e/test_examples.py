@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -151,6 +152,32 @@ async def test_a_forbidden_prompt_ends_its_stream_or_is_replaced(site: Site) -> 
         view = await api.stream(innocent.id)
         assert (view.prompt, view.state in ("live", "degraded")) == ("no style", True)
         await api.stop(innocent.id, drain=False)
+
+
+async def test_subscribers_coexist_and_leave_nothing_behind_when_interrupted(site: Site) -> None:
+    spec = StreamSpec(source=PatternSource(), prompt="ink", width=WIDTH, height=HEIGHT, fps=4, steps=1)
+    async with Api(site.url) as api:
+        watched = (await api.start(spec.model_copy(update={"deadline_ms": 4000}), "watched")).id
+        folders = (site.folder / "one", site.folder / "two")
+        watching = [site.begin("subscriber", watched, "--out", folder) for folder in folders]
+        await taking(api, watched, 2)
+        for left, process, folder in zip((1, 0), watching, folders, strict=True):
+            seen = len(list(folder.glob("*.jpg")))  # the other one's end is not this one's
+            async with asyncio.timeout(30):
+                while len(list(folder.glob("*.jpg"))) <= seen:
+                    await asyncio.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, err = await asyncio.to_thread(process.communicate, timeout=30)
+            assert (process.returncode, err) == (130, "")
+            await taking(api, watched, left)
+        await api.stop(watched, drain=False)
+
+
+async def taking(api: Api, stream: str, count: int) -> None:
+    """Wait until so many subscribers have a sink."""
+    async with asyncio.timeout(30):
+        while sum(sink.sink_kind == "nats" for sink in (await api.stats(stream)).sinks) != count:
+            await asyncio.sleep(0.1)
 
 
 def test_a_load_is_told_with_its_figures(site: Site) -> None:
