@@ -51,13 +51,20 @@ class Site:
         command += ["--nats", self.nats] if nats else []
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_ctrl_c
+        )
         self.started.append(process)
         return process
 
     def run(self, name: str, *arguments: str | Path, nats: bool = True) -> dict[str, Any]:
         """Run one to its end; its last line."""
         return last_line(self.begin(name, *arguments, nats=nats))
+
+
+def hear_ctrl_c() -> None:
+    """As from a terminal: what a shell starts in the background ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
