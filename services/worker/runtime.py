@@ -20,6 +20,7 @@ from services.worker.roles.text import TextRole
 from services.worker.settings import Settings
 from shared.engine.compile import EAGER_RUNS, Speed
 from shared.engine.model.autoencoder import Autoencoder
+from shared.engine.model.kv_cache import room_on
 from shared.engine.model.loading import load_text_encoder, load_vae, text_encoder_bytes, tiny_decoder_dtype
 from shared.engine.plan.items import Item, SlotOp, SlotOpKind
 from shared.engine.plan.model_parts import ModelParts, find_parts
@@ -42,8 +43,7 @@ def choose_device(name: str) -> torch.device:
 def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on the device; on a CPU, pages of the host that nobody uses."""
     if device.type == "cuda":
-        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + spare
+        return int(room_on(device))
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -32,6 +32,7 @@ from shared.contracts.events import AudioCaptured
 from shared.contracts.sinks import RtmpSink
 from shared.media.addresses import AddressRules
 from shared.media.audio_header import make_header
+from shared.media.rtmp.application import application_of
 from shared.media.rtmp.messages import RtmpError
 from tests.support import clips
 
@@ -195,7 +196,7 @@ def rtmp_push_target(url: str) -> Any:
     ],
 )
 def test_application_and_key_are_read_as_others_read_them(path: str, application: str, key: str) -> None:
-    assert rtmp_push.application_of(f"rtmp://host:1935{path}") == (application, key)
+    assert application_of(f"rtmp://host:1935{path}") == (application, key)
 
 
 def silent(sock: socket.socket) -> None:

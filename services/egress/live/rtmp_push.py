@@ -12,10 +12,10 @@ import socket
 import ssl
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 from shared.media.addresses import AddressRules, Target, resolve
 from shared.media.rtmp import amf
+from shared.media.rtmp.application import application_of, tc_url
 from shared.media.rtmp.messages import HANDSHAKE, Kind, LeftError, Message, Messages, RtmpError
 
 OPEN_S = 10.0  # until it is published, all in all
@@ -41,7 +41,7 @@ class RtmpPush:
         self._messages = Messages(self, self._send, LARGEST)
         try:
             self._shake_hands()
-            self._publish(tc_url(target, self._app))
+            self._publish(tc_url(target))
         except BaseException:
             self.close()
             raise
@@ -191,21 +191,6 @@ class RtmpPush:
         if left <= 0:
             raise LeftError(f"it was not ready within {OPEN_S:g} s")
         return left
-
-
-def application_of(url: str) -> tuple[str, str]:
-    """Application and key: of three parts or more the application has two, as FFmpeg and others read it."""
-    parts = urlsplit(url)
-    names = parts.path.strip("/").split("/")
-    count = 2 if len(names) > 2 else 1
-    query = f"?{parts.query}" if parts.query else ""
-    return "/".join(names[:count]), "/".join(names[count:]) + query
-
-
-def tc_url(target: Target, app: str) -> str:
-    """What the server is told that it was called: it may serve several names."""
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    return f"{target.scheme}://{host}:{target.port}/{app}"
 
 
 def _reason(told: Any) -> str:

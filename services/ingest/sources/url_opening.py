@@ -11,6 +11,7 @@ import av
 
 from services.ingest.sources.fetch import Patience, opener
 from shared.media.addresses import AddressRules, Target, check_url, resolve
+from shared.media.rtmp.application import tc_url
 
 SCHEMES = ("rtmp", "rtmps", "rtsp", "rtsps", "http", "https")
 OPEN_S = 6.0
@@ -46,7 +47,7 @@ def open_url(url: str, rules: AddressRules, stopped: Callable[[], bool] = lambda
         options |= {"rtsp_transport": "tcp", "protocol_whitelist": "rtsp,rtsps,rtp,tcp,tls"}
         options |= {"allowed_media_types": "video+audio"}
     else:
-        options |= {"rtmp_live": "live", "rtmp_tcurl": _tc_url(target), "protocol_whitelist": "rtmp,rtmps,tcp,tls"}
+        options |= {"rtmp_live": "live", "rtmp_tcurl": tc_url(target), "protocol_whitelist": "rtmp,rtmps,tcp,tls"}
     return av.open(_pinned(target, addresses[0]), options=options, timeout=(OPEN_S, SILENT_S))
 
 
@@ -58,10 +59,3 @@ def _pinned(target: Target, address: str) -> str:
     user = parts.netloc.rpartition("@")[0]
     netloc = f"{user}@{host}:{target.port}" if user else f"{host}:{target.port}"
     return urlunsplit((target.scheme, netloc, parts.path, parts.query, ""))
-
-
-def _tc_url(target: Target) -> str:
-    """What an RTMP server is told that it was called: it may serve several names."""
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    app = urlsplit(target.url).path.strip("/").partition("/")[0]
-    return f"{target.scheme}://{host}:{target.port}/{app}"
